@@ -1,0 +1,130 @@
+// Package atomicfile makes a file appear whole and durable, or not at all.
+//
+// Write is temp file, fsync, rename, fsync of the directory. When it returns
+// nil the content survives a power cut; when it returns an error, or the
+// process is killed, the old file (or none) is still there. A temp file may
+// remain after a kill: its name begins with TempPrefix, and nothing else does.
+// It does not lock: two writers race, and one of the two wins whole.
+package atomicfile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// TempPrefix begins the name of every temp file.
+const TempPrefix = ".tmp-"
+
+// Write puts data in the file name with the given mode.
+func Write(name string, data []byte, mode fs.FileMode) error {
+	f, err := Create(name, mode)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		f.Abort()
+		return err
+	}
+	return f.Commit()
+}
+
+// File is a file being written, that will appear under its name at Commit.
+type File struct {
+	*os.File
+	name string
+	done bool
+}
+
+// Create begins a file that is to appear as name. End it by Commit or Abort.
+func Create(name string, mode fs.FileMode) (*File, error) {
+	f, err := os.CreateTemp(filepath.Dir(name), TempPrefix+"*")
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(mode); err != nil {
+		f.Close()
+		os.Remove(f.Name())
+		return nil, err
+	}
+	return &File{File: f, name: name}, nil
+}
+
+// Commit makes the file durable under its name. After an error of fsync the
+// content is not to be trusted, so the temp file is removed.
+func (f *File) Commit() error {
+	if f.done {
+		return errors.New("atomicfile: commit after the end")
+	}
+	f.done = true
+	err := f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), f.name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	return SyncDir(filepath.Dir(f.name))
+}
+
+// Abort removes the temp file; after Commit it does nothing, so it may be
+// deferred.
+func (f *File) Abort() {
+	if f.done {
+		return
+	}
+	f.done = true
+	f.Close()
+	os.Remove(f.Name())
+}
+
+// Symlink makes name a symbolic link to target, in place of whatever link or
+// file was there, durably.
+func Symlink(target, name string) error {
+	dir := filepath.Dir(name)
+	for {
+		f, err := os.CreateTemp(dir, TempPrefix+"*")
+		if err != nil {
+			return err
+		}
+		f.Close()
+		if err := os.Remove(f.Name()); err != nil {
+			return err
+		}
+		err = os.Symlink(target, f.Name())
+		if errors.Is(err, fs.ErrExist) {
+			continue // somebody took the name between the two calls
+		}
+		if err != nil {
+			return err
+		}
+		if err := os.Rename(f.Name(), name); err != nil {
+			os.Remove(f.Name())
+			return err
+		}
+		return SyncDir(dir)
+	}
+}
+
+// SyncDir makes the names in dir durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	// Some network file systems do not know fsync of a directory.
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSUP) {
+		return nil
+	}
+	return err
+}
