@@ -4,10 +4,12 @@
 // nil the content survives a power cut; when it returns an error, or the
 // process is killed, the old file (or none) is still there. A temp file may
 // remain after a kill: its name begins with TempPrefix, and nothing else does.
-// It does not lock: two writers race, and one of the two wins whole.
+// It does not lock: two writers race, and one of the two wins whole (with
+// WriteNew the first, else the last).
 package atomicfile
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"os"
@@ -29,6 +31,27 @@ func Write(name string, data []byte, mode fs.FileMode) error {
 		return err
 	}
 	return f.Commit()
+}
+
+// WriteNew is Write for a name that must be free: link(2) puts the whole file
+// there, or nothing. The error wraps fs.ErrExist if the name is taken.
+func WriteNew(name string, data []byte, mode fs.FileMode) error {
+	f, err := Create(name, mode)
+	if err != nil {
+		return err
+	}
+	defer f.Abort()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), name); err != nil {
+		return err
+	}
+	f.Abort()
+	return SyncDir(filepath.Dir(name))
 }
 
 // File is a file being written, that will appear under its name at Commit.
@@ -88,28 +111,15 @@ func (f *File) Abort() {
 // file was there, durably.
 func Symlink(target, name string) error {
 	dir := filepath.Dir(name)
-	for {
-		f, err := os.CreateTemp(dir, TempPrefix+"*")
-		if err != nil {
-			return err
-		}
-		f.Close()
-		if err := os.Remove(f.Name()); err != nil {
-			return err
-		}
-		err = os.Symlink(target, f.Name())
-		if errors.Is(err, fs.ErrExist) {
-			continue // somebody took the name between the two calls
-		}
-		if err != nil {
-			return err
-		}
-		if err := os.Rename(f.Name(), name); err != nil {
-			os.Remove(f.Name())
-			return err
-		}
-		return SyncDir(dir)
+	temp := filepath.Join(dir, TempPrefix+rand.Text())
+	if err := os.Symlink(target, temp); err != nil {
+		return err
 	}
+	if err := os.Rename(temp, name); err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return SyncDir(dir)
 }
 
 // SyncDir makes the names in dir durable.

@@ -101,6 +101,11 @@ func putBlock(ctx context.Context, s seal.Sealer, dst Putter, b *Block, level in
 	if b.isNil() {
 		return seal.Ref{}, nil
 	}
+	for i, r := range b {
+		if size := s.Suite.HashSize(); !r.IsNil() && (len(r.Tag) != size || len(r.Key) != size) {
+			return seal.Ref{}, fmt.Errorf("keyring block: reference %d is of another suite than %s", i, s.Suite)
+		}
+	}
 	ref, sealed, err := s.Seal(b.encode(level))
 	if err != nil {
 		return seal.Ref{}, err

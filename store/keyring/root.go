@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"isr/store/seal"
@@ -88,8 +89,8 @@ func CheckChunkSize(n int) error {
 }
 
 func (im Image) check() error {
-	if im.Name == "" {
-		return errors.New("image without a name")
+	if im.Name == "" || strings.Trim(im.Name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+		return fmt.Errorf("image %q: want a name of lower-case letters, digits and _", im.Name)
 	}
 	if err := CheckChunkSize(im.ChunkSize); err != nil {
 		return fmt.Errorf("image %s: %w", im.Name, err)
@@ -171,9 +172,12 @@ func (r *Root) check() error {
 		refs = append(refs, im.Ref)
 	}
 	for _, ref := range refs {
-		if !ref.IsNil() && len(ref.Tag) != r.Suite.HashSize() {
+		if size := r.Suite.HashSize(); !ref.IsNil() && (len(ref.Tag) != size || len(ref.Key) != size) {
 			return fmt.Errorf("reference of another suite than %s", r.Suite)
 		}
+	}
+	if r.Parent < 0 {
+		return fmt.Errorf("parent version %d", r.Parent)
 	}
 	if r.CfgSize < 0 || r.CfgSize > seal.MaxPlain {
 		return fmt.Errorf("cfg archive of %d bytes", r.CfgSize)
@@ -193,7 +197,13 @@ func (r *Root) encode() ([]byte, error) {
 		return nil, err
 	}
 	p, err := json.Marshal(c)
-	return append(p, '\n'), err
+	if err != nil {
+		return nil, err
+	}
+	if p = append(p, '\n'); len(p) > maxRoot {
+		return nil, fmt.Errorf("root of %d bytes: at most %d can be read again", len(p), maxRoot)
+	}
+	return p, nil
 }
 
 // decodeRoot reads the canonical plaintext of a root block.

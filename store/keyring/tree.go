@@ -2,7 +2,10 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 
@@ -15,11 +18,19 @@ type Tree struct {
 	sealer seal.Sealer
 	getter Getter
 
+	flush sync.Mutex // one Flush at a time
+
 	mu      sync.Mutex
 	image   Image              // as of NewTree or the last Flush
 	changed map[int64]seal.Ref // chunk number → reference that differs from image
-	blocks  map[seal.Tag]*Block
-	order   []seal.Tag // of blocks, oldest first
+	blocks  map[blockKey]*Block
+	order   []blockKey // of blocks, oldest first
+}
+
+// blockKey is all that opening a block verifies.
+type blockKey struct {
+	ref   seal.Ref
+	level int
 }
 
 // maxBlocks bounds the opened blocks a Tree keeps: 256 cover 8 GiB of
@@ -29,7 +40,7 @@ const maxBlocks = 256
 // NewTree opens image im, whose blocks come from g.
 func NewTree(s seal.Sealer, im Image, g Getter) *Tree {
 	return &Tree{sealer: s, getter: g, image: im,
-		changed: make(map[int64]seal.Ref), blocks: make(map[seal.Tag]*Block)}
+		changed: make(map[int64]seal.Ref), blocks: make(map[blockKey]*Block)}
 }
 
 // Image is the image without the changes not yet flushed.
@@ -75,8 +86,9 @@ func (t *Tree) Set(n int64, ref seal.Ref) {
 // block is the opened block of ref, from memory or from the getter. The
 // getter is called without the lock: reads of several chunks go on at once.
 func (t *Tree) block(ctx context.Context, ref seal.Ref, level int) (*Block, error) {
+	key := blockKey{ref, level}
 	t.mu.Lock()
-	b := t.blocks[ref.Tag]
+	b := t.blocks[key]
 	t.mu.Unlock()
 	if b != nil {
 		return b, nil
@@ -87,32 +99,28 @@ func (t *Tree) block(ctx context.Context, ref seal.Ref, level int) (*Block, erro
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.blocks[ref.Tag] == nil {
+	if t.blocks[key] == nil {
 		if len(t.order) >= maxBlocks {
 			delete(t.blocks, t.order[0])
 			t.order = t.order[1:]
 		}
-		t.blocks[ref.Tag] = b
-		t.order = append(t.order, ref.Tag)
+		t.blocks[key] = b
+		t.order = append(t.order, key)
 	}
 	return b, nil
 }
 
 // Flush stores the blocks on the paths to what was Set, and nothing else, and
-// returns the image that includes them. Concurrent Set waits.
+// returns the image that includes them. What is Set meanwhile is for the next
+// Flush. After an error nothing is lost: it may be tried again.
 func (t *Tree) Flush(ctx context.Context, dst Putter) (Image, error) {
+	t.flush.Lock()
+	defer t.flush.Unlock()
 	t.mu.Lock()
 	im := t.image
-	nums := make([]int64, 0, len(t.changed))
-	for n := range t.changed {
-		nums = append(nums, n)
-	}
-	changed := make(map[int64]seal.Ref, len(nums))
-	for _, n := range nums {
-		changed[n] = t.changed[n]
-	}
+	changed := maps.Clone(t.changed)
 	t.mu.Unlock()
-	sort.Slice(nums, func(i, j int) bool { return nums[i] < nums[j] })
+	nums := slices.Sorted(maps.Keys(changed))
 	ref, err := t.rewrite(ctx, dst, im.Ref, im.Depth, nums, changed)
 	if err != nil {
 		return Image{}, fmt.Errorf("image %s: %w", im.Name, err)
@@ -167,36 +175,47 @@ type Visit func(level int, n int64, ref seal.Ref) error
 // Walk visits every non-nil reference of im, a block before what is below it.
 // A visit that returns SkipBelow leaves out what is below that block.
 func Walk(ctx context.Context, s seal.Sealer, g Getter, im Image, visit Visit) error {
-	return Diff(ctx, s, g, Image{Depth: im.Depth}, im, func(level int, n int64, _, ref seal.Ref) error {
-		if ref.IsNil() {
-			return nil
-		}
+	return Diff(ctx, s, g, NewImage(im.Name, im.Size, im.ChunkSize), im, func(level int, n int64, _, ref seal.Ref) error {
 		return visit(level, n, ref)
 	})
 }
 
 // SkipBelow as a visit's error leaves out what is below a block.
-var SkipBelow = fmt.Errorf("skip what is below this block")
+var SkipBelow = errors.New("skip what is below this block")
 
-// Diff visits every position where old and cur have different tags, a block
-// before what is below it, and gets only blocks that differ. One of the two
-// references may be nil. Images of different depth share no position, so all
-// of cur is visited.
+// Diff visits every position where old and cur have different references, a
+// block before what is below it, and gets only blocks that differ. One of the
+// two references may be nil. Images of different depth or chunk size share no
+// position: then old counts as zeros, and all of cur is visited. A reference
+// beyond the end of cur wraps ErrFormat.
 func Diff(ctx context.Context, s seal.Sealer, g Getter, old, cur Image, visit func(level int, n int64, old, cur seal.Ref) error) error {
 	if old.Depth != cur.Depth || old.ChunkSize != cur.ChunkSize {
-		old = Image{Depth: cur.Depth}
+		old.Ref = seal.Ref{}
 	}
-	if err := diff(ctx, s, g, old.Ref, cur.Ref, cur.Depth, 0, visit); err != nil {
+	d := differ{ctx, s, g, cur.Chunks(), visit}
+	if err := d.diff(old.Ref, cur.Ref, cur.Depth, 0); err != nil {
 		return fmt.Errorf("image %s: %w", cur.Name, err)
 	}
 	return nil
 }
 
-func diff(ctx context.Context, s seal.Sealer, g Getter, old, cur seal.Ref, level int, n int64, visit func(int, int64, seal.Ref, seal.Ref) error) error {
-	if old.Tag == cur.Tag {
+type differ struct {
+	ctx    context.Context
+	sealer seal.Sealer
+	getter Getter
+	chunks int64 // of cur
+	visit  func(level int, n int64, old, cur seal.Ref) error
+}
+
+func (d *differ) diff(old, cur seal.Ref, level int, n int64) error {
+	// The keys count too: the same block under a wrong key cannot be opened.
+	if old == cur {
 		return nil
 	}
-	switch err := visit(level, n, old, cur); {
+	if !cur.IsNil() && n<<(8*level) >= d.chunks {
+		return fmt.Errorf("reference %d of level %d is beyond the end: %w", n, level, ErrFormat)
+	}
+	switch err := d.visit(level, n, old, cur); {
 	case err == SkipBelow:
 		return nil
 	case err != nil:
@@ -211,14 +230,14 @@ func diff(ctx context.Context, s seal.Sealer, g Getter, old, cur seal.Ref, level
 		if ref.IsNil() {
 			continue
 		}
-		b, err := GetBlock(ctx, s, g, ref, level)
+		b, err := GetBlock(d.ctx, d.sealer, d.getter, ref, level)
 		if err != nil {
 			return err
 		}
 		pair[i] = b
 	}
 	for i := range Fanout {
-		if err := diff(ctx, s, g, pair[0][i], pair[1][i], level-1, n*Fanout+int64(i), visit); err != nil {
+		if err := d.diff(pair[0][i], pair[1][i], level-1, n*Fanout+int64(i)); err != nil {
 			return err
 		}
 	}

@@ -40,7 +40,12 @@ func ParseConfig(p []byte) (*Config, error) {
 		return nil, fmt.Errorf("parcel.cfg: %w", err)
 	}
 	c := &Config{}
+	seen := make(map[string]bool)
 	for _, f := range r {
+		if seen[f.Key] && f.Key != "SRC" {
+			return nil, fmt.Errorf("parcel.cfg: %s is given twice", f.Key)
+		}
+		seen[f.Key] = true
 		switch f.Key {
 		case "UUID":
 			u, uerr := uuid.Parse(f.Value)
@@ -84,19 +89,19 @@ func ParseConfig(p []byte) (*Config, error) {
 			c.Comment = f.Value
 		default:
 			c.Other = append(c.Other, f)
+			delete(seen, f.Key) // may be repeated, for all we know
 		}
 		if err != nil {
 			return nil, fmt.Errorf("parcel.cfg: %s: %w", f.Key, err)
 		}
 	}
-	for _, f := range []struct{ key, value string }{{"UUID", c.UUID}, {"USER", c.User},
-		{"PARCEL", c.Parcel}, {"CRYPTO", string(c.Crypto)}, {"COMPRESS", string(c.Compress)}} {
-		if f.value == "" {
-			return nil, fmt.Errorf("parcel.cfg: %s is missing", f.key)
+	for _, key := range []string{"UUID", "USER", "PARCEL", "VERSION", "CHUNKSIZE", "DISKSIZE", "CRYPTO", "COMPRESS"} {
+		if !seen[key] {
+			return nil, fmt.Errorf("parcel.cfg: %s is missing", key)
 		}
 	}
-	if c.ChunkSize == 0 || c.DiskSize < 0 || c.MemSize < 0 {
-		return nil, fmt.Errorf("parcel.cfg: sizes are missing or below 0")
+	if c.DiskSize < 0 || c.MemSize < 0 {
+		return nil, fmt.Errorf("parcel.cfg: size below 0")
 	}
 	if c.MemChunk == 0 {
 		c.MemChunk = c.ChunkSize
@@ -120,8 +125,11 @@ func (c *Config) Encode() ([]byte, error) {
 		r = append(r, Field{"SRC", s})
 	}
 	r = append(r, Record{{"CHUNKSIZE", strconv.Itoa(c.ChunkSize)}, {"MEMCHUNK", strconv.Itoa(c.MemChunk)},
-		{"DISKSIZE", strconv.FormatInt(c.DiskSize, 10)}, {"MEMSIZE", strconv.FormatInt(c.MemSize, 10)},
-		{"VMM", c.VMM}, {"CRYPTO", string(c.Crypto)}, {"COMPRESS", string(c.Compress)}}...)
+		{"DISKSIZE", strconv.FormatInt(c.DiskSize, 10)}, {"MEMSIZE", strconv.FormatInt(c.MemSize, 10)}}...)
+	if c.VMM != "" {
+		r = append(r, Field{"VMM", c.VMM})
+	}
+	r = append(r, Record{{"CRYPTO", string(c.Crypto)}, {"COMPRESS", string(c.Compress)}}...)
 	if len(c.Secret) > 0 {
 		r = append(r, Field{"SECRET", hex.EncodeToString(c.Secret)})
 	}

@@ -1,8 +1,12 @@
 package parcel
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"syscall"
+
+	"isr/store/seal"
 )
 
 // Kind is the kind of an error. The numbers are exit statuses of every
@@ -60,7 +64,8 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return &c
 }
 
-// KindOf is the kind of err: that of the Error it wraps, else Failed; 0 for nil.
+// KindOf is the kind of err: that of the Error it wraps, else what a corrupt
+// object, a full disk or a cancelled context means, else Failed; 0 for nil.
 func KindOf(err error) Kind {
 	var e *Error
 	switch {
@@ -68,6 +73,12 @@ func KindOf(err error) Kind {
 		return 0
 	case errors.As(err, &e):
 		return e.Kind
+	case errors.Is(err, seal.ErrCorrupt):
+		return Damaged
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return Full
+	case errors.Is(err, context.Canceled):
+		return Interrupted
 	}
 	return Failed
 }

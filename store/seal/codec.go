@@ -57,7 +57,8 @@ var zstdWriter = sync.OnceValue(func() *zstd.Encoder {
 })
 
 var zstdReader = sync.OnceValue(func() *zstd.Decoder {
-	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*MaxPlain))
+	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*MaxPlain),
+		zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		panic(err)
 	}
@@ -139,12 +140,11 @@ func decode(encoded []byte, limit int) ([]byte, error) {
 		if !h.HasFCS || h.FrameContentSize > uint64(limit) {
 			return nil, fmt.Errorf("plaintext over %d bytes: %w", limit, ErrCorrupt)
 		}
+		// Decoding stops at the buffer's capacity, so further frames behind the
+		// first cannot make it grow.
 		out, err := zstdReader().DecodeAll(body, make([]byte, 0, h.FrameContentSize))
 		if err != nil {
 			return nil, fmt.Errorf("zstd: %v: %w", err, ErrCorrupt)
-		}
-		if len(out) > limit {
-			return nil, fmt.Errorf("plaintext over %d bytes: %w", limit, ErrCorrupt)
 		}
 		return out, nil
 	}

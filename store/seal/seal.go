@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 
 	"golang.org/x/crypto/blowfish"
 )
@@ -68,12 +69,12 @@ func parseHash(what, s string) (string, error) {
 // String is the object's file name.
 func (t Tag) String() string { return hex.EncodeToString([]byte(t)) }
 
-// Hex is the key in hex, for the places that may hold it. Key has no String
-// method, so that a key does not slip into a message.
+// Hex is the key in hex, for the places that may hold it.
 func (k Key) Hex() string { return hex.EncodeToString([]byte(k)) }
 
-// GoString and Format-safe printing: a key never prints itself.
-func (k Key) GoString() string { return "seal.Key(secret)" }
+// Format prints no key, whatever the verb: so none slips into a message or a
+// log. Hex is the way to get at it.
+func (k Key) Format(f fmt.State, _ rune) { io.WriteString(f, "(secret)") }
 
 // NewHash returns the hash that tag was made with, or nil if tag has an
 // impossible length.
@@ -112,12 +113,21 @@ type Ref struct {
 func (r Ref) IsNil() bool { return r.Tag == "" }
 
 // String is TAG:KEY in hex, the form in which a keyroot is written down. It
-// is as secret as the key.
+// is as secret as the key, so the fmt verbs print something else: see Format.
 func (r Ref) String() string {
 	if r.IsNil() {
 		return "-"
 	}
 	return r.Tag.String() + ":" + r.Key.Hex()
+}
+
+// Format prints the tag and no key, whatever the verb.
+func (r Ref) Format(f fmt.State, _ rune) {
+	if r.IsNil() {
+		io.WriteString(f, "-")
+		return
+	}
+	io.WriteString(f, r.Tag.String()+":(secret)")
 }
 
 // ParseRef reads what Ref.String wrote; "-" is the nil Ref.
