@@ -1,0 +1,107 @@
+package remote
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+var (
+	// ErrUnreachable: no connection, or it broke before the login was complete. Trying again may help.
+	ErrUnreachable = errors.New("unreachable")
+	// ErrHostKey: the server did not prove to be the one that is known. See HostKeyError.
+	ErrHostKey = errors.New("host key verification failed")
+	// ErrAuth: the server did not accept who we are. See AuthError.
+	ErrAuth = errors.New("permission denied")
+)
+
+// HostKeyKind says what is wrong with a host key.
+type HostKeyKind int
+
+const (
+	HostKeyUnknown  HostKeyKind = iota + 1 // nothing is known, and nobody was there to ask
+	HostKeyDeclined                        // the person said no
+	HostKeyChanged                         // File and Line hold another key
+	HostKeyRevoked                         // File and Line revoke it
+	HostKeyInvalid                         // it could not be checked; see Cause
+)
+
+// HostKeyError tells why a host key was refused. It wraps ErrHostKey.
+type HostKeyError struct {
+	Kind        HostKeyKind
+	Host        string // as shown to people
+	LookUp      string // as files of known hosts name it, and ssh-keygen -R takes it
+	KeyType     string // ED25519, RSA …
+	Fingerprint string // SHA256:…
+	File        string // of known hosts, or of revoked keys
+	Line        int
+	Cause       error
+}
+
+func (e *HostKeyError) Unwrap() []error {
+	if e.Cause != nil {
+		return []error{ErrHostKey, e.Cause}
+	}
+	return []error{ErrHostKey}
+}
+
+func (e *HostKeyError) Error() string {
+	key := fmt.Sprintf("%v: host %s: %s key %s", ErrHostKey, e.Host, e.KeyType, e.Fingerprint)
+	switch e.Kind {
+	case HostKeyUnknown:
+		return key + " is not known; connect once with ssh, or have the key added to known_hosts"
+	case HostKeyDeclined:
+		return key + " was not accepted"
+	case HostKeyChanged:
+		return fmt.Sprintf("%s is not the one known from %s:%d; someone may be listening in, or the server was set up anew. "+
+			"If you are sure of that: ssh-keygen -f '%s' -R '%s'", key, e.File, e.Line, e.File, e.LookUp)
+	case HostKeyRevoked:
+		return fmt.Sprintf("%s is revoked by %s:%d; do not trust this server", key, e.File, e.Line)
+	}
+	return fmt.Sprintf("%s: %v", key, e.Cause)
+}
+
+// AuthError tells what was tried to log in. It wraps ErrAuth.
+type AuthError struct {
+	Destination string
+	Tried       []string // what the server refused, in order
+	Skipped     []string // what could not be tried, and why
+	Allowed     []string // the methods the server would take; nil: it never said
+	Cause       error
+}
+
+func (e *AuthError) Unwrap() []error {
+	if e.Cause != nil {
+		return []error{ErrAuth, e.Cause}
+	}
+	return []error{ErrAuth}
+}
+
+func (e *AuthError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %v", e.Destination, ErrAuth)
+	if len(e.Allowed) > 0 {
+		fmt.Fprintf(&b, " (%s)", strings.Join(e.Allowed, ","))
+	}
+	if len(e.Tried) > 0 {
+		fmt.Fprintf(&b, "; tried %s", strings.Join(e.Tried, ", "))
+	} else {
+		b.WriteString("; there was nothing to try")
+	}
+	if len(e.Skipped) > 0 {
+		fmt.Fprintf(&b, "; not tried: %s", strings.Join(e.Skipped, ", "))
+	}
+	if e.Cause != nil {
+		fmt.Fprintf(&b, ": %v", e.Cause)
+	}
+	b.WriteString("; ssh -v to the same host tells more")
+	return b.String()
+}
+
+func describe(list []skipped) []string {
+	var out []string
+	for _, s := range list {
+		out = append(out, s.name+" ("+s.why+")")
+	}
+	return out
+}
