@@ -183,3 +183,5 @@ func startTime(pid int) (string, error) {
 	}
 	return f[19], nil
 }
+
+func newGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
