@@ -434,6 +434,32 @@ func (d *Dir) Close() error {
 	return err
 }
 
+// Size is the size of an object in bytes; parcel.ErrNoObject if it is not here.
+func (d *Dir) Size(tag seal.Tag) (int64, error) {
+	fi, err := os.Lstat(d.file(tag))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, noObject(tag)
+	} else if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+// Each calls f with every object, verified, in ascending order of tag, until f
+// returns an error. A file that is not what its name says ends it with an
+// error that wraps seal.ErrCorrupt.
+func (d *Dir) Each(f func(tag seal.Tag, sealed []byte) error) error {
+	return d.Walk(context.Background(), func(o Object) error {
+		sealed, _, err := d.get(o.Tag)
+		if errors.Is(err, parcel.ErrNoObject) {
+			return nil // removed meanwhile
+		} else if err != nil {
+			return err
+		}
+		return f(o.Tag, sealed)
+	})
+}
+
 // Remove removes an object; one that is not there is no error.
 func (d *Dir) Remove(tag seal.Tag) error {
 	err := os.Remove(d.file(tag))

@@ -1,0 +1,444 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/time/rate"
+)
+
+// tap is the byte stream of a connection: it counts, bounds the rate, and
+// remembers when the server was last heard.
+type tap struct {
+	net.Conn
+	s      *Server
+	urgent atomic.Bool // demand: it draws on the limit before others do
+	heard  atomic.Int64
+	start  time.Time
+}
+
+// advance is how far demand may draw on the limit before it has to wait too.
+const advance = 250 * time.Millisecond
+
+func (t *tap) hold(l *rate.Limiter, n int) {
+	if l == nil || n <= 0 {
+		return
+	}
+	for n > 0 {
+		part := min(n, l.Burst())
+		d := l.ReserveN(time.Now(), part).Delay()
+		if t.urgent.Load() {
+			d -= advance
+		}
+		if d > 0 {
+			timer := time.NewTimer(d)
+			select {
+			case <-timer.C:
+			case <-t.s.life.Done():
+				timer.Stop()
+				return
+			}
+		}
+		n -= part
+	}
+}
+
+func (t *tap) Read(p []byte) (int, error) {
+	l := t.s.down.Load()
+	if l != nil {
+		p = p[:min(len(p), l.Burst())]
+	}
+	n, err := t.Conn.Read(p)
+	t.s.in.Add(int64(n))
+	if n > 0 {
+		t.heard.Store(int64(time.Since(t.start)))
+	}
+	t.hold(l, n)
+	return n, err
+}
+
+func (t *tap) Write(p []byte) (int, error) {
+	l := t.s.up.Load()
+	done := 0
+	for {
+		part := p[done:]
+		if l != nil {
+			part = part[:min(len(part), l.Burst())]
+			t.hold(l, len(part))
+		}
+		n, err := t.Conn.Write(part)
+		t.s.out.Add(int64(n))
+		done += n
+		if err != nil || done == len(p) {
+			return done, err
+		}
+	}
+}
+
+// silence is how long nothing was heard.
+func (t *tap) silence() time.Duration {
+	return time.Since(t.start) - time.Duration(t.heard.Load())
+}
+
+// conn is one connection.
+type conn struct {
+	s      *Server
+	client *ssh.Client
+	tap    *tap
+
+	gone   chan struct{} // closed when it is lost
+	cause  error         // set before gone is closed
+	pinged chan struct{} // closed when the round trip was measured, or could not be
+
+	mu      sync.Mutex
+	failed  error
+	busy    int // things under way
+	watch   *time.Timer
+	files   *sftp.Client
+	opening chan struct{} // while files is being opened
+}
+
+// dialSSH is Dial with a tap on the byte stream.
+func (s *Server) dialSSH(ctx context.Context, tapped func(*tap)) (*conn, error) {
+	r, err := Resolve(s.target)
+	if err != nil {
+		return nil, err
+	}
+	p := s.prompter
+	if r.BatchMode {
+		p = nil
+	}
+	d := &dialer{target: s.target, r: &r, prompter: p, creds: s.creds}
+	d.asker = &asker{prompter: p, creds: s.creds}
+	for _, n := range r.Notices {
+		d.asker.notice("%s", n)
+	}
+	rt, err := d.connect(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, err
+	}
+	t := &tap{Conn: rt.Conn, s: s, start: time.Now()}
+	tapped(t)
+	rt.Conn = t
+	client, err := d.login(ctx, rt)
+	if err != nil {
+		rt.Conn.Close()
+		if rt.end != nil {
+			rt.end()
+		}
+		return nil, err
+	}
+	if rt.end != nil {
+		go func() {
+			client.Wait()
+			rt.end()
+		}()
+	}
+	return s.newConn(client, t), nil
+}
+
+func (s *Server) newConn(client *ssh.Client, t *tap) *conn {
+	c := &conn{s: s, client: client, tap: t, gone: make(chan struct{}), pinged: make(chan struct{})}
+	go func() {
+		err := client.Wait()
+		c.mu.Lock()
+		if c.failed != nil {
+			err = c.failed
+		}
+		if c.watch != nil {
+			c.watch.Stop()
+		}
+		c.mu.Unlock()
+		if err == nil {
+			err = errClosed
+		}
+		c.cause = err
+		close(c.gone)
+	}()
+	go c.ping()
+	return c
+}
+
+// ping measures the round trip.
+func (c *conn) ping() {
+	defer close(c.pinged)
+	for range 2 {
+		began := time.Now()
+		if _, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil); err != nil {
+			return
+		}
+		c.s.sawRTT(time.Since(began))
+	}
+}
+
+// fail ends the connection for a reason.
+func (c *conn) fail(err error) {
+	c.mu.Lock()
+	if c.failed == nil {
+		c.failed = err
+	}
+	c.mu.Unlock()
+	c.client.Close()
+}
+
+// lost is the error of what was under way when err happened on c: that of the
+// connection, if it is gone.
+func (c *conn) lost(err error) error {
+	select {
+	case <-c.gone:
+		err = c.cause
+	default:
+	}
+	return c.s.lost(err)
+}
+
+// begin says that something is under way, of which the server must be heard
+// sooner or later. Call end when it is over.
+func (c *conn) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy++; c.busy == 1 {
+		// What was heard before does not count for or against it.
+		c.tap.heard.Store(int64(time.Since(c.tap.start)))
+		if c.watch == nil {
+			c.watch = time.AfterFunc(c.s.stall, c.look)
+		} else {
+			c.watch.Reset(c.s.stall)
+		}
+	}
+}
+
+func (c *conn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy--; c.busy == 0 {
+		c.watch.Stop()
+	}
+}
+
+// look probes a connection that is silent, and gives it up if it stays so.
+func (c *conn) look() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy == 0 || c.failed != nil {
+		return
+	}
+	silence, stall := c.tap.silence(), c.s.stall
+	switch {
+	case silence < stall:
+		c.watch.Reset(stall - silence)
+	case silence < 2*stall:
+		// The answer is as good as any other sign of life.
+		go c.client.SendRequest("keepalive@openssh.com", true, nil)
+		c.watch.Reset(2*stall - silence)
+	default:
+		c.failed = fmt.Errorf("nothing heard for %v", silence.Round(time.Second/10))
+		go c.client.Close()
+	}
+}
+
+// sftp is the connection's SFTP client, opened once.
+func (c *conn) sftp(ctx context.Context) (*sftp.Client, error) {
+	for {
+		c.mu.Lock()
+		files, opening := c.files, c.opening
+		if files == nil && opening == nil {
+			opening = make(chan struct{})
+			c.opening = opening
+			c.mu.Unlock()
+			var err error
+			c.begin()
+			files, err = sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
+			c.end()
+			c.mu.Lock()
+			c.files, c.opening = files, nil
+			c.mu.Unlock()
+			close(opening)
+			if err != nil {
+				return nil, c.lost(fmt.Errorf("sftp: %w", err))
+			}
+			go func() {
+				files.Wait()
+				c.forgetSFTP(files)
+			}()
+			return files, nil
+		}
+		c.mu.Unlock()
+		if files != nil {
+			return files, nil
+		}
+		select {
+		case <-opening:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (c *conn) forgetSFTP(files *sftp.Client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.files == files {
+		c.files = nil
+	}
+}
+
+// link is the place of one connection, made when it is needed.
+type link struct {
+	s    *Server
+	keep bool // do not close it for being idle
+
+	mu      sync.Mutex
+	conn    *conn
+	dialing *dialing
+	before  bool // it was connected once
+	users   int
+	idle    *time.Timer
+	closed  bool
+}
+
+// idleTime is how long a connection for bulk work outlives it.
+const idleTime = 30 * time.Second
+
+type dialing struct {
+	done    chan struct{} // closed when conn and err are set
+	conn    *conn
+	err     error
+	waiting int
+	cancel  context.CancelFunc
+}
+
+// live is the connection if there is one.
+func (k *link) live() *conn {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.liveLocked()
+}
+
+func (k *link) liveLocked() *conn {
+	if k.conn != nil {
+		select {
+		case <-k.conn.gone:
+			k.conn = nil
+		default:
+		}
+	}
+	return k.conn
+}
+
+// get is the connection, made if there is none. Everyone who asks meanwhile
+// waits for the same attempt; it ends when nobody does any more.
+func (k *link) get(ctx context.Context) (*conn, error) {
+	k.mu.Lock()
+	if c := k.liveLocked(); c != nil {
+		k.mu.Unlock()
+		return c, nil
+	}
+	if k.closed {
+		k.mu.Unlock()
+		return nil, k.s.lost(errClosed)
+	}
+	d := k.dialing
+	if d == nil {
+		d = &dialing{done: make(chan struct{})}
+		k.dialing = d
+		dctx := k.s.life
+		if k.before && k.s.prompter == nil { // a person takes longer
+			dctx, d.cancel = context.WithTimeout(dctx, redialTime)
+		} else {
+			dctx, d.cancel = context.WithCancel(dctx)
+		}
+		go k.dial(dctx, d)
+	}
+	d.waiting++
+	k.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if d.waiting--; d.waiting == 0 {
+			if k.dialing == d {
+				k.dialing = nil
+			}
+			d.cancel()
+		}
+	}()
+	select {
+	case <-d.done:
+		return d.conn, d.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (k *link) dial(ctx context.Context, d *dialing) {
+	c, err := k.s.dial(ctx, func(t *tap) { t.urgent.Store(k == k.s.demand) })
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err == nil && (k.closed || k.dialing != d) {
+		c.client.Close() // nobody waits for it
+		err = errClosed
+	}
+	if err == nil {
+		k.conn, k.before, d.conn = c, true, c
+	} else if errors.Is(err, errClosed) || k.closed {
+		d.err = k.s.lost(errClosed)
+	} else {
+		d.err = k.s.sorted(err)
+	}
+	if k.dialing == d {
+		k.dialing = nil
+	}
+	close(d.done)
+}
+
+// use keeps the connection from being closed for idleness until unuse.
+func (k *link) use() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.users++
+	if k.idle != nil {
+		k.idle.Stop()
+		k.idle = nil
+	}
+}
+
+func (k *link) unuse() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.users--; k.users == 0 && !k.keep && !k.closed {
+		k.idle = time.AfterFunc(idleTime, k.hangUp)
+	}
+}
+
+// hangUp closes a connection that nobody uses.
+func (k *link) hangUp() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.users == 0 && k.conn != nil {
+		k.conn.client.Close()
+		k.conn = nil
+	}
+}
+
+func (k *link) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	if k.idle != nil {
+		k.idle.Stop()
+	}
+	if k.conn != nil {
+		k.conn.client.Close()
+		k.conn = nil
+	}
+}
