@@ -1,0 +1,50 @@
+# make        build bin/isr and bin/isr-locksrv
+# make demo   the main job: a machine suspended on one host, resumed on another
+# make test   every test, with the race detector
+# make bench  the measurements behind what isr(7) claims
+# make lint   formatting, vet, manual pages
+# make install PREFIX=/usr/local
+
+PREFIX = /usr/local
+DESTDIR =
+GO = go
+
+all: bin/isr bin/isr-locksrv
+
+bin/isr: FORCE
+	$(GO) build -o $@ ./client/isr
+
+bin/isr-locksrv: FORCE
+	$(GO) build -o $@ ./locksrv/isr-locksrv
+
+setup:
+	contrib/setup
+
+demo: setup all
+	contrib/demo
+
+# Whatever a test needs is installed by setup, so a test that would skip for
+# the lack of it fails instead.
+test: setup all lint
+	ISR_TEST_REQUIRE=1 $(GO) test -race -timeout 20m ./...
+
+bench: setup all
+	contrib/bench
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
+	test -z "$$unformatted" || { echo "not formatted: $$unformatted" >&2; exit 1; }
+	$(GO) vet ./...
+	@man/lint
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 bin/isr bin/isr-locksrv $(DESTDIR)$(PREFIX)/bin
+	for page in man/*.[1578]; do \
+		install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
+
+clean:
+	rm -rf bin
+
+FORCE:
+.PHONY: all setup demo test bench lint install clean FORCE

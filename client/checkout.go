@@ -1,0 +1,329 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"isr/client/fetch"
+	"isr/client/remote"
+	"isr/client/vmm"
+	"isr/client/wrap"
+	"isr/store/atomicfile"
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// CheckoutOptions are what checkout and resume may be asked for.
+type CheckoutOptions struct {
+	Rollback int               // make the head equal to this version first; 0: no
+	Run      bool              // it shall run here: ask first whether it can
+	VMM      string            // by this driver; "" = the parcel's
+	Options  map[string]string // for that driver
+}
+
+// Checkout brings a parcel to this host: its lock, its keyring and its
+// configuration, a few KiB whatever its size. If it is here already that is
+// said and nothing done. A host that cannot run the parcel learns so before
+// the lock is taken.
+func (c *Client) Checkout(ctx context.Context, name string, o CheckoutOptions) (*Checkout, error) {
+	co, err := c.Find(name)
+	switch {
+	case errors.Is(err, parcel.ErrNoParcel):
+		return c.newCheckout(ctx, name, o)
+	case err != nil:
+		return nil, err
+	}
+	if co.State.Status != Acquiring && co.State.Status != Releasing {
+		if o.Rollback != 0 {
+			return nil, parcel.NewError(parcel.Exists, "parcel %s: checked out here already, version %d", name, co.State.Version).
+				WithHint("check it in or clean it before you roll back")
+		}
+		return co, nil
+	}
+	if err := co.seize(); err != nil {
+		return nil, err
+	}
+	defer co.letGo()
+	switch co.State.Status {
+	case Releasing:
+		c.UI.Say("parcel %s: finishing the checkin that was interrupted", name)
+		if err := co.release(ctx, false); err != nil {
+			return nil, err
+		}
+		return c.newCheckout(ctx, name, o)
+	case Acquiring:
+		c.UI.Say("parcel %s: going on with the checkout that was interrupted", name)
+		return co, co.acquire(ctx, o)
+	}
+	return co, nil // somebody finished it meanwhile
+}
+
+// newCheckout makes the record of what is about to happen, then does it.
+func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions) (*Checkout, error) {
+	srv, err := c.defaultServer()
+	if err != nil {
+		return nil, err
+	}
+	defer srv.Close()
+	cfg, _, err := srv.Config(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Parcel != name || c.User != "" && cfg.User != c.User {
+		return nil, parcel.NewError(parcel.Denied, "parcel %s: the server answers with %s/%s", name, cfg.User, cfg.Parcel)
+	}
+	tmp, err := os.MkdirTemp(c.Dir, newPrefix+"*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	co := &Checkout{client: c, Dir: tmp, State: State{Status: Acquiring, Server: c.Server, User: cfg.User,
+		Parcel: name, UUID: cfg.UUID, Acquisition: parcel.NewID()}}
+	for _, dir := range []string{"keys", "cfg", "hdk"} {
+		if err := os.Mkdir(co.path(dir), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	signers, err := c.signers(ctx, c.Server, cfg.User)
+	if err != nil {
+		return nil, err
+	}
+	_, record, err := wrap.New(signers)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.Write(co.path("keys", "keyroot"), record, 0o600); err != nil {
+		return nil, err
+	}
+	if err := co.save(); err != nil {
+		return nil, err
+	}
+	dir := c.dirFor(name, cfg.UUID)
+	if err := os.Rename(tmp, dir); err != nil {
+		return nil, parcel.NewError(parcel.Busy, "parcel %s: %v", name, err)
+	}
+	co.Dir = dir
+	if err := atomicfile.SyncDir(c.Dir); err != nil {
+		return nil, err
+	}
+	if err := co.seize(); err != nil {
+		return nil, err
+	}
+	defer co.letGo()
+	return co, co.acquire(ctx, o)
+}
+
+// newPrefix begins the name of a directory that is to become a checkout.
+const newPrefix = ".new-"
+
+// acquire takes the lock and completes the checkout. The acquisition id in
+// the record makes it the same acquisition however often it is run.
+func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) {
+	c, name := co.client, co.State.Parcel
+	srv, err := c.server(co.State.Server, co.State.User)
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+	h, err := c.hoard()
+	if err != nil {
+		return err
+	}
+	ladder := c.ladder(nil, h, srv.Objects(name))
+	held := false
+	defer func() {
+		// What the network did may go better next time; the rest would not.
+		if err == nil || errors.Is(err, parcel.ErrUnreachable) || ctx.Err() != nil {
+			return
+		}
+		if held {
+			if _, rerr := srv.Release(ctx, name, co.nonceText(), false); rerr != nil {
+				c.UI.Warn("parcel %s: lock not given back: %v", name, rerr)
+				return
+			}
+		}
+		co.remove()
+	}()
+
+	cfg, keyroot, root, err := co.head(ctx, srv, ladder)
+	if err != nil {
+		return err
+	}
+	if o.Run {
+		then := root
+		if o.Rollback != 0 {
+			if then, err = co.version(ctx, srv, ladder, cfg, o.Rollback); err != nil {
+				return err
+			}
+		}
+		if err := c.runnable(ctx, cfg, then, o); err != nil {
+			return err
+		}
+	}
+	lock, err := srv.Acquire(ctx, name, c.Host, co.State.Acquisition)
+	if err != nil {
+		if errors.Is(err, parcel.ErrLocked) {
+			e := parcel.NewError(parcel.Locked, "%s", err)
+			return e.WithHint("check it in there, or give up its changes with: isr clean -f %s", name)
+		}
+		return err
+	}
+	held = true
+	if err := co.keepLock(lock); err != nil {
+		return err
+	}
+	if o.Rollback != 0 {
+		if _, err := srv.Rollback(ctx, name, lock.Nonce, o.Rollback); err != nil {
+			return err
+		}
+	}
+	if lock.Version != cfg.Version || o.Rollback != 0 {
+		if cfg, keyroot, root, err = co.head(ctx, srv, ladder); err != nil {
+			return err
+		}
+	}
+	if !root.Cfg.IsNil() {
+		if _, err := ladder.Get(ctx, root.Cfg.Tag); err != nil {
+			return fmt.Errorf("parcel %s: cfg archive: %w", name, err)
+		}
+	}
+	return co.complete(ctx, cfg, keyroot, root)
+}
+
+// head reads the configuration and the keyring of the newest version.
+func (co *Checkout) head(ctx context.Context, srv *remote.Server, g fetch.Source) (*parcel.Config, seal.Ref, *keyring.Root, error) {
+	name := co.State.Parcel
+	cfg, _, err := srv.Config(ctx, name)
+	if err != nil {
+		return nil, seal.Ref{}, nil, err
+	}
+	if cfg.UUID != co.State.UUID {
+		return nil, seal.Ref{}, nil, parcel.NewError(parcel.Conflict, "parcel %s: another parcel has that name now", name).
+			WithHint("isr clean %s, then check it out anew", name)
+	}
+	keyroot, err := srv.Keyroot(ctx, name, cfg.Version)
+	if err != nil {
+		return nil, seal.Ref{}, nil, err
+	}
+	root, err := rootOf(ctx, name, cfg, g, keyroot)
+	return cfg, keyroot, root, err
+}
+
+// version reads the keyring of a version.
+func (co *Checkout) version(ctx context.Context, srv *remote.Server, g fetch.Source, cfg *parcel.Config, v int) (*keyring.Root, error) {
+	keyroot, err := srv.Keyroot(ctx, co.State.Parcel, v)
+	if err != nil {
+		return nil, err
+	}
+	return rootOf(ctx, co.State.Parcel, cfg, g, keyroot)
+}
+
+// rootOf gets and opens the root block that keyroot leads to.
+func rootOf(ctx context.Context, name string, cfg *parcel.Config, g fetch.Source, keyroot seal.Ref) (*keyring.Root, error) {
+	sealed, err := g.Get(ctx, keyroot.Tag)
+	if err != nil {
+		return nil, fmt.Errorf("parcel %s: keyring: %w", name, err)
+	}
+	root, err := keyring.OpenRoot(cfg.Sealer(), keyroot, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("parcel %s: %w", name, err)
+	}
+	return root, nil
+}
+
+// runnable asks the driver whether this host can run the version.
+func (c *Client) runnable(ctx context.Context, cfg *parcel.Config, root *keyring.Root, o CheckoutOptions) error {
+	driver := o.VMM
+	if driver == "" {
+		driver = vmmOf(cfg)
+	}
+	return c.canRun(ctx, &vmm.Machine{Name: cfg.User + "/" + cfg.Parcel, UUID: cfg.UUID, DiskSize: cfg.DiskSize,
+		MemorySize: cfg.MemSize, Suspended: root.Suspended, Requires: root.Requires, Options: o.Options,
+		Say: c.UI.Say, CacheDir: c.cacheDir()}, driver)
+}
+
+func (c *Client) canRun(ctx context.Context, m *vmm.Machine, driver string) error {
+	d, err := vmm.Lookup(driver)
+	if err != nil {
+		return err
+	}
+	if m.Suspended != "" && m.Suspended != driver {
+		return parcel.NewError(parcel.Unrunnable, "parcel %s: holds a memory image of %s, not of %s", m.Name, m.Suspended, driver).
+			WithHint("resume it with -m %s, or delete the memory image with isr poweroff", m.Suspended)
+	}
+	info, err := d.Info(ctx, m)
+	if err != nil {
+		return err
+	}
+	if !info.Runnable {
+		return parcel.NewError(parcel.Unrunnable, "parcel %s: cannot run here: %s", m.Name, info.Reason).WithHint("%s", info.Hint)
+	}
+	return nil
+}
+
+// keepLock writes down the proof of holding.
+func (co *Checkout) keepLock(l *parcel.Lock) error {
+	p, err := l.Encode()
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(co.path("nonce"), p, 0o600); err != nil {
+		return err
+	}
+	public := l.Public()
+	if p, err = public.Encode(); err != nil {
+		return err
+	}
+	return atomicfile.Write(co.path("lockholder"), p, 0o600)
+}
+
+func (co *Checkout) nonceText() string {
+	l, err := co.nonce()
+	if err != nil {
+		return ""
+	}
+	return l.Nonce
+}
+
+// complete writes what a checkout consists of and makes it one.
+func (co *Checkout) complete(ctx context.Context, cfg *parcel.Config, keyroot seal.Ref, root *keyring.Root) error {
+	record, err := os.ReadFile(co.path("keys", "keyroot"))
+	if err != nil {
+		return err
+	}
+	signers, err := co.client.signers(ctx, co.State.Server, co.State.User)
+	if err != nil {
+		return err
+	}
+	if co.key, err = wrap.Open(record, signers); err != nil {
+		return err
+	}
+	st := &co.State
+	st.pristine, st.staged, st.secret = keyroot, seal.Ref{}, cfg.Secret
+	open := *cfg
+	open.Secret = nil // at rest it is in the record, under the checkout's key
+	p, err := open.Encode()
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(co.path("parcel.cfg"), p, 0o600); err != nil {
+		return err
+	}
+	_, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(co.path("keys", "keyring"), sealed, 0o600); err != nil {
+		return err
+	}
+	co.cfg = cfg
+	st.Status, st.Version, st.Memory, st.Requires, st.Modified = CheckedOut, cfg.Version, root.Suspended, root.Requires, false
+	return co.save()
+}
+
+// Now is the clock; whole seconds, as records keep them.
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

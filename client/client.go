@@ -1,0 +1,237 @@
+// Package client carries out the commands of isr(1): checkout, resume, sync,
+// checkin and their kin, each a sequence of steps that may be killed at any
+// instant and run again.
+//
+// What a checkout is lies in one small record (State), replaced atomically.
+// A command takes the parcel's lock on this host, finishes or undoes what an
+// earlier one left, says so, and then does its own work. A running parcel
+// belongs to its keeper, a process of its own that holds the lock, the mount,
+// the link and the VMM.
+//
+// It promises that no command loses what a guest flushed, and that nothing
+// readable reaches the disk. It prints nothing: what happened goes to a UI.
+package client
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"isr/client/fetch"
+	"isr/client/hoard"
+	"isr/client/remote"
+	"isr/store/parcel"
+)
+
+// UI is told what happens. Methods may be called from several goroutines.
+type UI interface {
+	Say(format string, args ...any)  // what happened, unless quiet
+	Warn(format string, args ...any) // what should not have
+	// Progress begins a long piece of work; total is in unit ("bytes",
+	// "chunks"), 0 if not known.
+	Progress(what, unit string, total int64) Progress
+}
+
+// Progress is one piece of long work.
+type Progress interface {
+	Set(done, total int64)
+	Done()
+}
+
+// Options are what every command needs to know.
+type Options struct {
+	Dir      string // the isr directory, ~/.isr
+	Host     string // this host's name in locks and versions; "" = its first label
+	Home     string // where .ssh is
+	Server   string // [LOGIN@]HOST[:PORT]; "" = the checkout's
+	User     string // ISR user; "" = the checkout's, else the login name
+	Batch    bool   // never ask
+	Limit    remote.Limit
+	Quota    int64 // of the hoard, bytes; 0 = no limit
+	SSH      map[string]string
+	Prompter remote.Prompter
+	UI       UI
+	Program  string // the isr program, to start a keeper
+}
+
+// Client runs commands for one user on one host.
+type Client struct {
+	Options
+	creds *remote.Credentials
+}
+
+// New prepares the isr directory: private, ours, and no symbolic link.
+func New(o Options) (*Client, error) {
+	if err := privateDir(o.Dir); err != nil {
+		return nil, err
+	}
+	if o.Host == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, err
+		}
+		o.Host, _, _ = strings.Cut(host, ".")
+	}
+	o.Host = parcel.Clean(o.Host)
+	c := &Client{Options: o, creds: new(remote.Credentials)}
+	c.sweep()
+	return c, nil
+}
+
+// privateDir makes dir, or refuses one that others could have put there.
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	fi, err := os.Lstat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !fi.IsDir():
+		return parcel.NewError(parcel.Denied, "directory %s: is not a directory", dir)
+	case !ownedByMe(fi):
+		return parcel.NewError(parcel.Denied, "directory %s: belongs to another user", dir)
+	case fi.Mode().Perm()&0o077 != 0:
+		return parcel.NewError(parcel.Denied, "directory %s: others can read it (mode %04o)", dir, fi.Mode().Perm()).
+			WithHint("chmod 700 %s", dir)
+	}
+	return nil
+}
+
+// gonePrefix begins the name of a checkout's directory that is being removed.
+const gonePrefix = ".gone-"
+
+// sweep finishes removals that were interrupted.
+func (c *Client) sweep() {
+	gone, _ := filepath.Glob(filepath.Join(c.Dir, gonePrefix+"*"))
+	for _, dir := range gone {
+		os.RemoveAll(dir)
+	}
+	begun, _ := filepath.Glob(filepath.Join(c.Dir, newPrefix+"*"))
+	for _, dir := range begun {
+		// Another isr may be at it; a minute is long for what it does there.
+		if fi, err := os.Stat(dir); err == nil && time.Since(fi.ModTime()) > time.Minute {
+			os.RemoveAll(dir)
+		}
+	}
+}
+
+// server opens the lock server of spec, [LOGIN@]HOST[:PORT], for user.
+func (c *Client) server(spec, user string) (*remote.Server, error) {
+	t, err := c.target(spec, user)
+	if err != nil {
+		return nil, err
+	}
+	s := remote.Open(t, c.Prompter, c.creds)
+	s.SetLimit(c.Limit)
+	return s, nil
+}
+
+func (c *Client) target(spec, user string) (remote.Target, error) {
+	if spec == "" {
+		return remote.Target{}, parcel.NewError(parcel.Usage, "server: none given").
+			WithHint("say which: isr -s HOST …, or server = HOST in ~/.openisrrc")
+	}
+	login := user
+	if l, rest, ok := strings.Cut(spec, "@"); ok {
+		login, spec = l, rest
+	}
+	host, port, err := remote.ParseHostPort(spec)
+	if err != nil {
+		return remote.Target{}, parcel.NewError(parcel.Usage, "server %q: %v", spec, err)
+	}
+	return remote.Target{Host: host, Port: port, User: login, Home: c.Home, Options: c.SSH, BatchMode: c.Batch}, nil
+}
+
+// defaultServer is the server for commands that name no checkout.
+func (c *Client) defaultServer() (*remote.Server, error) { return c.server(c.Server, c.User) }
+
+// hoard opens the hoard of this host.
+func (c *Client) hoard() (*hoard.Hoard, error) {
+	return hoard.Open(filepath.Join(c.Dir, "hoard"), c.Quota)
+}
+
+// ladder is where objects are looked for, nearest first. local may be nil.
+func (c *Client) ladder(local *hoard.Dir, h *hoard.Hoard, far fetch.Source) *fetch.Ladder {
+	var rungs []fetch.Rung
+	if local != nil {
+		rungs = append(rungs, fetch.Rung{Name: "modified", Source: local})
+	}
+	rungs = append(rungs, fetch.Rung{Name: "hoard", Source: h, Keep: h.Put})
+	if far != nil {
+		rungs = append(rungs, fetch.Rung{Name: "source", Source: far})
+	}
+	return fetch.NewLadder(rungs...)
+}
+
+// Find is the checkout that name means: its name or its UUID, on the server
+// and of the user that the options name, if they do. parcel.ErrNoParcel if
+// there is none.
+func (c *Client) Find(name string) (*Checkout, error) {
+	all, err := c.Checkouts()
+	if err != nil {
+		return nil, err
+	}
+	var found []*Checkout
+	for _, co := range all {
+		if co.State.Parcel != name && co.State.UUID != name && filepath.Base(co.Dir) != name {
+			continue
+		}
+		if c.Server != "" && co.State.Server != c.Server || c.User != "" && co.State.User != c.User {
+			continue
+		}
+		found = append(found, co)
+	}
+	switch len(found) {
+	case 0:
+		return nil, parcel.NewError(parcel.NoParcel, "parcel %s: not checked out on this host", name).
+			WithHint("isr checkout %s", name)
+	case 1:
+		return found[0], nil
+	}
+	return nil, parcel.NewError(parcel.Usage, "parcel %s: checked out from more than one server", name).
+		WithHint("say which by -s, or by the UUID that isr uuid prints")
+}
+
+// Checkouts is every checkout on this host, by name.
+func (c *Client) Checkouts() ([]*Checkout, error) {
+	entries, err := os.ReadDir(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var cs []*Checkout
+	for _, e := range entries {
+		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		co := &Checkout{client: c, Dir: filepath.Join(c.Dir, e.Name())}
+		switch err := co.load(); {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // hoard, log, or a checkout that began no further than its directory
+		case err != nil:
+			c.UI.Warn("%v", err)
+			continue
+		}
+		cs = append(cs, co)
+	}
+	sort.Slice(cs, func(i, j int) bool { return cs[i].Dir < cs[j].Dir })
+	return cs, nil
+}
+
+// reserved are the names in the isr directory that are no checkout's.
+var reserved = map[string]bool{"hoard": true, "log": true}
+
+// dirFor is a directory for a new checkout of name: its name, or if another
+// parcel of that name is here already, its name and a part of its UUID.
+func (c *Client) dirFor(name, uuid string) string {
+	dir := filepath.Join(c.Dir, name)
+	if _, err := os.Lstat(dir); err == nil || reserved[name] {
+		dir += "@" + uuid[:8]
+	}
+	return dir
+}
+

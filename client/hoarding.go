@@ -1,0 +1,130 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"isr/client/fetch"
+	"isr/client/hoard"
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// Hoarded is what a hoard run did.
+type Hoarded struct {
+	Objects int64 `json:"objects"` // of the version, all here now
+	Fetched int64 `json:"fetched"` // of these, fetched by this run
+	Bytes   int64 `json:"bytes"`   // sealed bytes fetched
+}
+
+// hoardWorkers is how many objects are fetched at a time; the link decides
+// over how many connections.
+const hoardWorkers = 64
+
+// Hoard fetches a parcel's whole disk into the hoard, and with memory its
+// memory too, and keeps them from eviction. It may run at any time, beside
+// anything, for a parcel that is checked out or not, and be killed and run
+// again: it fetches what is missing.
+func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, error) {
+	server, user, version := c.Server, c.User, 0
+	co, err := c.Find(name)
+	switch {
+	case err == nil:
+		server, user, name = co.State.Server, co.State.User, co.State.Parcel
+		version = co.State.Version
+	case !errors.Is(err, parcel.ErrNoParcel):
+		return Hoarded{}, err
+	}
+	srv, err := c.server(server, user)
+	if err != nil {
+		return Hoarded{}, err
+	}
+	defer srv.Close()
+	cfg, _, err := srv.Config(ctx, name)
+	if err != nil {
+		return Hoarded{}, err
+	}
+	if version == 0 {
+		version = cfg.Version
+	}
+	keyroot, err := srv.Keyroot(ctx, name, version)
+	if err != nil {
+		return Hoarded{}, err
+	}
+	h, err := c.hoard()
+	if err != nil {
+		return Hoarded{}, err
+	}
+	defer h.Close()
+	ladder := c.ladder(nil, h, srv.Objects(name))
+	ctx = fetch.WithClass(ctx, fetch.Hoard)
+	sealed, err := ladder.Get(ctx, keyroot.Tag)
+	if err != nil {
+		return Hoarded{}, fmt.Errorf("parcel %s: keyring: %w", name, err)
+	}
+	root, err := keyring.OpenRoot(cfg.Sealer(), keyroot, sealed)
+	if err != nil {
+		return Hoarded{}, fmt.Errorf("parcel %s: %w", name, err)
+	}
+	tags := map[seal.Tag]bool{keyroot.Tag: true}
+	if !root.Cfg.IsNil() {
+		tags[root.Cfg.Tag] = true
+	}
+	for _, im := range root.Images {
+		if im.Name == keyring.Memory && !memory {
+			continue
+		}
+		if err := keyring.Walk(ctx, cfg.Sealer(), ladder, im, func(_ int, _ int64, ref seal.Ref) error {
+			tags[ref.Tag] = true
+			return nil
+		}); err != nil {
+			return Hoarded{}, fmt.Errorf("parcel %s: %w", name, err)
+		}
+	}
+	each := func(yield func(seal.Tag) bool) {
+		for t := range tags {
+			if !yield(t) {
+				return
+			}
+		}
+	}
+	// Pinned first, so that what is fetched first is not evicted for the rest.
+	if err := h.Pin(hoard.Pin{UUID: cfg.UUID, Parcel: name, User: cfg.User, Server: server, Version: version, Time: now()}, each); err != nil {
+		return Hoarded{}, fmt.Errorf("hoard: %w", err)
+	}
+	done := Hoarded{Objects: int64(len(tags))}
+	missing := make([]seal.Tag, 0, len(tags))
+	for t := range tags {
+		has, err := h.Has(t)
+		if err != nil {
+			return done, fmt.Errorf("hoard: %w", err)
+		}
+		if !has {
+			missing = append(missing, t)
+		}
+	}
+	p := c.UI.Progress("hoarding "+name, "objects", int64(len(missing)))
+	defer p.Done()
+	got, err := ladder.Prefetch(ctx, func(yield func(seal.Tag) bool) {
+		for _, t := range missing {
+			if !yield(t) {
+				return
+			}
+		}
+	}, hoardWorkers, func(g fetch.Progress) { p.Set(g.Objects, int64(len(missing))) })
+	done.Fetched, done.Bytes = got.Objects, got.Bytes
+	switch {
+	case err != nil:
+		return done, fmt.Errorf("parcel %s: hoarding: %w", name, err)
+	case got.Missing > 0:
+		return done, parcel.NewError(parcel.NoObject, "parcel %s: the server lacks %d objects of version %d", name, got.Missing, version).
+			WithHint("ask its administrator to run isr-locksrv check")
+	case got.Corrupt > 0:
+		return done, parcel.NewError(parcel.Damaged, "parcel %s: %d objects of version %d are damaged on the server", name, got.Corrupt, version).
+			WithHint("ask its administrator to run isr-locksrv check -c")
+	}
+	ladder.Wait()
+	return done, nil
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"isr/client"
+	"isr/store/parcel"
+)
+
+// How isr talks. Results go to stdout, everything else to stderr. What went
+// wrong is "isr: error: …", lower case, the object first, no full stop; then
+// at most one "isr: hint: …", one thing to do. Notices begin with "isr: ".
+// Colours and progress only on a terminal, colours never with NO_COLOR.
+// A question is asked on the terminal, and the end of file is no.
+
+// screen is the person in front. It is a client.UI and a remote.Prompter.
+type screen struct {
+	mu      sync.Mutex
+	quiet   bool
+	batch   bool // never ask
+	yes     bool // the answer to every yes-or-no question
+	tty     bool
+	colour  bool
+	bars    *mpb.Progress
+	pending int // bars shown
+	in      *bufio.Reader
+}
+
+func newScreen() *screen {
+	tty := term.IsTerminal(int(os.Stderr.Fd()))
+	return &screen{tty: tty, colour: tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+}
+
+func (s *screen) print(colour, format string, args ...any) {
+	line := "isr: " + fmt.Sprintf(format, args...)
+	if s.colour && colour != "" {
+		line = "\x1b[" + colour + "m" + line + "\x1b[0m"
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bars != nil {
+		fmt.Fprintln(s.bars, line)
+		return
+	}
+	fmt.Fprintln(os.Stderr, line)
+}
+
+func (s *screen) Say(format string, args ...any) {
+	if !s.quiet {
+		s.print("", format, args...)
+	}
+}
+
+func (s *screen) Warn(format string, args ...any) { s.print("33", "warning: "+format, args...) }
+
+// fail reports err and gives the exit status that goes with it.
+func (s *screen) fail(err error) int {
+	if err == nil {
+		return 0
+	}
+	s.finish()
+	s.print("31", "error: %s", strings.ReplaceAll(err.Error(), "\n", ": "))
+	var hinted *parcel.Error
+	if errors.As(err, &hinted) && hinted.Hint != "" {
+		s.print("", "hint: %s", hinted.Hint)
+	}
+	return int(parcel.KindOf(err))
+}
+
+// finish ends what is shown of progress.
+func (s *screen) finish() {
+	s.mu.Lock()
+	bars := s.bars
+	s.bars = nil
+	s.mu.Unlock()
+	if bars != nil {
+		bars.Shutdown()
+	}
+}
+
+// patience is how long a piece of work goes on before its progress is shown.
+const patience = time.Second
+
+func (s *screen) Progress(what, unit string, total int64) client.Progress {
+	if !s.tty || s.quiet {
+		return silent{}
+	}
+	return &bar{s: s, what: what, unit: unit, begun: time.Now()}
+}
+
+type silent struct{}
+
+func (silent) Set(done, total int64) {}
+func (silent) Done()                 {}
+
+// bar is one line of progress with rate and time left, once it takes long.
+type bar struct {
+	mu    sync.Mutex
+	s     *screen
+	what  string
+	unit  string
+	begun time.Time
+	bar   *mpb.Bar
+	done  int64
+}
+
+func (b *bar) Set(done, total int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.bar == nil {
+		if time.Since(b.begun) < patience {
+			return
+		}
+		b.show()
+	}
+	b.done = done
+	b.bar.SetTotal(total, false)
+	b.bar.SetCurrent(done)
+}
+
+func (b *bar) show() {
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	if b.s.bars == nil {
+		b.s.bars = mpb.New(mpb.WithOutput(os.Stderr), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())
+	}
+	count := decor.CountersNoUnit("%d/%d")
+	rate := decor.AverageSpeed(0, "%.0f/s")
+	if b.unit == "bytes" {
+		count = decor.CountersKibiByte("% .1f/% .1f")
+		rate = decor.AverageSpeed(decor.SizeB1024(0), "% .1f")
+	}
+	b.bar = b.s.bars.AddBar(0, mpb.BarRemoveOnComplete(),
+		mpb.PrependDecorators(decor.Name(b.what+" ")),
+		mpb.AppendDecorators(count, decor.Name(" "), rate, decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
+}
+
+func (b *bar) Done() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.bar != nil {
+		b.bar.Abort(true)
+		b.bar.Wait()
+	}
+}
+
+// errNoAnswer ends a question that nobody answers.
+var errNoAnswer = io.EOF
+
+// Secret asks for a password or passphrase on the terminal.
+func (s *screen) Secret(prompt string) (string, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if s.batch || err != nil {
+		return "", errNoAnswer
+	}
+	defer tty.Close()
+	fmt.Fprint(tty, prompt)
+	p, err := term.ReadPassword(int(tty.Fd()))
+	fmt.Fprintln(tty)
+	return string(p), err
+}
+
+// Confirm asks a yes-or-no question; anything but y or yes is no.
+func (s *screen) Confirm(prompt string) (bool, error) {
+	if s.yes {
+		return true, nil
+	}
+	if s.batch {
+		return false, errNoAnswer
+	}
+	if s.in == nil {
+		s.in = bufio.NewReader(os.Stdin)
+	}
+	fmt.Fprintf(os.Stderr, "%s [y/N] ", prompt)
+	line, err := s.in.ReadString('\n')
+	if err != nil {
+		fmt.Fprintln(os.Stderr)
+	}
+	switch strings.ToLower(strings.TrimSpace(line)) {
+	case "y", "yes":
+		return true, nil
+	}
+	return false, nil
+}

@@ -1,0 +1,341 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"isr/client/fusefs"
+	"isr/client/image"
+	"isr/client/vmm"
+	"isr/store/keyring"
+	"isr/store/parcel"
+)
+
+// command is what the isr in front tells its keeper after the errand.
+type command struct{ Suspend bool }
+
+// keeper owns a running parcel: its lock on this host, its mount, its link and
+// its VMM.
+type keeper struct {
+	co      *Checkout
+	s       *session
+	rt      runtime
+	o       ResumeOptions
+	ui      *keeperUI
+	mu      sync.Mutex // guards co.State while the guest runs
+	saving  sync.Once  // BeginSave: the memory image of before is given up
+	writing sync.Once  // first write to the disk: likewise
+	suspend func()
+}
+
+// Keeper runs one parcel, as told over conn, and returns when its guest is off
+// or suspended and all of it is on this host's disk. It is the body of the
+// process that resume starts; fd 3 is its end of the socket.
+func Keeper() error {
+	f := os.NewFile(3, "front")
+	if f == nil {
+		return parcel.NewError(parcel.Usage, "keeper: it is started by isr resume")
+	}
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return parcel.NewError(parcel.Usage, "keeper: it is started by isr resume")
+	}
+	defer conn.Close()
+	dec := json.NewDecoder(conn)
+	var e errand
+	if err := dec.Decode(&e); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	ui := newKeeperUI(conn, filepath.Join(e.Dir, "log", filepath.Base(e.Checkout)))
+	defer ui.Close()
+	suspend := make(chan struct{})
+	var once sync.Once
+	wish := func() { once.Do(func() { close(suspend) }) }
+	// The terminal's signals are for the isr in front; TERM is the host going
+	// down, and then there may be nobody in front.
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGTTOU)
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go func() { <-term; wish() }()
+	go func() {
+		for {
+			var cmd command
+			// The end of the stream is the end of whoever stood in front.
+			if err := dec.Decode(&cmd); err != nil || cmd.Suspend {
+				wish()
+				if err != nil {
+					return
+				}
+			}
+		}
+	}()
+	c := &Client{Options: Options{Dir: e.Dir, Home: e.Home, Server: e.Server, User: e.User, Batch: true, Host: e.Host,
+		Limit: e.Limit, Quota: e.Quota, SSH: e.SSH, UI: ui}, creds: e.Credentials}
+	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, ui: ui, suspend: wish}
+	err = k.run(context.Background(), suspend)
+	ui.end(err)
+	return nil // the front reports it
+}
+
+func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
+	co := k.co
+	if err := co.seize(); err != nil {
+		return err
+	}
+	defer co.letGo()
+	st := &co.State
+	if st.Status == Running || st.Status == Acquiring || st.Status == Releasing {
+		return parcel.NewError(parcel.Busy, "parcel %s: %s", st.Parcel, st.Status)
+	}
+	if err := co.open(); err != nil {
+		return err
+	}
+	if k.rt, err = co.makeRuntime(); err != nil {
+		return err
+	}
+	defer k.rt.remove()
+	if k.s, err = co.openSession(ctx, k.o.Offline); err != nil {
+		return err
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			k.s.close()
+		}
+	}()
+	if err := co.unpackCfg(ctx, k.rt.cfg, k.s.root, k.s.ladder); err != nil {
+		return err
+	}
+	driver, err := vmm.Lookup(k.o.VMM)
+	if err != nil {
+		return err
+	}
+	before := st.Status
+	st.Status, st.Mount = Running, k.rt.mount
+	if err := co.save(); err != nil {
+		return err
+	}
+	mount, err := fusefs.New(k.rt.mount, k.files(), k.stats())
+	if err != nil {
+		st.Status, st.Mount = before, ""
+		co.save()
+		return fmt.Errorf("parcel %s: mount: %w", st.Parcel, err)
+	}
+	watch, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { k.prefetch(watch) })
+	wg.Go(func() { k.watchLock(watch) })
+	trace := k.recordTrace(watch)
+	if k.s.srv != nil {
+		k.s.srv.OnOutage(k.outage)
+	}
+
+	m := co.machine(k.rt, &k.o)
+	m.Say = k.ui.Say
+	if k.s.images[keyring.Memory] != nil {
+		m.Pages = pages{k}
+	}
+	out, runErr := driver.Run(ctx, m, suspend)
+
+	stop()
+	wg.Wait()
+	mountErr := mount.Close()
+	k.keepStats()
+	if err := k.settle(driver.Name(), before, out, runErr, trace()); err != nil {
+		return err
+	}
+	closed = true
+	if err := k.s.close(); err != nil {
+		return err
+	}
+	if err := co.tidy(); err != nil {
+		return err
+	}
+	if runErr != nil {
+		return driverError(st.Parcel, runErr)
+	}
+	return mountErr
+}
+
+// settle writes down what the run has left: the overlays durable, the VMM's
+// files kept, then the record.
+func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr error, trace []byte) error {
+	co, st := k.co, &k.co.State
+	ctx := context.Background()
+	for _, name := range imageNames {
+		sd := k.s.images[name]
+		if sd == nil {
+			continue
+		}
+		var err error
+		if name == keyring.Memory && out.Suspended {
+			err = sd.image.EndSave(ctx)
+		} else {
+			err = sd.image.Flush(ctx)
+		}
+		if err == nil {
+			err = sd.image.Tainted()
+		}
+		if err != nil && st.Damaged == "" {
+			st.Damaged = fmt.Sprintf("%s: %v", name, err)
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	wrote := !k.s.images[keyring.Disk].overlay.Empty()
+	switch {
+	case out.Suspended:
+		if trace != nil {
+			if err := os.WriteFile(filepath.Join(k.rt.cfg, traceFile), trace, 0o600); err != nil {
+				return err
+			}
+		}
+		if err := co.packCfg(k.rt.cfg); err != nil {
+			return err
+		}
+		st.Status, st.Modified, st.Memory, st.Requires = Suspended, true, driver, out.Requires
+	case runErr != nil && st.Memory != "":
+		// It ended before the guest wrote anything: the memory image still
+		// goes with the disk.
+		st.Status = before
+	default:
+		gone := st.Memory != "" || k.s.root.Suspended != ""
+		if gone || wrote {
+			st.Modified = true
+		}
+		st.Memory, st.Requires = "", nil
+		if !st.Modified {
+			st.Status = CheckedOut
+			break
+		}
+		st.Status = Suspended
+		if err := co.packCfg(k.rt.cfg); err != nil {
+			return err
+		}
+	}
+	st.Mount = ""
+	if err := co.save(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// giveUpMemory notes, durably and before it happens, that the memory image
+// the run began from no longer goes with the parcel.
+func (k *keeper) giveUpMemory() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	st := &k.co.State
+	if st.Modified && st.Memory == "" {
+		return nil
+	}
+	st.Modified, st.Memory = true, ""
+	return k.co.save()
+}
+
+// pages is what the driver saves memory through.
+type pages struct{ k *keeper }
+
+func (p pages) BeginSave() (err error) {
+	p.k.saving.Do(func() { err = p.k.giveUpMemory() })
+	if err != nil {
+		return err
+	}
+	return p.k.s.images[keyring.Memory].image.BeginSave()
+}
+
+func (p pages) Asked(off int64, n int) bool {
+	return p.k.s.images[keyring.Memory].image.Asked(off, n)
+}
+
+func (p pages) WriteAt(b []byte, off int64) (int, error) {
+	return p.k.s.images[keyring.Memory].image.Pages().WriteAt(b, off)
+}
+
+// guarded is an image whose first write is noted before it is made.
+type guarded struct {
+	*image.Image
+	k *keeper
+}
+
+func (g guarded) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
+	var err error
+	g.k.writing.Do(func() { err = g.k.giveUpMemory() })
+	if err != nil {
+		return 0, err
+	}
+	return g.Image.WriteAt(ctx, p, off)
+}
+
+// files is what the mount shows.
+func (k *keeper) files() map[string]fusefs.Image {
+	files := make(map[string]fusefs.Image)
+	for name, sd := range k.s.images {
+		files[name] = guarded{sd.image, k}
+	}
+	return files
+}
+
+// lockPoll is how often a running parcel's lock is looked at: a thief is
+// noticed within a minute, and ls shows the last contact.
+const lockPoll = 30 * time.Second
+
+func (k *keeper) watchLock(ctx context.Context) {
+	if k.s.srv == nil {
+		return
+	}
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		_, err := k.s.srv.CheckLock(ctx, k.co.State.Parcel, k.co.nonceText())
+		if errors.Is(err, parcel.ErrNotHolder) {
+			k.mu.Lock()
+			err = k.co.lost(err)
+			k.mu.Unlock()
+			k.ui.Warn("%v", err)
+			k.ui.Warn("parcel %s: it goes on running, and its work stays on this host; it cannot be checked in over the new holder's", k.co.State.Parcel)
+			return
+		}
+	}
+}
+
+// outage tells the user that the guest waits, and that it goes on.
+func (k *keeper) outage(down bool, err error) {
+	if down {
+		k.ui.Warn("parcel %s: no connection (%v); the guest waits for what it lacks", k.co.State.Parcel, err)
+		return
+	}
+	k.ui.Say("parcel %s: connected again", k.co.State.Parcel)
+}
+
+// driverError gives a driver's error its kind.
+func driverError(name string, err error) error {
+	var pe *parcel.Error
+	var exit *vmm.ExitError
+	switch {
+	case errors.As(err, &pe):
+		return err
+	case errors.As(err, &exit):
+		return &parcel.Error{Kind: parcel.Kind(exit.Status), Msg: fmt.Sprintf("parcel %s: %v", name, err)}
+	case errors.Is(err, vmm.ErrNotRunnable):
+		return parcel.NewError(parcel.Unrunnable, "parcel %s: %v", name, err)
+	case errors.Is(err, vmm.ErrUnknown), errors.Is(err, vmm.ErrOption):
+		return parcel.NewError(parcel.Usage, "parcel %s: %v", name, err)
+	}
+	return fmt.Errorf("parcel %s: %w", name, err)
+}

@@ -1,0 +1,114 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"isr/client/fetch"
+	"isr/store/keyring"
+	"isr/store/seal"
+)
+
+// traceTime is how long after a resume first touches are recorded, and
+// maxTrace how many: what a guest wants to get going, not what it does all day.
+const (
+	traceTime = 30 * time.Second
+	maxTrace  = 8192
+)
+
+// prefetchWorkers is how many chunks are read ahead at a time.
+const prefetchWorkers = 16
+
+// recordTrace takes down the order of first touches until traceTime has
+// passed. The returned function ends it and gives the file's content.
+func (k *keeper) recordTrace(ctx context.Context) func() []byte {
+	var mu sync.Mutex
+	var trace []byte
+	taken := false
+	take := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !taken {
+			taken, trace = true, k.touched()
+		}
+	}
+	go func() {
+		t := time.NewTimer(traceTime)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			take()
+		case <-ctx.Done():
+		}
+	}()
+	return func() []byte {
+		take()
+		return trace
+	}
+}
+
+// traceOrder is the order of images in a trace: a guest runs before it reads
+// its disk.
+var traceOrder = []string{keyring.Memory, keyring.Disk}
+
+// touched is the first touches so far.
+func (k *keeper) touched() []byte {
+	var b bytes.Buffer
+	for _, name := range traceOrder {
+		sd := k.s.images[name]
+		if sd == nil {
+			continue
+		}
+		for i, n := range sd.image.Trace() {
+			if i == maxTrace {
+				break
+			}
+			fmt.Fprintf(&b, "%s %d\n", name, n)
+		}
+	}
+	return b.Bytes()
+}
+
+// prefetch reads ahead what the last resume touched, in that order. It helps,
+// and is not needed: its errors are nobody's.
+func (k *keeper) prefetch(ctx context.Context) {
+	p, err := os.ReadFile(filepath.Join(k.rt.cfg, traceFile))
+	if err != nil {
+		return
+	}
+	ctx = fetch.WithClass(ctx, fetch.Prefetch)
+	for _, name := range traceOrder {
+		k.s.ladder.Prefetch(wantedFor(ctx, name), k.traced(ctx, name, p), prefetchWorkers, nil)
+	}
+}
+
+// traced is the tags of the chunks of one image that a trace names.
+func (k *keeper) traced(ctx context.Context, image string, trace []byte) iter.Seq[seal.Tag] {
+	return func(yield func(seal.Tag) bool) {
+		lines := bufio.NewScanner(bytes.NewReader(trace))
+		for lines.Scan() {
+			name, num, _ := strings.Cut(lines.Text(), " ")
+			n, err := strconv.ParseInt(num, 10, 64)
+			sd := k.s.images[name]
+			if err != nil || name != image || sd == nil || n < 0 || n >= sd.pristine.Chunks() {
+				continue
+			}
+			ref, err := sd.tree.Ref(ctx, n)
+			if err != nil {
+				return
+			}
+			if !ref.IsNil() && !yield(ref.Tag) {
+				return
+			}
+		}
+	}
+}

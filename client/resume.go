@@ -1,0 +1,248 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"isr/client/remote"
+	"isr/client/vmm"
+	"isr/store/parcel"
+)
+
+// ResumeOptions are what a resume may be asked for.
+type ResumeOptions struct {
+	VMM        string            // "" = the parcel's
+	Options    map[string]string // for the driver
+	Fullscreen bool
+	Offline    bool // never touch the network
+	Rollback   int
+}
+
+// errand is what the keeper is told at its start, over a socket: it never
+// reaches a disk, a command line or an environment.
+type errand struct {
+	Dir, Host, Home, Server, User string
+	Batch                   bool
+	Limit                   remote.Limit
+	Quota                   int64
+	SSH                     map[string]string
+	Checkout                string // its directory
+	Key                     []byte // the checkout's key
+	Credentials             *remote.Credentials
+	Resume                  ResumeOptions
+}
+
+// event is what the keeper tells the isr in front of it.
+type event struct {
+	Say      string
+	Warn     bool
+	Progress *progressEvent
+	Done     bool
+	Kind     parcel.Kind // with Done: of the error, 0 if there was none
+	Hint     string
+}
+
+type progressEvent struct {
+	ID          int
+	What, Unit  string
+	Done, Total int64
+	End         bool
+}
+
+// Resume checks a parcel out if it must and runs it, until its guest powers
+// off or it is suspended: by an interrupt, by its window closing, or by this
+// process losing its terminal. The parcel is run by a keeper, which outlives
+// this process long enough to suspend it.
+func (c *Client) Resume(ctx context.Context, name string, o ResumeOptions) error {
+	co, err := c.toResume(ctx, name, o)
+	if err != nil {
+		return err
+	}
+	if err := co.seize(); err != nil {
+		return err
+	}
+	// The keeper takes the lock over; whoever comes between is an error there.
+	err = co.prepare(ctx, &o)
+	co.letGo()
+	if err != nil {
+		return err
+	}
+	return c.keep(co, o)
+}
+
+func (c *Client) toResume(ctx context.Context, name string, o ResumeOptions) (*Checkout, error) {
+	if o.Offline {
+		co, err := c.Find(name)
+		if err != nil {
+			return nil, err
+		}
+		if co.State.Status == Acquiring || co.State.Status == Releasing {
+			return nil, parcel.NewError(parcel.Unreachable, "parcel %s: not wholly here", name).
+				WithHint("connect and run isr checkout -d %s", name)
+		}
+		return co, nil
+	}
+	return c.Checkout(ctx, name, CheckoutOptions{Rollback: o.Rollback, Run: true, VMM: o.VMM, Options: o.Options})
+}
+
+// vmmOf is the driver that a parcel is run with if no other is asked for.
+func vmmOf(cfg *parcel.Config) string {
+	if cfg.VMM == "" {
+		return "qemu"
+	}
+	return cfg.VMM
+}
+
+// prepare does what must be known to work before a keeper starts.
+func (co *Checkout) prepare(ctx context.Context, o *ResumeOptions) error {
+	if co.State.Status == Acquiring || co.State.Status == Releasing {
+		return parcel.NewError(parcel.Busy, "parcel %s: being checked out or in by another isr", co.State.Parcel)
+	}
+	if err := co.recover(ctx); err != nil {
+		return err
+	}
+	if err := co.unlock(ctx); err != nil {
+		return err
+	}
+	if o.VMM == "" {
+		o.VMM = vmmOf(co.cfg)
+	}
+	if err := co.client.canRun(ctx, co.machine(runtime{}, o), o.VMM); err != nil {
+		return err
+	}
+	if o.Offline {
+		return nil
+	}
+	srv, err := co.client.server(co.State.Server, co.State.User)
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+	return co.checkLock(ctx, srv)
+}
+
+// machine is what a driver is told of the parcel. o may be nil.
+func (co *Checkout) machine(rt runtime, o *ResumeOptions) *vmm.Machine {
+	st := &co.State
+	m := &vmm.Machine{Name: st.User + "/" + st.Parcel, UUID: st.UUID, CfgDir: rt.cfg, RunDir: rt.run,
+		CacheDir: co.client.cacheDir(), Suspended: st.Memory, Requires: st.Requires,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Say: co.client.UI.Say}
+	if co.cfg != nil {
+		m.DiskSize, m.MemorySize = co.cfg.DiskSize, co.cfg.MemSize
+	}
+	if rt.mount != "" {
+		m.Disk, m.Memory = rt.mount+"/disk", rt.mount+"/memory"
+	}
+	if o != nil {
+		m.Options, m.Fullscreen = o.Options, o.Fullscreen
+	}
+	return m
+}
+
+// keep starts the keeper and stands in front of it: shows what it says, and
+// passes on the wish to suspend. If this process dies the keeper sees the
+// socket close and suspends.
+func (c *Client) keep(co *Checkout, o ResumeOptions) error {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	here, there := os.NewFile(uintptr(fds[0]), "keeper"), os.NewFile(uintptr(fds[1]), "keeper")
+	conn, err := net.FileConn(here)
+	here.Close()
+	if err != nil {
+		there.Close()
+		return err
+	}
+	defer conn.Close()
+	cmd := exec.Command(c.Program, "keeper", co.State.Parcel)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{there}
+	// A group of its own: ctrl-c reaches us, and we ask it to suspend.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	defer reclaimTerminal()()
+	if err := cmd.Start(); err != nil {
+		there.Close()
+		return err
+	}
+	there.Close()
+	defer cmd.Wait()
+	enc := json.NewEncoder(conn)
+	if err := enc.Encode(errand{Dir: c.Dir, Host: c.Host, Home: c.Home, Server: co.State.Server, User: co.State.User, Batch: c.Batch,
+		Limit: c.Limit, Quota: c.Quota, SSH: c.SSH, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o}); err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case <-signals:
+				enc.Encode(command{Suspend: true})
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return c.follow(json.NewDecoder(conn), co)
+}
+
+// follow shows the keeper's events until its last.
+func (c *Client) follow(dec *json.Decoder, co *Checkout) error {
+	shown := make(map[int]Progress)
+	for {
+		var e event
+		if err := dec.Decode(&e); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+				return parcel.NewError(parcel.Failed, "parcel %s: its keeper died", co.State.Parcel).
+					WithHint("run isr resume %s again: what the guest flushed is kept", co.State.Parcel)
+			}
+			return fmt.Errorf("keeper: %w", err)
+		}
+		switch {
+		case e.Progress != nil:
+			p := shown[e.Progress.ID]
+			if p == nil {
+				p = c.UI.Progress(e.Progress.What, e.Progress.Unit, e.Progress.Total)
+				shown[e.Progress.ID] = p
+			}
+			p.Set(e.Progress.Done, e.Progress.Total)
+			if e.Progress.End {
+				p.Done()
+				delete(shown, e.Progress.ID)
+			}
+		case e.Done && e.Kind == 0:
+			return nil
+		case e.Done:
+			return &parcel.Error{Kind: e.Kind, Msg: e.Say, Hint: e.Hint}
+		case e.Warn:
+			c.UI.Warn("%s", e.Say)
+		default:
+			c.UI.Say("%s", e.Say)
+		}
+	}
+}
+
+// reclaimTerminal gives the terminal back to this process's group after a
+// shell in the keeper has had it.
+func reclaimTerminal() func() {
+	fd := int(os.Stdin.Fd())
+	if !term.IsTerminal(fd) {
+		return func() {}
+	}
+	signal.Ignore(syscall.SIGTTOU)
+	return func() { foreground(fd) }
+}

@@ -1,0 +1,308 @@
+package client
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/gofrs/flock"
+	"golang.org/x/crypto/ssh"
+
+	"isr/client/hoard"
+	"isr/client/remote"
+	"isr/client/wrap"
+	"isr/store/atomicfile"
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// Status is where a checkout stands between two commands.
+type Status string
+
+// The states. DESIGN's damaged and orphaned are marks beside these: a parcel
+// of any state may become so, and keeps its work.
+const (
+	Acquiring  Status = "acquiring"   // the lock is asked for; nothing is here yet
+	CheckedOut Status = "checked out" // pristine
+	Running    Status = "running"     // a keeper has it; if none lives, it died
+	Suspended  Status = "suspended"   // modified here since checkout or sync
+	Staged     Status = "staged"      // modified, sealed, ready to commit as Commit
+	Releasing  Status = "releasing"   // committed or given up; the lock goes back
+)
+
+// State is the record of a checkout, the file state. It is replaced whole.
+type State struct {
+	Status      Status
+	Server      string // as typed: [LOGIN@]HOST[:PORT]
+	User        string // owner, as parcel.cfg says
+	Parcel      string
+	UUID        string
+	Acquisition string // what the lock was asked for with
+	Version     int    // the version that is pristine here
+	Modified    bool   // something differs from it
+	Memory      string // VMM whose memory image belongs to the state; "" = powered off
+	Requires    map[string]string
+	Orphaned    string // who took the lock, if it was taken
+	Damaged     string // what is wrong, if something is
+	Mount       string // directory of the running parcel's mount
+	Offline     bool   // keep hoarded, memory too
+
+	pristine seal.Ref // keyroot of Version
+	staged   seal.Ref // keyroot of what is staged
+	secret   []byte   // convergence secret
+	box      []byte   // the three above, under the checkout's key
+}
+
+// boxed is the plaintext of the record's secret part.
+type boxed struct {
+	Pristine seal.Ref `json:"pristine"`
+	Staged   seal.Ref `json:"staged"`
+	Secret   string   `json:"secret"`
+}
+
+// Checkout is a parcel on this host.
+type Checkout struct {
+	Dir    string // ~/.isr/NAME
+	State  State
+	client *Client
+	key    []byte // the checkout's key, once unlocked
+	lock   *flock.Flock
+	cfg    *parcel.Config // once opened
+}
+
+const boxLabel = "state"
+
+func (co *Checkout) path(elem ...string) string {
+	return filepath.Join(append([]string{co.Dir}, elem...)...)
+}
+
+// load reads the record.
+func (co *Checkout) load() error {
+	p, err := os.ReadFile(co.path("state"))
+	if err != nil {
+		return err
+	}
+	r, err := parcel.ParseRecord(p)
+	if err != nil {
+		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)
+	}
+	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
+		Parcel: r.Get("PARCEL"), UUID: r.Get("UUID"), Acquisition: r.Get("ACQUISITION"),
+		Modified: r.Get("MODIFIED") == "yes", Memory: r.Get("MEMORY"), Orphaned: r.Get("ORPHANED"),
+		Damaged: r.Get("DAMAGED"), Mount: r.Get("MOUNT"), Offline: r.Get("OFFLINE") == "yes"}
+	if st.Version, err = strconv.Atoi(r.Get("VERSION")); err != nil {
+		return fmt.Errorf("checkout %s: state: VERSION: %w", co.Dir, err)
+	}
+	if v := r.Get("REQUIRES"); v != "" {
+		if err := json.Unmarshal([]byte(v), &st.Requires); err != nil {
+			return fmt.Errorf("checkout %s: state: REQUIRES: %w", co.Dir, err)
+		}
+	}
+	if st.box, err = base64.StdEncoding.DecodeString(r.Get("KEYS")); err != nil {
+		return fmt.Errorf("checkout %s: state: KEYS: %w", co.Dir, err)
+	}
+	switch st.Status {
+	case Acquiring, CheckedOut, Running, Suspended, Staged, Releasing:
+	default:
+		return fmt.Errorf("checkout %s: state: STATUS %q", co.Dir, st.Status)
+	}
+	st.pristine, st.staged, st.secret = co.State.pristine, co.State.staged, co.State.secret
+	co.State = st
+	if co.key != nil {
+		return co.unbox()
+	}
+	return nil
+}
+
+// save replaces the record, durably. All that goes before it must be durable
+// first: the record is what makes a step done.
+func (co *Checkout) save() error {
+	st := &co.State
+	yes := map[bool]string{true: "yes", false: "no"}
+	if co.key != nil && !st.pristine.IsNil() {
+		p, err := json.Marshal(boxed{st.pristine, st.staged, hex.EncodeToString(st.secret)})
+		if err != nil {
+			return err
+		}
+		st.box = wrap.Seal(co.key, p, boxLabel)
+	}
+	requires, err := json.Marshal(st.Requires)
+	if err != nil {
+		return err
+	}
+	r := parcel.Record{{Key: "STATUS", Value: string(st.Status)}, {Key: "SERVER", Value: st.Server},
+		{Key: "USER", Value: st.User}, {Key: "PARCEL", Value: st.Parcel}, {Key: "UUID", Value: st.UUID},
+		{Key: "ACQUISITION", Value: st.Acquisition}, {Key: "VERSION", Value: strconv.Itoa(st.Version)},
+		{Key: "MODIFIED", Value: yes[st.Modified]}, {Key: "MEMORY", Value: st.Memory},
+		{Key: "REQUIRES", Value: string(requires)}, {Key: "ORPHANED", Value: parcel.Clean(st.Orphaned)},
+		{Key: "DAMAGED", Value: parcel.Clean(st.Damaged)}, {Key: "MOUNT", Value: st.Mount},
+		{Key: "OFFLINE", Value: yes[st.Offline]}, {Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
+	p, err := r.Encode()
+	if err != nil {
+		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)
+	}
+	return atomicfile.Write(co.path("state"), p, 0o600)
+}
+
+// unbox opens the record's secret part with the checkout's key.
+func (co *Checkout) unbox() error {
+	p, err := wrap.Unseal(co.key, co.State.box, boxLabel)
+	if err != nil {
+		return fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	var b boxed
+	if err := json.Unmarshal(p, &b); err != nil {
+		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)
+	}
+	co.State.pristine, co.State.staged = b.Pristine, b.Staged
+	co.State.secret, err = hex.DecodeString(b.Secret)
+	return err
+}
+
+// unlock gets the checkout's key by the user's SSH keys, and opens what it
+// protects.
+func (co *Checkout) unlock(ctx context.Context) error {
+	if co.key == nil {
+		record, err := os.ReadFile(co.path("keys", "keyroot"))
+		if err != nil {
+			return fmt.Errorf("checkout %s: %w", co.Dir, err)
+		}
+		signers, err := co.client.signers(ctx, co.State.Server, co.State.User)
+		if err != nil {
+			return err
+		}
+		if co.key, err = wrap.Open(record, signers); err != nil {
+			return err
+		}
+	}
+	return co.open()
+}
+
+// open reads what the checkout's key protects.
+func (co *Checkout) open() error {
+	if err := co.unbox(); err != nil {
+		return err
+	}
+	p, err := os.ReadFile(co.path("parcel.cfg"))
+	if err != nil {
+		return fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	if co.cfg, err = parcel.ParseConfig(p); err != nil {
+		return fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	co.cfg.Secret = co.State.secret
+	return nil
+}
+
+func (c *Client) signers(ctx context.Context, server, user string) ([]ssh.Signer, error) {
+	t, err := c.target(server, user)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Signers(ctx, t, c.Prompter, c.creds)
+}
+
+// seize takes the parcel's lock on this host, for as long as the process
+// lives or until letGo, and reads the record anew.
+func (co *Checkout) seize() error {
+	l := flock.New(co.path("lock"), flock.SetPermissions(0o600))
+	ok, err := l.TryLock()
+	if err != nil {
+		return fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	if !ok {
+		return co.busy()
+	}
+	// The directory may have been removed, or made again, meanwhile.
+	if !sameFile(co.path("lock"), l) {
+		l.Close()
+		return parcel.NewError(parcel.NoParcel, "parcel %s: no longer checked out", co.State.Parcel)
+	}
+	co.lock = l
+	if err := co.load(); err != nil {
+		co.letGo()
+		return err
+	}
+	return nil
+}
+
+func (co *Checkout) busy() error {
+	e := parcel.NewError(parcel.Busy, "parcel %s: in use by another isr command", co.State.Parcel)
+	if co.State.Status == Running {
+		e = parcel.NewError(parcel.Busy, "parcel %s: running", co.State.Parcel)
+		return e.WithHint("suspend it first: ctrl-c in its isr resume, or close its window")
+	}
+	return e.WithHint("wait for it, or end it")
+}
+
+func (co *Checkout) letGo() {
+	if co.lock != nil {
+		co.lock.Close()
+		co.lock = nil
+	}
+}
+
+// sealer seals and unseals the parcel's objects.
+func (co *Checkout) sealer() seal.Sealer { return co.cfg.Sealer() }
+
+// local is the directory of objects that are sealed here and not committed.
+func (co *Checkout) local() *hoard.Dir { return hoard.NewDir(co.path("hdk", "objects")) }
+
+// nonce is the proof of holding the parcel's lock.
+func (co *Checkout) nonce() (*parcel.Lock, error) {
+	p, err := os.ReadFile(co.path("nonce"))
+	if err != nil {
+		return nil, fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	return parcel.ParseLock(p)
+}
+
+// root opens the root block that ref leads to: from the copy here, or by g.
+func (co *Checkout) root(ctx context.Context, ref seal.Ref, g keyring.Getter) (*keyring.Root, error) {
+	sealed, err := os.ReadFile(co.path("keys", "keyring"))
+	if err != nil || ref.Tag.Verify(sealed) != nil {
+		if sealed, err = g.Get(ctx, ref.Tag); err != nil {
+			return nil, fmt.Errorf("parcel %s: keyring: %w", co.State.Parcel, err)
+		}
+		if err := atomicfile.Write(co.path("keys", "keyring"), sealed, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return keyring.OpenRoot(co.sealer(), ref, sealed)
+}
+
+// remove takes the checkout off this host. The rename makes it vanish at
+// once; what an interruption leaves is swept by the next command.
+func (co *Checkout) remove() error {
+	gone := filepath.Join(co.client.Dir, gonePrefix+parcel.NewID())
+	if err := os.Rename(co.Dir, gone); err != nil {
+		return err
+	}
+	if err := atomicfile.SyncDir(co.client.Dir); err != nil {
+		return err
+	}
+	co.letGo()
+	return os.RemoveAll(gone)
+}
+
+func ownedByMe(fi os.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return !ok || int(st.Uid) == os.Getuid()
+}
+
+// sameFile reports whether the locked file is still the one at path.
+func sameFile(path string, l *flock.Flock) bool {
+	a, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	b, err := l.Stat()
+	return err == nil && os.SameFile(a, b)
+}

@@ -1,0 +1,126 @@
+// Package isr_test holds the policy of the whole tree.
+package isr_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// mayImport is a statement of policy: which packages of this project a package
+// may import. Data flows one way: chunk, seal, keyring, store, wire, hoard,
+// image, VMM. Tests may import more.
+var mayImport = map[string][]string{
+	"store/atomicfile":    {},
+	"store/seal":          {},
+	"store/keyring":       {"store/seal"},
+	"store/parcel":        {"store/keyring", "store/seal"},
+	"store":               {"store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
+	"locksrv/proto":       {"store/parcel", "store/seal"},
+	"locksrv":             {"locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
+	"locksrv/isr-locksrv": {"locksrv", "locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
+	"client/vmm":          {},
+	"client/fusefs":       {},
+	"client/wrap":         {"store/parcel"},
+	"client/fetch":        {"store/parcel", "store/seal"},
+	"client/hoard":        {"store/atomicfile", "store/parcel", "store/seal"},
+	"client/image":        {"store/atomicfile", "store/keyring", "store/seal"},
+	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
+	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
+		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
+	"client/isr": {"client", "client/remote", "client/vmm", "store/parcel"},
+	// For tests, in no program.
+	"client/remote/sshdtest": {},
+	"contrib/guest":          {},
+}
+
+// TestImports opens the files itself, so that its result is never a cached
+// one of a tree that has changed.
+func TestImports(t *testing.T) {
+	seen := make(map[string]bool)
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && name != "." && strings.HasPrefix(d.Name(), ".") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		pkg := path.Dir(filepath.ToSlash(name))
+		allowed, ok := mayImport[pkg]
+		if !ok {
+			t.Errorf("%s: package %s is not in the table of who may import whom", name, pkg)
+			return nil
+		}
+		seen[pkg] = true
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, imp := range f.Imports {
+			p, err := strconv.Unquote(imp.Path.Value)
+			if err != nil {
+				return err
+			}
+			if ours, ok := strings.CutPrefix(p, "isr/"); ok && !contains(allowed, ours) {
+				t.Errorf("%s: %s may not import %s", name, pkg, ours)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pkg := range mayImport {
+		if !seen[pkg] {
+			t.Errorf("package %s is in the table and not in the tree", pkg)
+		}
+	}
+}
+
+func contains(list []string, s string) bool {
+	for _, e := range list {
+		if e == s {
+			return true
+		}
+	}
+	return false
+}
+
+// TestPackageComments: every package says what it is for.
+func TestPackageComments(t *testing.T) {
+	said := make(map[string]bool)
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && name != "." && strings.HasPrefix(d.Name(), ".") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.PackageClauseOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		pkg := path.Dir(filepath.ToSlash(name))
+		said[pkg] = said[pkg] || f.Doc != nil && len(f.Doc.Text()) > 80
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pkg, ok := range said {
+		if !ok {
+			t.Errorf("package %s: no comment says what it is for, what it promises and what it does not", pkg)
+		}
+	}
+}
