@@ -1,155 +1,228 @@
-// Package store lays a realm's parcels out as plain files, and checks what it
-// finds there. It is the server's tree: DESIGN in isr-store(5).
+// Package store keeps a realm's parcels as plain files, on the server: users,
+// locks, versions, objects. isr-store(5) has the tree and every format.
+//
+// It promises that a version is published by one rename, whole and durable,
+// or not at all; that what is visible in a parcel's hdk directory is whole,
+// durable and matches its name; and that whatever is killed in the middle is
+// undone or finished by the next call. Every change to a parcel happens under
+// that parcel's flock, with the nonce checked under the same flock.
+//
+// It authenticates nobody and speaks to no network: that is locksrv's part.
+// It needs Linux 5.8 or later, where syncfs(2) reports failed writes.
 package store
 
 import (
-	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
-	"golang.org/x/crypto/ssh"
+	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
-	"isr/store/keyring"
+	"isr/store/atomicfile"
 	"isr/store/parcel"
-	"isr/store/seal"
 )
 
-var errTodo = errors.New("store: not built yet")
+// Format is the version of the tree, in realm.cfg.
+const Format = 1
 
-// Store is a realm's tree.
-type Store struct{}
-
-// Parcel is one parcel of a Store.
-type Parcel struct{}
-
-// CreateOptions say what a new parcel is like; zero values are defaults.
-type CreateOptions struct {
-	DiskSize, MemSize   int64 // bytes
-	ChunkSize, MemChunk int   // bytes
-	VMM                 string
-	Crypto              seal.Suite
-	Compress            seal.Codec
-	Src                 []string
-	Comment             string
-	Progress            func(done, total int64) // bytes; may be nil
-}
-
-// CommitRequest asks for a new version.
-type CommitRequest struct {
-	Nonce   string
-	Parent  int
-	Keyroot seal.Ref
-	ID      string
-}
-
-// VersionInfo is what is known of one version without opening it.
-type VersionInfo struct {
-	Version   int
-	Time      time.Time // when it was committed, server's clock
-	Host      string
-	Comment   string
-	Parent    int
-	Bytes     int64 // sealed bytes reachable from it and not from its parent
-	Objects   int64 // likewise
-	Suspended string
-	Rollback  int // the version it equals, 0: none
-}
-
-// Severity tells a Problem that makes a store unsound from one that does not.
-type Severity string
-
-// The severities.
+// Names in the tree.
 const (
-	Bad  Severity = "error"
-	Note Severity = "note"
+	realmFile  = "realm.cfg"
+	usersDir   = "users"
+	flockFile  = "flock"
+	configFile = "parcel.cfg"
 )
 
-// Problem is one finding of Check.
-type Problem struct {
-	User, Parcel string
-	Version      int // 0: of the parcel
-	Severity     Severity
-	Msg, Hint    string
+const (
+	dirMode    = 0o700
+	fileMode   = 0o600
+	objectMode = 0o400
+)
+
+// Store is a realm's tree. Its methods are safe for concurrent use, by any
+// number of processes.
+type Store struct {
+	root   string
+	realm  string
+	secret []byte
 }
 
-// CheckOptions choose what Check looks at.
-type CheckOptions struct {
-	User, Parcel string // empty: all
-	Version      int    // 0: all
-	Content      bool   // hash every object too
+// step is called before each step that changes the tree, for tests that kill
+// the process there.
+var step = func(name string) {}
+
+// now is the server's clock, in the resolution of records.
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
+
+// Init makes an empty store in the directory root for a realm of that name,
+// with a new convergence secret, and opens it. parcel.ErrExists if there is
+// one.
+func Init(root, realm string) (*Store, error) {
+	if err := parcel.CheckName(realm); err != nil {
+		return nil, fmt.Errorf("realm: %w", err)
+	}
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(root, usersDir), dirMode); err != nil {
+		return nil, err
+	}
+	if err := atomicfile.SyncDir(filepath.Dir(root)); err != nil {
+		return nil, err
+	}
+	var secret [32]byte
+	rand.Read(secret[:])
+	p, err := parcel.Record{{Key: "NAME", Value: realm}, {Key: "SECRET", Value: hex.EncodeToString(secret[:])},
+		{Key: "FORMAT", Value: strconv.Itoa(Format)}}.Encode()
+	if err != nil {
+		return nil, err
+	}
+	step("realm")
+	err = atomicfile.WriteNew(filepath.Join(root, realmFile), p, fileMode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil, parcel.NewError(parcel.Exists, "store %s: exists", root)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return Open(root)
 }
 
-// CheckSummary counts what Check saw. The store is sound if Errors is 0.
-type CheckSummary struct {
-	Parcels, Versions     int
-	Objects, Bytes, Files int64
-	Errors, Notes         int
+// Open opens the store in the directory root. The error wraps fs.ErrNotExist
+// if there is none.
+func Open(root string) (*Store, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	p, err := os.ReadFile(filepath.Join(root, realmFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", parcel.NewError(parcel.Failed, "store %s: no realm.cfg", root).
+			WithHint("isr-locksrv --root %s user add NAME makes a store", root), fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store %s: %w", root, err)
+	}
+	r, err := parcel.ParseRecord(p)
+	if err != nil {
+		return nil, fmt.Errorf("store %s: realm.cfg: %w", root, err)
+	}
+	if f := r.Get("FORMAT"); f != strconv.Itoa(Format) {
+		return nil, fmt.Errorf("store %s: format %q: this program reads %d", root, f, Format)
+	}
+	s := &Store{root: root, realm: r.Get("NAME")}
+	if s.secret, err = hex.DecodeString(r.Get("SECRET")); err != nil {
+		return nil, fmt.Errorf("store %s: realm.cfg: SECRET: %w", root, err)
+	}
+	return s, nil
 }
 
-// Staged is an object being put.
-type Staged struct{}
+// Realm is the name of the realm.
+func (s *Store) Realm() string { return s.realm }
 
-func (w *Staged) WriteAt(p []byte, off int64) (int, error) { return 0, errTodo }
+// Root is the store's directory, absolute.
+func (s *Store) Root() string { return s.root }
 
-// Close verifies the object and keeps it; parcel.ErrDamaged if it is not what
-// its name says.
-func (w *Staged) Close() error { return errTodo }
-
-// Abort forgets it; after Close it does nothing.
-func (w *Staged) Abort() {}
-
-func Init(root, realm string) (*Store, error) { return nil, errTodo }
-func Open(root string) (*Store, error)        { return nil, errTodo }
-
-func (s *Store) Realm() string                                 { return "" }
-func (s *Store) Users() ([]string, error)                      { return nil, errTodo }
-func (s *Store) AddUser(name string, keys []string) error      { return errTodo }
-func (s *Store) AddKeys(name string, keys []string) error      { return errTodo }
-func (s *Store) DelUser(name string) error                     { return errTodo }
-func (s *Store) UserOfKey(key ssh.PublicKey) (string, error)   { return "", errTodo }
-func (s *Store) UserDirs(user string) (lock, content string)   { return "", "" }
-func (s *Store) Parcels(user string) ([]string, error)         { return nil, errTodo }
-func (s *Store) Parcel(user, name string) (*Parcel, error)     { return nil, errTodo }
-func (s *Store) DelParcel(user, name string, force bool) error { return errTodo }
-func (s *Store) Create(ctx context.Context, user, name string, o CreateOptions) (*Parcel, error) {
-	return nil, errTodo
-}
-func (s *Store) Import(ctx context.Context, user, name, image string, o CreateOptions) (*Parcel, error) {
-	return nil, errTodo
-}
-func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName string) (*Parcel, error) {
-	return nil, errTodo
-}
-func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) (CheckSummary, error) {
-	return CheckSummary{}, errTodo
+// lockFile takes the flock of the file name, waiting for it. The file may be
+// removed with its directory while we wait: then its successor is taken, or
+// the error is fs.ErrNotExist.
+func lockFile(name string, shared bool) (unlock func(), err error) {
+	for {
+		l := flock.New(name, flock.SetPermissions(fileMode))
+		take := l.Lock
+		if shared {
+			take = l.RLock
+		}
+		if err := take(); err != nil {
+			return nil, err
+		}
+		same, err := isFile(l, name)
+		if same {
+			return func() { l.Close() }, nil
+		}
+		l.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
-func (p *Parcel) User() string                    { return "" }
-func (p *Parcel) Name() string                    { return "" }
-func (p *Parcel) Config() (*parcel.Config, error) { return nil, errTodo }
-func (p *Parcel) ConfigFile() ([]byte, error)     { return nil, errTodo }
-func (p *Parcel) Keyroot(v int) (seal.Ref, error) { return seal.Ref{}, errTodo }
-func (p *Parcel) Versions(n int) ([]VersionInfo, error) {
-	return nil, errTodo
+// tryLockFile is lockFile without waiting; unlock is nil if another has it.
+func tryLockFile(name string) (unlock func(), err error) {
+	l := flock.New(name, flock.SetPermissions(fileMode))
+	got, err := l.TryLock()
+	if err != nil || !got {
+		return nil, err
+	}
+	if same, err := isFile(l, name); !same {
+		l.Close()
+		return nil, err
+	}
+	return func() { l.Close() }, nil
 }
-func (p *Parcel) Root(ctx context.Context, v int) (*keyring.Root, error) { return nil, errTodo }
-func (p *Parcel) Holder() (*parcel.Lock, error)                          { return nil, errTodo }
-func (p *Parcel) LastReleased() (*parcel.Lock, error)                    { return nil, errTodo }
-func (p *Parcel) Acquire(user, host, acquisition string) (*parcel.Lock, error) {
-	return nil, errTodo
+
+// isFile reports whether the locked file is still the one called name.
+func isFile(l *flock.Flock, name string) (bool, error) {
+	held, err := l.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Stat(name)
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(held, there), nil
 }
-func (p *Parcel) Release(nonce string, force bool) (*parcel.Lock, error) { return nil, errTodo }
-func (p *Parcel) CheckLock(nonce string) (*parcel.Lock, error)           { return nil, errTodo }
-func (p *Parcel) Has(tag seal.Tag) (bool, error)                         { return false, errTodo }
-func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error)              { return nil, errTodo }
-func (p *Parcel) Stage(tag seal.Tag) (*Staged, error)                    { return nil, errTodo }
-func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (int, error) {
-	return 0, errTodo
+
+// syncfs makes everything on dir's file system durable: thousands of objects
+// at the price of one. After an error none of it is to be trusted.
+func syncfs(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return &fs.PathError{Op: "syncfs", Path: dir, Err: err}
+	}
+	return nil
 }
-func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (int, error) { return 0, errTodo }
-func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(done, total int64)) error {
-	return errTodo
+
+// isTemp reports whether name is a leftover or work in progress.
+func isTemp(name string) bool { return strings.HasPrefix(name, atomicfile.TempPrefix) }
+
+// removeTemps removes the leftovers of killed writers in dir. The caller
+// holds the flock that all writers there hold.
+func removeTemps(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if isTemp(e.Name()) {
+			os.RemoveAll(filepath.Join(dir, e.Name()))
+		}
+	}
 }
-func (p *Parcel) ContentDir() string { return "" }
-func (p *Parcel) LockDir() string    { return "" }
+
+// subdirs are the names of the directories in dir, sorted, dot names left
+// out; none if dir does not exist.
+func subdirs(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && e.Name()[0] != '.' {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}

@@ -1,0 +1,446 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+
+	"isr/store/atomicfile"
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// CommitRequest asks for a new version.
+type CommitRequest struct {
+	Nonce   string
+	Parent  int      // the head it was made from
+	Keyroot seal.Ref // of its root block, which is staged
+	ID      string   // the same ID is answered with the same version
+}
+
+// Commit makes the version that r.Keyroot leads to the head, and returns its
+// number, once all of it is there, intact and durable.
+//
+// The same ID again gets the same number, whatever became of the lock since.
+// Otherwise parcel.ErrNotHolder if r.Nonce does not prove holding the parcel,
+// parcel.ErrConflict if r.Parent is not the head, parcel.ErrNoObject naming
+// the first object that is lacking: then nothing has happened, and those that
+// isr_missing names may be put and the commit repeated.
+func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err error) {
+	if r.Keyroot.IsNil() || r.ID == "" || r.Parent < 1 {
+		return 0, p.errorf(parcel.Usage, "commit without keyroot, parent or id")
+	}
+	err = p.exclusive(func() error {
+		head, cfg, err := p.published(0)
+		if err != nil {
+			return err
+		}
+		if number, err = p.committed(r, cfg.Version); number > 0 || err != nil {
+			if number > 0 {
+				p.repair(cfg, head)
+			}
+			return err
+		}
+		lock, err := p.holding(r.Nonce)
+		if err != nil {
+			return err
+		}
+		if r.Parent != cfg.Version {
+			return p.errorf(parcel.Conflict, "version %d is the head, not %d", cfg.Version, r.Parent)
+		}
+		rec := &version{keyroot: r.Keyroot, commit: r.ID}
+		number, err = p.advance(ctx, cfg, head, rec, lock)
+		return err
+	})
+	return number, err
+}
+
+// committed is the version that r asked for, if it was published before; else
+// 0. Parent itself is looked at too: only that is sure to be there.
+func (p *Parcel) committed(r CommitRequest, head int) (int, error) {
+	for v := head; v >= r.Parent && v > 0; v-- {
+		rec, err := p.version(v)
+		if errors.Is(err, parcel.ErrNoVersion) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		if rec.commit != r.ID {
+			continue
+		}
+		if rec.keyroot != r.Keyroot {
+			return 0, p.errorf(parcel.Conflict, "commit id %s is version %d's, which is another one", r.ID, v)
+		}
+		return v, nil
+	}
+	return 0, nil
+}
+
+// Rollback makes a new version that equals version v, and returns its number:
+// one record, nothing is copied. If the head equals v already, that is it.
+func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (number int, err error) {
+	err = p.exclusive(func() error {
+		head, cfg, err := p.published(0)
+		if err != nil {
+			return err
+		}
+		lock, err := p.holding(nonce)
+		if err != nil {
+			return err
+		}
+		old, _, err := p.published(v)
+		if err != nil {
+			return err
+		}
+		if old.keyroot == head.keyroot {
+			number = cfg.Version
+			p.repair(cfg, head)
+			return nil
+		}
+		rec := &version{keyroot: old.keyroot, commit: parcel.NewID()}
+		rec.Rollback = v
+		number, err = p.advance(ctx, cfg, head, rec, lock)
+		return err
+	})
+	return number, err
+}
+
+// advance verifies that all of rec's version is there, makes it durable and
+// publishes it after the head. The caller has the flock, and found lock to be
+// the holder's.
+func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *version, lock *parcel.Lock) (int, error) {
+	root, err := p.openRoot(ctx, cfg, rec.keyroot)
+	if err != nil {
+		return 0, err
+	}
+	if _, ok := root.Image(keyring.Disk); !ok {
+		return 0, p.errorf(parcel.Usage, "root block names no disk")
+	}
+	parent, err := p.openRoot(ctx, cfg, head.keyroot)
+	if err != nil {
+		parent = new(keyring.Root) // what it leads to is not taken for granted
+	}
+	found, err := p.verify(ctx, cfg, parent, root, head.keyroot, rec.keyroot)
+	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, seal.ErrCorrupt) {
+		// Perhaps only the parent is damaged, which must not keep its holder
+		// from saving what she has: the new version is verified by itself.
+		found, err = p.verify(ctx, cfg, new(keyring.Root), root, seal.Ref{}, rec.keyroot)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if err := p.unstage(found.staged); err != nil {
+		return 0, err
+	}
+	rec.Version, rec.Parent, rec.Time = cfg.Version+1, cfg.Version, now()
+	rec.Host, rec.Epoch = lock.Host, lock.Epoch
+	rec.Comment, rec.Suspended = parcel.Clean(root.Comment), parcel.Clean(root.Suspended)
+	rec.Objects, rec.Bytes = int64(len(found.seen)), found.bytes
+	if rec.Rollback > 0 {
+		rec.Comment, rec.Objects, rec.Bytes = fmt.Sprintf("rollback to version %d", rec.Rollback), 0, 0
+	}
+	if err := p.publish(cfg, rec, root); err != nil {
+		return 0, err
+	}
+	p.clearStaged()
+	return rec.Version, nil
+}
+
+// found is what verify saw.
+type found struct {
+	seen   map[seal.Tag]int // level of each object that is new
+	staged []seal.Tag       // those that wait in staging, verified
+	bytes  int64            // of all in seen
+}
+
+// verify finds every object that is reachable from root and not from parent,
+// and hashes those in staging. What is in hdk was hashed when it came there.
+func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *keyring.Root, parentKeyroot, keyroot seal.Ref) (*found, error) {
+	f := &found{seen: make(map[seal.Tag]int)}
+	// see notes one object; again says that it was seen on that level before.
+	see := func(level int, ref seal.Ref) (again bool, err error) {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		if l, ok := f.seen[ref.Tag]; ok {
+			return l == level, nil
+		}
+		_, size, staged, err := p.where(ref.Tag)
+		if err != nil {
+			return false, err
+		}
+		f.seen[ref.Tag] = level
+		f.bytes += size
+		if staged {
+			f.staged = append(f.staged, ref.Tag)
+		}
+		return false, nil
+	}
+	for _, pair := range [][2]seal.Ref{{parentKeyroot, keyroot}, {parent.Cfg, root.Cfg}} {
+		if old, ref := pair[0], pair[1]; ref != old && !ref.IsNil() {
+			if _, err := see(0, ref); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, im := range root.Images {
+		old, ok := parent.Image(im.Name)
+		if !ok {
+			old = keyring.NewImage(im.Name, im.Size, im.ChunkSize)
+		}
+		err := keyring.Diff(ctx, cfg.Sealer(), getter{p}, old, im, func(level int, n int64, _, ref seal.Ref) error {
+			if ref.IsNil() {
+				return keyring.SkipBelow
+			}
+			again, err := see(level, ref)
+			if again {
+				return keyring.SkipBelow
+			}
+			return err
+		})
+		if err != nil {
+			return nil, p.wrap(err)
+		}
+	}
+	return f, p.verifyStaged(ctx, f.staged)
+}
+
+// getter gets the blocks of a version that verify looks at. It has seen that
+// the new version's are there, so one that is missing is damage to the old.
+type getter struct{ p *Parcel }
+
+func (g getter) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
+	b, err := g.p.Get(ctx, tag)
+	if errors.Is(err, parcel.ErrNoObject) {
+		err = g.p.errorf(parcel.Damaged, "object %s: is missing", tag)
+	}
+	return b, err
+}
+
+// verifyStaged hashes objects in the staging area, where a crash may have
+// left anything. What is not as its name says is removed, to be put again.
+func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
+	bad := make([]error, len(tags))
+	err := parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
+		path := filepath.Join(p.staging(), tag.String())
+		err := verifyObject(path, tag)
+		if errors.Is(err, parcel.ErrDamaged) {
+			bad[i] = p.errorf(parcel.NoObject, "object %s: came damaged", tag)
+			err = os.Remove(path)
+		}
+		return err
+	})
+	if err != nil {
+		return p.wrap(err)
+	}
+	for _, err := range bad {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unstage moves verified objects from staging to hdk, durable before they are
+// visible there.
+func (p *Parcel) unstage(tags []seal.Tag) error {
+	if len(tags) == 0 {
+		return nil
+	}
+	step("sync")
+	if err := syncfs(p.content); err != nil {
+		// The kernel may take for clean what it failed to write: from here on
+		// no hash of a staged object proves that it is on disk.
+		p.clearStaging()
+		return p.wrap(err)
+	}
+	for _, tag := range tags {
+		step("move")
+		from, to := filepath.Join(p.staging(), tag.String()), filepath.Join(p.hdk(), objectName(tag))
+		err := os.Rename(from, to)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = os.MkdirAll(filepath.Dir(to), dirMode); err == nil {
+				err = os.Rename(from, to)
+			}
+		}
+		if err != nil {
+			return p.wrap(err)
+		}
+	}
+	return nil
+}
+
+// publish makes rec the head: its objects are in hdk. The rename of
+// parcel.cfg is the one instant before which there is nothing, and after
+// which there is all.
+func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) error {
+	step("directory")
+	if err := p.writeVersionDir(rec, root); err != nil {
+		return p.wrap(err)
+	}
+	// Names too: those of this commit, and of one killed after its renames.
+	step("sync names")
+	if err := syncfs(p.content); err != nil {
+		return p.wrap(err)
+	}
+	b, err := rec.encode()
+	if err != nil {
+		return p.wrap(err)
+	}
+	step("keyroot")
+	if err := atomicfile.Write(p.versionFile(rec.Version), b, fileMode); err != nil {
+		return p.wrap(err)
+	}
+	c := *cfg
+	c.Version = rec.Version
+	if im, ok := root.Image(keyring.Disk); ok {
+		c.DiskSize, c.ChunkSize = im.Size, im.ChunkSize
+	}
+	if im, ok := root.Image(keyring.Memory); ok {
+		c.MemSize, c.MemChunk = im.Size, im.ChunkSize
+	}
+	if b, err = c.Encode(); err != nil {
+		return p.wrap(err)
+	}
+	step("head")
+	if err := atomicfile.Write(filepath.Join(p.lock, configFile), b, fileMode); err != nil {
+		return p.wrap(err)
+	}
+	step("derived")
+	p.repair(&c, rec)
+	return nil
+}
+
+// writeVersionDir makes the directory of a version, instead of one that a
+// killed commit left. Nothing in it is secret, and all of it is derived.
+func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
+	temp, err := os.MkdirTemp(p.content, atomicfile.TempPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	info := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.public()...)
+	info = append(info, parcel.Field{Key: "KEYRING", Value: rec.keyroot.Tag.String()})
+	if err := os.Symlink(filepath.Join("..", "hdk", objectName(rec.keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
+		return err
+	}
+	if !root.Cfg.IsNil() {
+		info = append(info, parcel.Field{Key: "CFG", Value: root.Cfg.Tag.String()})
+		if err := os.Symlink(filepath.Join("..", "hdk", objectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
+			return err
+		}
+	}
+	for _, im := range root.Images {
+		info = append(info, parcel.Field{Key: "IMAGE", Value: fmt.Sprintf("%s %d %d", im.Name, im.Size, im.ChunkSize)})
+	}
+	b, err := info.Encode()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(temp, "info"), b, fileMode); err != nil {
+		return err
+	}
+	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.Rename(temp, dir)
+}
+
+// repair makes what is derived from the head and the lock agree with them,
+// and removes what killed writers left. The caller has the flock. What cannot
+// be repaired now (a full disk, say) is left to the next call, and to Check.
+func (p *Parcel) repair(cfg *parcel.Config, head *version) {
+	for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, filepath.Join(p.content, "keys")} {
+		removeTemps(dir)
+	}
+	dir := parcel.VersionDir(head.Version)
+	if !isLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", objectName(head.keyroot.Tag))) {
+		if root, err := p.openRoot(context.Background(), cfg, head.keyroot); err == nil {
+			p.writeVersionDir(head, root)
+		}
+	}
+	os.Mkdir(filepath.Join(p.content, "keys"), dirMode)
+	for _, l := range p.links(head) {
+		switch path := filepath.Join(p.content, l.name); {
+		case isLink(path, l.target):
+		case l.target == "":
+			os.Remove(path)
+		default:
+			step("link")
+			atomicfile.Symlink(l.target, path)
+		}
+	}
+	rewrite(filepath.Join(p.lock, "keys", "keyroot"), parcel.Record{{Key: "VERSION", Value: strconv.Itoa(head.Version)},
+		{Key: "KEYROOT", Value: head.keyroot.String()}}.Encode)
+	if l, err := p.held(); err == nil {
+		if l == nil {
+			os.Remove(filepath.Join(p.lock, holderFile))
+		} else {
+			public := l.Public()
+			rewrite(filepath.Join(p.lock, holderFile), public.Encode)
+		}
+	}
+	os.Remove(filepath.Join(p.lock, unfinishedFile))
+}
+
+// link is a symbolic link of the content side; no target means no link.
+type link struct{ name, target string }
+
+// links are those that follow the head: for SFTP clients of the pilot.
+func (p *Parcel) links(head *version) []link {
+	cfg := link{"cfg.tgz.enc", "last/cfg.tgz.enc"}
+	dir := parcel.VersionDir(head.Version)
+	if _, err := os.Lstat(filepath.Join(p.content, dir, "cfg.tgz.enc")); err != nil {
+		cfg.target = ""
+	}
+	return []link{{"last", dir}, {"keys/keyring.enc", "../last/keyring.enc"}, cfg}
+}
+
+// isLink reports whether path is a symbolic link to target, or not there if
+// target is empty.
+func isLink(path, target string) bool {
+	got, err := os.Readlink(path)
+	if target == "" {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	return err == nil && got == target
+}
+
+// rewrite writes a derived file if it is not as it should be.
+func rewrite(path string, encode func() ([]byte, error)) {
+	want, err := encode()
+	if err != nil {
+		return
+	}
+	if got, err := os.ReadFile(path); err == nil && string(got) == string(want) {
+		return
+	}
+	step("rewrite")
+	atomicfile.Write(path, want, fileMode)
+}
+
+// clearStaging removes all that waits in the staging area. Who is still
+// writing there will be told, at Close.
+func (p *Parcel) clearStaging() { p.clearStagingOf(func(string) bool { return true }) }
+
+// clearStaged removes what waits in the staging area and was not committed,
+// but not what is still being written.
+func (p *Parcel) clearStaged() { p.clearStagingOf(func(name string) bool { return !isTemp(name) }) }
+
+func (p *Parcel) clearStagingOf(which func(string) bool) {
+	entries, _ := os.ReadDir(p.staging())
+	for _, e := range entries {
+		if which(e.Name()) {
+			os.RemoveAll(filepath.Join(p.staging(), e.Name()))
+		}
+	}
+}

@@ -1,0 +1,351 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/google/uuid"
+
+	"isr/store/atomicfile"
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// CreateOptions say what a new parcel is like. Zero values are defaults.
+type CreateOptions struct {
+	DiskSize  int64                   // bytes; of an import, at least the image's: the default
+	MemSize   int64                   // bytes
+	ChunkSize int                     // of the disk, bytes: 128 KiB
+	MemChunk  int                     // of the memory, bytes: ChunkSize
+	VMM       string                  // qemu
+	Crypto    seal.Suite              // AES256SHA256
+	Compress  seal.Codec              // Gzip
+	Src       []string                // where clients may read content from
+	Comment   string                  // of the parcel and of version 1
+	Format    string                  // of an image to import, as qemu-img calls it; "": found out
+	Progress  func(done, total int64) // bytes of the disk; may be nil; called by one at a time
+}
+
+// DefaultChunkSize is the size of a chunk in bytes.
+const DefaultChunkSize = 128 << 10
+
+// unfinishedFile marks a lock side that is being made or removed. With it and
+// without parcel.cfg, there is no parcel: the next to come clears it away.
+const unfinishedFile = "unfinished"
+
+func (p *Parcel) unfinished() bool {
+	if _, err := os.Lstat(filepath.Join(p.lock, configFile)); err == nil {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join(p.lock, unfinishedFile))
+	return err == nil
+}
+
+// reserved may not name a parcel: they have another meaning in a client's
+// directory, which may be the same as the lock sides'.
+var reserved = map[string]bool{"hoard": true, "log": true}
+
+// config is the parcel.cfg of a parcel made with o.
+func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
+	c := &parcel.Config{Src: o.Src, ChunkSize: o.ChunkSize, MemChunk: o.MemChunk, DiskSize: o.DiskSize, MemSize: o.MemSize,
+		VMM: o.VMM, Crypto: o.Crypto, Compress: o.Compress, Secret: s.secret, Comment: parcel.Clean(o.Comment)}
+	if c.ChunkSize == 0 {
+		c.ChunkSize = DefaultChunkSize
+	}
+	if c.MemChunk == 0 {
+		c.MemChunk = c.ChunkSize
+	}
+	if c.VMM == "" {
+		c.VMM = "qemu"
+	}
+	if c.Crypto == "" {
+		c.Crypto = seal.AES256SHA256
+	}
+	if c.Compress == "" {
+		c.Compress = seal.Gzip
+	}
+	for _, n := range []int{c.ChunkSize, c.MemChunk} {
+		if err := keyring.CheckChunkSize(n); err != nil {
+			return nil, parcel.NewError(parcel.Usage, "%v", err)
+		}
+	}
+	if _, err := seal.ParseSuite(string(c.Crypto)); err != nil {
+		return nil, parcel.NewError(parcel.Usage, "%v", err)
+	}
+	if _, err := seal.ParseCodec(string(c.Compress)); err != nil {
+		return nil, parcel.NewError(parcel.Usage, "%v", err)
+	}
+	if c.DiskSize < 1 || c.DiskSize > 1<<50 || c.MemSize < 0 || c.MemSize > 1<<50 {
+		return nil, parcel.NewError(parcel.Usage, "disk of %d bytes, memory of %d bytes", c.DiskSize, c.MemSize)
+	}
+	return c, nil
+}
+
+// root is a root block of zeros for a parcel with configuration c.
+func zeroRoot(c *parcel.Config) *keyring.Root {
+	host, _ := os.Hostname()
+	return &keyring.Root{Format: keyring.Format, Suite: c.Crypto, Time: now(), Host: parcel.Clean(host), Comment: c.Comment,
+		Images: []keyring.Image{keyring.NewImage(keyring.Disk, c.DiskSize, c.ChunkSize),
+			keyring.NewImage(keyring.Memory, c.MemSize, c.MemChunk)}}
+}
+
+// Create makes a parcel whose disk and memory are zeros, as version 1.
+// parcel.ErrExists if there is one of that name.
+func (s *Store) Create(ctx context.Context, userName, name string, o CreateOptions) (*Parcel, error) {
+	c, err := s.config(o)
+	if err != nil {
+		return nil, fmt.Errorf("parcel %s: %w", name, err)
+	}
+	return s.create(ctx, userName, name, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
+		keyroot, err := b.putRoot(ctx, c, zeroRoot(c))
+		return c, keyroot, err
+	})
+}
+
+// fill puts the objects of version 1 into b; the result is the parcel's
+// configuration, less what identifies it, and the version's keyroot.
+type fill func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error)
+
+// create makes a parcel with what fill puts in. Until the parcel.cfg is there
+// nobody sees it; if it is killed before, the next create of that name clears
+// away what there is.
+func (s *Store) create(ctx context.Context, userName, name string, fill fill) (*Parcel, error) {
+	p, unlock, err := s.reserve(userName, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := p.build(ctx, fill); err != nil {
+		if p.unfinished() {
+			p.remove()
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+// reserve makes the directories of a new parcel, marked unfinished, and takes
+// its flock.
+func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err error) {
+	if err := parcel.CheckName(name); err != nil {
+		return nil, nil, fmt.Errorf("parcel: %w", err)
+	}
+	if reserved[name] {
+		return nil, nil, parcel.NewError(parcel.Usage, "parcel %s: the name is reserved", name)
+	}
+	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlockStore()
+	u, err := s.user(userName)
+	if err != nil {
+		return nil, nil, err
+	}
+	p = u.parcel(name)
+	for _, dir := range []string{u.lockRoot, u.contentRoot} {
+		if err := os.MkdirAll(dir, dirMode); err != nil {
+			return nil, nil, err
+		}
+	}
+	removeTemps(u.lockRoot)
+	if _, err := os.Lstat(p.lock); err == nil {
+		if !p.unfinished() {
+			return nil, nil, p.errorf(parcel.Exists, "exists")
+		}
+		unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
+		if err != nil {
+			return nil, nil, p.wrap(err)
+		}
+		if unlock == nil {
+			return nil, nil, p.errorf(parcel.Busy, "is being made or removed by another process")
+		}
+		err = p.remove()
+		unlock()
+		if err != nil {
+			return nil, nil, p.wrap(err)
+		}
+	} else if _, err := os.Lstat(p.content); err == nil {
+		return nil, nil, p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
+			WithHint("restore %s from a backup, or remove the content", p.lock)
+	}
+	// The mark is there from the first instant: made aside, then renamed.
+	temp, err := os.MkdirTemp(u.lockRoot, atomicfile.TempPrefix+"*")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.RemoveAll(temp)
+	if err := os.WriteFile(filepath.Join(temp, unfinishedFile), nil, fileMode); err != nil {
+		return nil, nil, p.wrap(err)
+	}
+	if err := os.Mkdir(filepath.Join(temp, "keys"), dirMode); err != nil {
+		return nil, nil, p.wrap(err)
+	}
+	step("reserve")
+	if err := os.Rename(temp, p.lock); err != nil {
+		return nil, nil, p.wrap(err)
+	}
+	if unlock, err = lockFile(filepath.Join(p.lock, flockFile), false); err != nil {
+		return nil, nil, p.wrap(err)
+	}
+	step("content")
+	for _, dir := range []string{p.content, p.staging(), filepath.Join(p.content, "keys")} {
+		if err := os.Mkdir(dir, dirMode); err != nil {
+			unlock()
+			return nil, nil, p.wrap(err)
+		}
+	}
+	return p, unlock, nil
+}
+
+// build fills and publishes a reserved parcel.
+func (p *Parcel) build(ctx context.Context, fill fill) error {
+	b := &building{p: p, dir: filepath.Join(p.staging(), "hdk")}
+	if err := os.Mkdir(b.dir, dirMode); err != nil {
+		return p.wrap(err)
+	}
+	cfg, keyroot, err := fill(ctx, b)
+	if err != nil {
+		return p.wrap(err)
+	}
+	cfg.UUID, cfg.User, cfg.Parcel, cfg.Version, cfg.Created = uuid.NewString(), p.user.name, p.name, 0, now()
+	step("sync")
+	if err := syncfs(p.content); err != nil {
+		return p.wrap(err)
+	}
+	step("hdk")
+	if err := os.Rename(b.dir, p.hdk()); err != nil {
+		return p.wrap(err)
+	}
+	root, err := p.openRoot(ctx, cfg, keyroot)
+	if err != nil {
+		return err
+	}
+	rec := &version{keyroot: keyroot, commit: parcel.NewID()}
+	rec.Version, rec.Time, rec.Host = 1, now(), root.Host
+	rec.Comment, rec.Suspended = parcel.Clean(root.Comment), parcel.Clean(root.Suspended)
+	rec.Objects, rec.Bytes = b.objects.Load(), b.bytes.Load()
+	for _, dir := range []string{p.user.dir, p.user.lockRoot, p.user.contentRoot} {
+		if err := atomicfile.SyncDir(dir); err != nil {
+			return p.wrap(err)
+		}
+	}
+	return p.publish(cfg, rec, root)
+}
+
+// remove clears away an unfinished parcel. The mark goes last.
+func (p *Parcel) remove() error {
+	step("remove content")
+	if err := os.RemoveAll(p.content); err != nil {
+		return err
+	}
+	temp := filepath.Join(p.user.lockRoot, atomicfile.TempPrefix+parcel.NewID())
+	step("remove lock side")
+	if err := os.Rename(p.lock, temp); err != nil {
+		return err
+	}
+	step("remove")
+	if err := os.RemoveAll(temp); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(p.user.lockRoot)
+}
+
+// DelParcel removes a parcel, all versions of it, for ever. parcel.ErrLocked
+// if it is held, unless force.
+func (s *Store) DelParcel(userName, name string, force bool) error {
+	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	if err != nil {
+		return err
+	}
+	defer unlockStore()
+	p, err := s.Parcel(userName, name)
+	if err != nil {
+		return err
+	}
+	return p.exclusive(func() error {
+		if p.unfinished() {
+			return p.errAbsent()
+		}
+		if l, err := p.held(); !force && (l != nil || err != nil) {
+			if err != nil {
+				return err
+			}
+			return p.errorf(parcel.Locked, "locked by %s", l)
+		}
+		step("unfinished")
+		if err := atomicfile.Write(filepath.Join(p.lock, unfinishedFile), nil, fileMode); err != nil {
+			return p.wrap(err)
+		}
+		step("config")
+		if err := os.Remove(filepath.Join(p.lock, configFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return p.wrap(err)
+		}
+		if err := atomicfile.SyncDir(p.lock); err != nil {
+			return p.wrap(err)
+		}
+		if err := p.remove(); err != nil {
+			return p.wrap(err)
+		}
+		return nil
+	})
+}
+
+// building puts the objects of a parcel that nobody sees yet, where SFTP does
+// not show them, to be made durable all at once. Safe for concurrent use.
+type building struct {
+	p              *Parcel
+	dir            string // what will be hdk
+	objects, bytes atomic.Int64
+}
+
+// Put writes an object. It makes building a keyring.Putter.
+func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
+	return b.add(tag, func(path string) (int64, error) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, objectMode)
+		if err != nil {
+			return 0, err
+		}
+		_, err = f.Write(sealed)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		return int64(len(sealed)), err
+	})
+}
+
+// add makes the file of an object that is not there yet by calling make with
+// its path, and counts it.
+func (b *building) add(tag seal.Tag, make func(path string) (size int64, err error)) error {
+	path := filepath.Join(b.dir, objectName(tag))
+	size, err := make(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Mkdir(filepath.Dir(path), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		size, err = make(path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		b.objects.Add(1)
+		b.bytes.Add(size)
+	}
+	return err
+}
+
+// putRoot seals and puts the root block.
+func (b *building) putRoot(ctx context.Context, c *parcel.Config, root *keyring.Root) (seal.Ref, error) {
+	keyroot, sealed, err := keyring.SealRoot(c.Sealer(), root)
+	if err != nil {
+		return seal.Ref{}, err
+	}
+	return keyroot, b.Put(ctx, keyroot.Tag, sealed)
+}

@@ -1,0 +1,261 @@
+package store
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+)
+
+// Files of the lock. The nonce file is the semaphore; the others tell people.
+const (
+	nonceFile    = "nonce"      // parcel.Lock, secret: present exactly while held
+	holderFile   = "lockholder" // its public part; derived
+	releasedFile = "released"   // the last holder's Lock, SINCE when it is free
+	epochFile    = "epoch"      // the number of the last acquisition
+)
+
+func readLock(path string) (*parcel.Lock, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	l, err := parcel.ParseLock(b)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := os.Stat(path); err == nil {
+		l.Contact = fi.ModTime().UTC()
+	}
+	return l, nil
+}
+
+// held is the lock as it is, secrets included; nil if the parcel is free.
+func (p *Parcel) held() (*parcel.Lock, error) {
+	l, err := readLock(filepath.Join(p.lock, nonceFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err == nil && l.Nonce == "":
+		err = errors.New("it has no nonce")
+	case err == nil:
+		return l, nil
+	}
+	return nil, p.errorf(parcel.Damaged, "lock cannot be read: %v", err).
+		WithHint("break it: release with --force")
+}
+
+// Holder is who holds the parcel, without secrets; nil if it is free.
+func (p *Parcel) Holder() (*parcel.Lock, error) {
+	l, err := p.held()
+	if l == nil || err != nil {
+		return nil, err
+	}
+	l.Nonce, l.Acquisition = "", ""
+	return l, nil
+}
+
+// LastReleased is who held the parcel last, without secrets, with Since when
+// it was released; nil if nobody ever did, or somebody holds it.
+func (p *Parcel) LastReleased() (*parcel.Lock, error) {
+	l, err := p.released()
+	if l == nil || err != nil {
+		return nil, err
+	}
+	l.Nonce, l.Acquisition = "", ""
+	return l, nil
+}
+
+// released is LastReleased with the nonce, unless the lock was broken.
+func (p *Parcel) released() (*parcel.Lock, error) {
+	if _, err := os.Lstat(filepath.Join(p.lock, nonceFile)); err == nil {
+		return nil, nil
+	}
+	l, err := readLock(filepath.Join(p.lock, releasedFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, p.errorf(parcel.Damaged, "record of the last release: %v", err)
+	}
+	return l, nil
+}
+
+// Acquire takes the parcel's lock for a user on a host. The same acquisition
+// id, not empty, gets the same lock again: a lost answer strands nothing.
+// parcel.ErrLocked names the present holder.
+func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock, err error) {
+	err = p.exclusive(func() error {
+		rec, cfg, err := p.published(0)
+		if err != nil {
+			return err
+		}
+		p.repair(cfg, rec)
+		l, err := p.held()
+		if err != nil {
+			return err
+		}
+		if l != nil && acquisition != "" && l.Acquisition == acquisition && l.User == userName {
+			lock = l
+			return nil
+		}
+		if l != nil {
+			return p.errorf(parcel.Locked, "locked by %s", l).
+				WithHint("release it there, or break the lock with isr clean -f %s", p.name)
+		}
+		epoch, err := p.epoch()
+		if err != nil {
+			return err
+		}
+		l = &parcel.Lock{Nonce: parcel.NewNonce(now(), cfg.Version), Acquisition: acquisition,
+			User: userName, Host: parcel.Clean(host), Since: now(), Epoch: epoch + 1, Version: cfg.Version}
+		b, err := l.Encode()
+		if err != nil {
+			return p.errorf(parcel.Usage, "%v", err)
+		}
+		// The epoch first: no two holders ever have the same one.
+		step("epoch")
+		if err := atomicfile.Write(filepath.Join(p.lock, epochFile),
+			[]byte(strconv.FormatInt(l.Epoch, 10)+"\n"), fileMode); err != nil {
+			return p.wrap(err)
+		}
+		step("nonce")
+		if err := atomicfile.WriteNew(filepath.Join(p.lock, nonceFile), b, fileMode); err != nil {
+			return p.wrap(err)
+		}
+		step("holder")
+		p.repair(cfg, rec)
+		l.Contact = now()
+		lock = l
+		return nil
+	})
+	return lock, err
+}
+
+// epoch is the number of the last acquisition, 0 for none.
+func (p *Parcel) epoch() (int64, error) {
+	b, err := os.ReadFile(filepath.Join(p.lock, epochFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, p.wrap(err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil || n < 0 {
+		return 0, p.errorf(parcel.Damaged, "epoch: want a number, not %q", b)
+	}
+	return n, nil
+}
+
+// holding is the lock that nonce proves holding; parcel.ErrNotHolder says who
+// holds it instead. The caller has the flock, if the answer is to last.
+func (p *Parcel) holding(nonce string) (*parcel.Lock, error) {
+	l, err := p.held()
+	switch {
+	case err != nil:
+		return nil, err
+	case l != nil && l.Is(nonce):
+		return l, nil
+	case l != nil:
+		return nil, p.errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it", l)
+	}
+	if r, err := p.released(); err == nil && r != nil {
+		return nil, p.errorf(parcel.NotHolder, "lock is no longer held: it is free since %s",
+			r.Since.UTC().Format("2006-01-02 15:04:05 MST"))
+	}
+	return nil, p.errorf(parcel.NotHolder, "lock is not held: it is free")
+}
+
+// CheckLock is the lock that nonce proves holding, without secrets, and notes
+// the contact. parcel.ErrNotHolder says who holds it instead.
+func (p *Parcel) CheckLock(nonce string) (*parcel.Lock, error) {
+	var lock *parcel.Lock
+	err := p.exclusive(func() error {
+		if _, err := p.Config(); err != nil {
+			return err
+		}
+		l, err := p.holding(nonce)
+		if err != nil {
+			return err
+		}
+		t := time.Now()
+		if err := os.Chtimes(filepath.Join(p.lock, nonceFile), t, t); err != nil {
+			return p.wrap(err)
+		}
+		l.Nonce, l.Acquisition, l.Contact = "", "", t.UTC()
+		lock = l
+		return nil
+	})
+	return lock, err
+}
+
+// Release gives the lock back, with its nonce or by force, and says who held
+// it. The same question again is answered, by who held it until when, as long
+// as nobody else has held the parcel since; but a broken lock's nonce is not.
+func (p *Parcel) Release(nonce string, force bool) (*parcel.Lock, error) {
+	var lock *parcel.Lock
+	err := p.exclusive(func() error {
+		l, err := p.held()
+		switch {
+		case force && errors.Is(err, parcel.ErrDamaged):
+			l = &parcel.Lock{User: "unknown", Host: "unknown", Since: now()}
+		case err != nil:
+			return err
+		case l == nil:
+			r, err := p.released()
+			if err == nil && r != nil && (force || r.Is(nonce)) {
+				lock = r
+				return nil
+			}
+			_, err = p.holding(nonce)
+			return err
+		case !force:
+			if _, err := p.holding(nonce); err != nil {
+				return err
+			}
+		}
+		// For the record: when it became free, and by which nonce, so that the
+		// question may be repeated. A broken lock's nonce is worth nothing.
+		free := *l
+		free.Since = now()
+		if !l.Is(nonce) {
+			free = free.Public()
+		}
+		b, err := free.Encode()
+		if err != nil {
+			return p.wrap(err)
+		}
+		step("released")
+		if err := atomicfile.Write(filepath.Join(p.lock, releasedFile), b, fileMode); err != nil {
+			return p.wrap(err)
+		}
+		step("nonce")
+		if err := os.Remove(filepath.Join(p.lock, nonceFile)); err != nil {
+			return p.wrap(err)
+		}
+		if err := atomicfile.SyncDir(p.lock); err != nil {
+			return p.wrap(err)
+		}
+		step("holder")
+		// What follows is derived, or left over from the holder.
+		p.clearStaging()
+		if rec, cfg, err := p.published(0); err == nil {
+			p.repair(cfg, rec)
+		} else {
+			os.Remove(filepath.Join(p.lock, holderFile))
+		}
+		lock = l
+		return nil
+	})
+	if lock != nil {
+		lock.Nonce, lock.Acquisition = "", ""
+	}
+	return lock, err
+}

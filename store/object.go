@@ -1,0 +1,233 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// maxObject bounds what is taken for an object, bytes.
+const maxObject = seal.MaxPlain + 1024
+
+func (p *Parcel) hdk() string     { return filepath.Join(p.content, "hdk") }
+func (p *Parcel) staging() string { return filepath.Join(p.content, "staging") }
+
+// objectName is the path of an object below hdk: ab/abcdef….
+func objectName(tag seal.Tag) string {
+	name := tag.String()
+	return filepath.Join(name[:2], name)
+}
+
+func (p *Parcel) checkTag(tag seal.Tag) error {
+	if tag.NewHash() == nil {
+		return p.errorf(parcel.Usage, "tag of %d bytes", len(tag))
+	}
+	return nil
+}
+
+// where is the path of an object and its size: in hdk, or in the staging
+// area, where it is not yet trusted. parcel.ErrNoObject if it is in neither.
+func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err error) {
+	if err := p.checkTag(tag); err != nil {
+		return "", 0, false, err
+	}
+	for _, path := range []string{filepath.Join(p.hdk(), objectName(tag)), filepath.Join(p.staging(), tag.String())} {
+		fi, err := os.Lstat(path)
+		if err == nil && fi.Mode().IsRegular() {
+			return path, fi.Size(), staged, nil
+		}
+		if err == nil {
+			return "", 0, false, p.errorf(parcel.Damaged, "object %s: not a file", tag)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", 0, false, p.wrap(err)
+		}
+		staged = true
+	}
+	return "", 0, false, p.errorf(parcel.NoObject, "object %s: the store lacks it", tag)
+}
+
+// Has reports whether the parcel has the object, staged ones included.
+func (p *Parcel) Has(tag seal.Tag) (bool, error) {
+	_, _, _, err := p.where(tag)
+	if errors.Is(err, parcel.ErrNoObject) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// OpenObject opens the object for reading, staged ones included;
+// parcel.ErrNoObject if the parcel lacks it. Its content is not verified.
+func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error) {
+	for range 2 { // it may move from staging to hdk between the two calls
+		path, _, _, err := p.where(tag)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(path)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	return nil, p.errorf(parcel.NoObject, "object %s: the store lacks it", tag)
+}
+
+// Get is the sealed bytes of the object, not verified: who unseals verifies.
+// It makes Parcel a keyring.Getter.
+func (p *Parcel) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	f, err := p.OpenObject(tag)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, p.wrap(err)
+	}
+	if fi.Size() > maxObject {
+		return nil, p.errorf(parcel.Damaged, "object %s: %d bytes", tag, fi.Size())
+	}
+	b := make([]byte, fi.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, p.wrap(err)
+	}
+	return b, nil
+}
+
+// Staged is an object being put: it is kept by Close, if it is what its tag
+// says. Safe for concurrent use.
+type Staged struct {
+	p   *Parcel
+	tag seal.Tag
+
+	mu   sync.Mutex
+	f    *os.File // nil after the end
+	hash hash.Hash
+	next int64 // so far all was written in order, up to here; -1: it was not
+}
+
+// Stage begins to put an object. It does not take effect before Close, nor
+// need it be durable after: Commit sees to that.
+func (p *Parcel) Stage(tag seal.Tag) (*Staged, error) {
+	if err := p.checkTag(tag); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(p.staging(), atomicfile.TempPrefix+"*")
+	if err != nil {
+		return nil, p.wrap(err)
+	}
+	return &Staged{p: p, tag: tag, f: f, hash: tag.NewHash()}, nil
+}
+
+// WriteAt writes part of the object, in any order. It is hashed on the way if
+// the order is ascending.
+func (w *Staged) WriteAt(b []byte, off int64) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil {
+		return 0, os.ErrClosed
+	}
+	if off < 0 || off+int64(len(b)) > maxObject {
+		return 0, w.p.errorf(parcel.Usage, "object %s: over %d bytes", w.tag, maxObject)
+	}
+	n, err := w.f.WriteAt(b, off)
+	if off == w.next && w.next >= 0 {
+		w.hash.Write(b[:n])
+		w.next += int64(n)
+	} else {
+		w.next = -1
+	}
+	return n, err
+}
+
+// Close verifies the object and keeps it; parcel.ErrDamaged if its bytes do
+// not match its name: then it is gone.
+func (w *Staged) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil {
+		return os.ErrClosed
+	}
+	f := w.f
+	w.f = nil
+	err := w.verify(f)
+	if err == nil {
+		err = f.Chmod(objectMode)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		step("stage")
+		err = os.Rename(f.Name(), filepath.Join(w.p.staging(), w.tag.String()))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return w.p.wrap(err)
+	}
+	return nil
+}
+
+func (w *Staged) verify(f *os.File) error {
+	if w.next < 0 {
+		return verifyFile(f, w.tag)
+	}
+	if seal.Tag(w.hash.Sum(nil)) != w.tag {
+		return errMismatch(w.tag)
+	}
+	return nil
+}
+
+// Abort forgets the object; after Close it does nothing.
+func (w *Staged) Abort() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil {
+		return
+	}
+	w.f.Close()
+	os.Remove(w.f.Name())
+	w.f = nil
+}
+
+func errMismatch(tag seal.Tag) error {
+	return parcel.NewError(parcel.Damaged, "object %s: content does not match its name", tag)
+}
+
+// verifyFile hashes all of f; parcel.ErrDamaged if it is not the object tag.
+func verifyFile(f *os.File, tag seal.Tag) error {
+	h := tag.NewHash()
+	if h == nil {
+		return fmt.Errorf("tag of %d bytes", len(tag))
+	}
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62)); err != nil {
+		return err
+	}
+	if seal.Tag(h.Sum(nil)) != tag {
+		return errMismatch(tag)
+	}
+	return nil
+}
+
+// verifyObject is verifyFile by name.
+func verifyObject(path string, tag seal.Tag) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return verifyFile(f, tag)
+}
