@@ -169,6 +169,8 @@ func (*QEMU) options(m *Machine, p *plan) error {
 
 const maxSocketPath = 108 // sun_path, with the final zero
 
+const powerOff = "give up its memory with isr poweroff"
+
 // plan decides how m is run here, or why it cannot be.
 func (d *QEMU) plan(ctx context.Context, m *Machine) (*plan, Info, error) {
 	p := &plan{}
@@ -181,104 +183,24 @@ func (d *QEMU) plan(ctx context.Context, m *Machine) (*plan, Info, error) {
 	}
 	program, err := findQEMU(m.Options["program"])
 	if err != nil {
-		return nil, refuse(title, "install qemu-system-x86 (Debian), qemu-kvm (Red Hat) or set -o program=PATH", "%v", err), nil
+		return nil, refuse(title, "install qemu-system-x86 (Debian) or qemu-kvm (Red Hat), or set -o program=PATH", "%v", err), nil
 	}
 	p.program = program
-
 	suspended := m.Suspended == "qemu"
-	req := m.Requires
 	if suspended {
 		if i, no := recordIsOdd(title, m); no {
 			return nil, i, nil
 		}
 	}
-	const powerOff = "or give up its memory with isr poweroff"
-
-	// Memory.
-	p.memory = m.MemorySize
-	if suspended {
-		n, _ := strconv.ParseInt(req[reqMemory], 10, 64)
-		if p.memory != 0 && p.memory != n {
-			return nil, refuse(title, powerOff[3:], "its memory image has %d bytes, its record says %d", p.memory, n), nil
-		}
-		p.memory = n
+	if i, no := p.chooseShape(title, m, suspended); no {
+		return nil, i, nil
 	}
-	if p.memory != 0 && (p.memory < mebibyte || p.memory%mebibyte != 0) {
-		return nil, refuse(title, "", "a memory of %d bytes is no multiple of 1 MiB", p.memory), nil
+	if i, no := d.chooseAccel(ctx, title, m, p, suspended); no {
+		return nil, i, ctx.Err()
 	}
-
-	// Accelerator.
-	p.accel = m.Options["accel"]
-	if suspended {
-		p.accel = req[reqAccel]
-	}
-	if p.accel != "tcg" {
-		v := d.kvmVerdict(ctx, m, program)
-		if ctx.Err() != nil {
-			return nil, Info{}, ctx.Err()
-		}
-		switch {
-		case v.OK:
-			p.accel = "kvm"
-		case p.accel == "kvm":
-			hint := "use -o accel=tcg"
-			if suspended {
-				hint = "resume it on a host with KVM, " + powerOff
-			}
-			return nil, refuse(title, hint, "it needs KVM, and %s", v.Reason), nil
-		default:
-			p.accel = "tcg"
-			p.notices = append(p.notices, v.Reason+": emulating the processor with tcg, which is slower")
-		}
-	}
-
-	// What this QEMU has.
-	p.facts, err = factsOf(ctx, m.CacheDir, program, p.accel)
-	if ctx.Err() != nil {
-		return nil, Info{}, ctx.Err()
-	} else if err != nil {
-		return nil, refuse(title, "", "%s does not start: %v", program, err), nil
-	}
-	title += " " + p.facts.Version.String()
-
-	p.cpu, p.vga, p.cpus = defaultCPU, "std", 1
-	set := func(dst *string, key string) {
-		if v := m.Options[key]; v != "" && !suspended {
-			*dst = v
-		} else if v := req[key]; suspended {
-			*dst = v
-		}
-	}
-	cpus := "1"
-	set(&p.cpu, reqCPU)
-	set(&p.vga, reqVGA)
-	set(&cpus, reqCPUs)
-	p.cpus, _ = strconv.Atoi(cpus)
-
-	// The machine type stays what it was as long as this QEMU has it: guests take a change for new hardware.
-	p.machine = req[reqMachine]
-	known := plain.MatchString(p.machine) && slices.Contains(p.facts.Machines, p.machine)
-	switch {
-	case suspended && !known:
-		return nil, refuse(title, "install QEMU "+req[reqVersion]+" or newer, "+powerOff, "it has no machine type %s", p.machine), nil
-	case known:
-	case p.facts.PC == "":
-		return nil, refuse(title, "", "%s has no machine type pc", program), nil
-	default:
-		if p.machine != "" {
-			p.notices = append(p.notices, fmt.Sprintf("this QEMU has no machine type %s: starting as %s", p.machine, p.facts.PC))
-		}
-		p.machine = p.facts.PC
-	}
-	cpu, known := p.facts.CPUs[p.cpu]
-	switch {
-	case !known:
-		return nil, refuse(title, "", "it has no processor model %s", p.cpu), nil
-	case !cpu.MigrationSafe:
-		return nil, refuse(title, "name a model that does not depend on the host", "a machine with processor %s could not move", p.cpu), nil
-	case len(cpu.Unavailable) > 0:
-		return nil, refuse(title, map[bool]string{true: "resume it on another host, " + powerOff}[suspended],
-			"the processor %s needs %s, which this host lacks with %s", p.cpu, strings.Join(cpu.Unavailable, ", "), p.accel), nil
+	title = "QEMU " + p.facts.Version.String()
+	if i, no := p.chooseMachine(title, m, suspended); no {
+		return nil, i, nil
 	}
 	if suspended {
 		if i, no := d.stateIsBad(title, m, p); no {
@@ -291,10 +213,107 @@ func (d *QEMU) plan(ctx context.Context, m *Machine) (*plan, Info, error) {
 	return p, Info{Title: title, Runnable: true}, nil
 }
 
+// chooseShape settles memory, processors and screen.
+func (p *plan) chooseShape(title string, m *Machine, suspended bool) (Info, bool) {
+	p.memory, p.cpu, p.vga = m.MemorySize, defaultCPU, "std"
+	cpus := "1"
+	for key, dst := range map[string]*string{reqCPU: &p.cpu, reqVGA: &p.vga, reqCPUs: &cpus} {
+		if suspended {
+			*dst = m.Requires[key]
+		} else if v := m.Options[key]; v != "" {
+			*dst = v
+		}
+	}
+	p.cpus, _ = strconv.Atoi(cpus)
+	if suspended {
+		n, _ := strconv.ParseInt(m.Requires[reqMemory], 10, 64)
+		if p.memory != 0 && p.memory != n {
+			return refuse(title, powerOff, "its memory image has %d bytes, its record says %d", p.memory, n), true
+		}
+		p.memory = n
+	}
+	if p.memory != 0 && (p.memory < mebibyte || p.memory%mebibyte != 0) {
+		return refuse(title, "", "a memory of %d bytes is no multiple of 1 MiB", p.memory), true
+	}
+	return Info{}, false
+}
+
+// chooseAccel settles how the processor is run, and asks QEMU what it has then.
+func (d *QEMU) chooseAccel(ctx context.Context, title string, m *Machine, p *plan, suspended bool) (Info, bool) {
+	p.accel = m.Options["accel"]
+	if suspended {
+		p.accel = m.Requires[reqAccel]
+	}
+	automatic := p.accel == ""
+	if p.accel != "tcg" {
+		v := d.kvmVerdict(ctx, m, p.program)
+		switch {
+		case ctx.Err() != nil:
+			return Info{}, true
+		case v.OK:
+			p.accel = "kvm"
+		case automatic:
+			p.accel = "tcg"
+			p.notices = append(p.notices, v.Reason+": emulating the processor (tcg), which is slower")
+		case suspended:
+			return refuse(title, "resume it on a host with KVM, or "+powerOff, "it was suspended under KVM, and %s", v.Reason), true
+		default:
+			return refuse(title, "leave -o accel=kvm out", "%s", v.Reason), true
+		}
+	}
+	for {
+		var err error
+		p.facts, err = factsOf(ctx, m.CacheDir, p.program, p.accel)
+		if err != nil {
+			return refuse(title, "", "%s does not start: %v", p.program, err), true
+		}
+		missing := p.facts.CPUs[p.cpu].Unavailable
+		if !automatic || p.accel != "kvm" || len(missing) == 0 {
+			return Info{}, false
+		}
+		p.accel = "tcg"
+		p.notices = append(p.notices, fmt.Sprintf("KVM on this host lacks %s of the processor %s: emulating it (tcg), which is slower",
+			strings.Join(missing, ", "), p.cpu))
+	}
+}
+
+// chooseMachine settles machine type and processor among what this QEMU has.
+func (p *plan) chooseMachine(title string, m *Machine, suspended bool) (Info, bool) {
+	// The type stays what it was as long as this QEMU has it: guests take a change for new hardware.
+	p.machine = m.Requires[reqMachine]
+	known := plain.MatchString(p.machine) && slices.Contains(p.facts.Machines, p.machine)
+	switch {
+	case suspended && !known:
+		return refuse(title, "install QEMU "+m.Requires[reqVersion]+" or newer, or "+powerOff, "%s has no machine type %s", title, p.machine), true
+	case known:
+	case p.facts.PC == "":
+		return refuse(title, "", "%s has no machine type pc", p.program), true
+	default:
+		if p.machine != "" {
+			p.notices = append(p.notices, fmt.Sprintf("%s has no machine type %s: starting as %s", title, p.machine, p.facts.PC))
+		}
+		p.machine = p.facts.PC
+	}
+	cpu, known := p.facts.CPUs[p.cpu]
+	hint := "name another with -o cpu=MODEL"
+	if suspended {
+		hint = "resume it on another host, or " + powerOff
+	}
+	switch {
+	case !known:
+		return refuse(title, hint, "%s has no processor model %s", title, p.cpu), true
+	case !cpu.MigrationSafe:
+		return refuse(title, hint, "a machine with processor %s could not leave this host", p.cpu), true
+	case len(cpu.Unavailable) > 0:
+		return refuse(title, hint, "the processor %s needs %s, which this host lacks (%s)", p.cpu, strings.Join(cpu.Unavailable, ", "), p.accel), true
+	}
+	return Info{}, false
+}
+
 // recordIsOdd checks what a suspended machine's version recorded. It comes from
 // elsewhere, and becomes part of a command line.
 func recordIsOdd(title string, m *Machine) (Info, bool) {
-	const hint = "delete its memory image with isr poweroff"
+	const hint = powerOff
 	req := m.Requires
 	if req["vmm"] != "" && req["vmm"] != "qemu" {
 		return refuse(title, hint, "it was suspended by %s", req["vmm"]), true
@@ -335,7 +354,7 @@ func (*QEMU) stateIsBad(title string, m *Machine, p *plan) (Info, bool) {
 	var saved qmpVersion
 	fmt.Sscanf(m.Requires[reqVersion], "%d.%d.%d", &saved.Major, &saved.Minor, &saved.Micro)
 	if p.facts.Version.less(saved) {
-		return refuse(title, fmt.Sprintf("install QEMU %d.%d or newer, or give up its memory with isr poweroff", saved.Major, saved.Minor),
+		return refuse(title, fmt.Sprintf("install QEMU %d.%d or newer, or %s", saved.Major, saved.Minor, powerOff),
 			"it was suspended by QEMU %s, and older ones cannot be relied on to read that", saved), true
 	}
 	if m.CfgDir == "" {
@@ -351,7 +370,7 @@ func (*QEMU) stateIsBad(title string, m *Machine, p *plan) (Info, bool) {
 		}
 	}
 	if err != nil {
-		return refuse(title, "delete its memory image with isr poweroff", "its device state cannot be read: %v", err), true
+		return refuse(title, powerOff, "its device state cannot be read: %v", err), true
 	}
 	return Info{}, false
 }
