@@ -128,12 +128,18 @@ const absent = 0xffffffff
 // WriteFrame answers one tag of isr_get: four bytes of length, big-endian,
 // then the object.
 func WriteFrame(w io.Writer, object []byte) error {
-	var n [4]byte
-	binary.BigEndian.PutUint32(n[:], uint32(len(object)))
-	if _, err := w.Write(n[:]); err != nil {
+	if err := WriteFrameHeader(w, len(object)); err != nil {
 		return err
 	}
 	_, err := w.Write(object)
+	return err
+}
+
+// WriteFrameHeader begins a frame whose size bytes the caller writes next.
+func WriteFrameHeader(w io.Writer, size int) error {
+	var n [4]byte
+	binary.BigEndian.PutUint32(n[:], uint32(size))
+	_, err := w.Write(n[:])
 	return err
 }
 
@@ -186,13 +192,22 @@ func ReadTags(r io.Reader, f func(seal.Tag) error) error {
 // errorPrefix begins the line on standard error that carries an error.
 const errorPrefix = "isr: error: "
 
-// WriteError prints err as the one line a verb leaves on standard error, and
-// returns the exit status that goes with it.
+// hintPrefix begins the line after it, if there is one thing to do about it.
+const hintPrefix = "isr: hint: "
+
+// WriteError prints err as the one line a verb leaves on standard error, with
+// its hint on a second if it has one, and returns the exit status that goes
+// with it.
 func WriteError(w io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(w, "%s%s\n", errorPrefix, parcel.Clean(err.Error()))
+	text := errorPrefix + parcel.Clean(err.Error()) + "\n"
+	var e *parcel.Error
+	if errors.As(err, &e) && e.Hint != "" {
+		text += hintPrefix + parcel.Clean(e.Hint) + "\n"
+	}
+	io.WriteString(w, text) // in one piece: other processes may write there
 	return int(parcel.KindOf(err))
 }
 
@@ -202,10 +217,12 @@ func ReadError(verb string, status int, stderr []byte) error {
 	if status == 0 {
 		return nil
 	}
-	msg := ""
+	msg, hint := "", ""
 	for _, line := range strings.Split(string(stderr), "\n") {
 		if m, ok := strings.CutPrefix(line, errorPrefix); ok {
-			msg = m
+			msg, hint = m, ""
+		} else if h, ok := strings.CutPrefix(line, hintPrefix); ok {
+			hint = h
 		} else if msg == "" {
 			msg = strings.TrimSpace(line)
 		}
@@ -213,5 +230,5 @@ func ReadError(verb string, status int, stderr []byte) error {
 	if msg == "" {
 		msg = fmt.Sprintf("%s: exit status %d", verb, status)
 	}
-	return parcel.NewError(parcel.Kind(status), "%s", parcel.Clean(msg))
+	return parcel.NewError(parcel.Kind(status), "%s", parcel.Clean(msg)).WithHint("%s", parcel.Clean(hint))
 }

@@ -1,0 +1,142 @@
+package locksrv
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	gliderssh "github.com/gliderlabs/ssh"
+	"golang.org/x/crypto/ssh"
+)
+
+// shiftingName is a user name that changes while a client that was given it
+// goes on using it: the one thing x/crypto's client cannot be asked to do.
+// The string's bytes are ours, so all copies of the string change with them.
+type shiftingName struct{ bytes []byte }
+
+func newShiftingName(first string) *shiftingName { return &shiftingName{[]byte(first)} }
+
+func (n *shiftingName) String() string { return unsafe.String(&n.bytes[0], len(n.bytes)) }
+
+func (n *shiftingName) become(name string) {
+	if len(name) != len(n.bytes) {
+		panic("names of different length")
+	}
+	copy(n.bytes, name)
+}
+
+// shiftingSigner is a key that is offered under a user name of its own.
+type shiftingSigner struct {
+	ssh.Signer
+	name *shiftingName
+	as   string
+}
+
+func (s shiftingSigner) PublicKey() ssh.PublicKey {
+	s.name.become(s.as)
+	return s.Signer.PublicKey()
+}
+
+func newSigner(t testing.TB) ssh.Signer {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+// offer is one key and the name it is offered under.
+type offer struct {
+	name string
+	key  ssh.Signer
+}
+
+// runAs logs in by offering keys one after the other, each under a name of
+// its own, after a first request without any, and runs a command.
+func runAs(addr, first string, offers []offer, command string) (stdout, stderr string, err error) {
+	name := newShiftingName(first)
+	var signers []ssh.Signer
+	for _, o := range offers {
+		signers = append(signers, shiftingSigner{o.key, name, o.name})
+	}
+	config := &ssh.ClientConfig{
+		User:            name.String(),
+		HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+		Timeout:         10 * time.Second,
+	}
+	if len(signers) > 0 {
+		config.Auth = []ssh.AuthMethod{ssh.PublicKeys(signers...)}
+	}
+	client, err := ssh.Dial("tcp", addr, config)
+	if err != nil {
+		return "", "", err
+	}
+	defer client.Close()
+	session, err := client.NewSession()
+	if err != nil {
+		return "", "", err
+	}
+	var out, errs bytes.Buffer
+	session.Stdout, session.Stderr = &out, &errs
+	err = session.Run(command)
+	return out.String(), errs.String(), err
+}
+
+// naiveServer is gliderlabs/ssh as its documentation suggests.
+func naiveServer(t *testing.T, set func(*gliderssh.Server)) string {
+	t.Helper()
+	srv := &gliderssh.Server{Handler: func(s gliderssh.Session) {
+		fmt.Fprintf(s, "session user=%s", s.User())
+	}}
+	set(srv)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go srv.Serve(ln)
+	t.Cleanup(func() { srv.Close() })
+	return ln.Addr().String()
+}
+
+// The attacks work on a naive server: so the tests below, in which they do
+// not, show something.
+func TestHolesAreReal(t *testing.T) {
+	carol, junk := newSigner(t), newSigner(t)
+	addr := naiveServer(t, func(srv *gliderssh.Server) {
+		srv.PublicKeyHandler = func(ctx gliderssh.Context, key gliderssh.PublicKey) bool {
+			return ctx.User() == "carol" && gliderssh.KeysEqual(key, carol.PublicKey())
+		}
+	})
+	// Carol, with no key but her own, is let in as alice.
+	out, _, err := runAs(addr, "carol", []offer{{"carol", junk}, {"alice", carol}}, "x")
+	if err != nil || out != "session user=alice" {
+		t.Errorf("hole 1: got %q, %v; want a session as alice", out, err)
+	}
+	if _, _, err := runAs(addr, "alice", []offer{{"alice", carol}}, "x"); err == nil {
+		t.Errorf("without the change of name: got in; so the attack shows nothing")
+	}
+
+	addr = naiveServer(t, func(srv *gliderssh.Server) {
+		srv.ServerConfigCallback = func(gliderssh.Context) *ssh.ServerConfig {
+			return &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
+				return nil, io.EOF // nobody
+			}}
+		}
+	})
+	out, _, err = runAs(addr, "alice", nil, "x")
+	if err != nil || !strings.Contains(out, "alice") {
+		t.Errorf("hole 2: got %q, %v; want a session as alice", out, err)
+	}
+}

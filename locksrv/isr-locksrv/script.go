@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+
+	"isr/locksrv"
+	"isr/store/parcel"
+)
+
+// scriptPrefix begins the names of the pilot's scripts.
+const scriptPrefix = "isr_"
+
+// streams is the program's own streams as a session has them.
+type streams struct {
+	io.Reader
+	io.Writer
+	stderr io.Writer
+}
+
+func (s streams) Errors() io.Writer { return s.stderr }
+func (s streams) Close() error {
+	// Ends a Read that waits, so that an SFTP session can end.
+	return os.Stdin.Close()
+}
+
+// script runs one of the pilot's scripts for an administrator on the host: the
+// verb of that name, whose first argument is the user.
+func script(ctx context.Context, root string, words []string, stdout, stderr *os.File) int {
+	err := func() error {
+		if len(words) < 2 || strings.HasPrefix(words[1], "-") {
+			return parcel.NewError(parcel.Usage, "%s: want the name of a user first", words[0])
+		}
+		verb, user := words[0], words[1]
+		if err := parcel.CheckName(user); err != nil {
+			return err
+		}
+		e := &env{root: root, stdout: stdout, stderr: stderr}
+		s, dir, err := e.open()
+		if err != nil {
+			return err
+		}
+		host, err := os.Hostname()
+		if err != nil {
+			host = "server"
+		}
+		return service(s, dir).RunWords(ctx, locksrv.Session{User: user, Admin: true, Host: host},
+			append([]string{verb}, words[2:]...), streams{os.Stdin, stdout, stderr})
+	}()
+	return complain(stderr, words[0], err)
+}
+
+type links struct {
+	Dir string `arg:"" help:"Where to make the links." type:"existingdir"`
+}
+
+func (c *links) Run(e *env) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, verb := range locksrv.Verbs() {
+		name := filepath.Join(c.Dir, verb)
+		if target, err := os.Readlink(name); err == nil && target == program {
+			continue
+		}
+		err := os.Symlink(program, name)
+		if errors.Is(err, fs.ErrExist) {
+			return parcel.NewError(parcel.Exists, "%s: is there already, and is not a link to %s", name, program)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildVersion is set by the linker; else it is what the build recorded.
+var buildVersion string
+
+type version struct{}
+
+func (*version) Run(e *env) error {
+	v := buildVersion
+	if v == "" {
+		v = "unknown"
+		if info, ok := debug.ReadBuildInfo(); ok {
+			v = info.Main.Version
+		}
+	}
+	_, err := fmt.Fprintf(e.stdout, "isr-locksrv %s\n", v)
+	return err
+}

@@ -1,0 +1,403 @@
+package locksrv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"runtime/debug"
+	"sort"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
+
+	"isr/store"
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// jail is a user's content as SFTP shows it: / holds the parcels. Everything
+// can be listed and read, but for what is on its way into the store; nothing
+// can be changed, but for putting objects of a parcel that is checked out.
+//
+// Names are resolved by os.Root, so neither .. nor a link leads out.
+type jail struct {
+	root  *os.Root
+	store *store.Store
+	user  string
+	log   *slog.Logger
+	open  atomic.Int64 // files being read or put
+}
+
+// maxOpen bounds the files that one SFTP session has open.
+const maxOpen = 256
+
+// stagingDir is where the store keeps what was put and not yet committed.
+const stagingDir = "staging"
+
+// maxTxPacket is the largest answer to a read, bytes: what OpenSSH asks for at most.
+const maxTxPacket = 255 << 10
+
+func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteCloser) error {
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	_, content, err := v.Store.UserDirs(s.User)
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(content)
+	if err != nil {
+		s.Log.Error("sftp", "error", err)
+		return parcel.NewError(parcel.Failed, "content of %s cannot be opened", s.User)
+	}
+	defer root.Close()
+	j := &jail{root: root, store: v.Store, user: s.User, log: s.Log}
+	server := sftp.NewRequestServer(rwc, sftp.Handlers{FileGet: j, FilePut: j, FileCmd: j, FileList: j},
+		sftp.WithRSMaxTxPacket(maxTxPacket))
+	// Closed in no other case: the channel is to carry the exit status yet.
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	s.Log.Info("sftp begins")
+	err = server.Serve()
+	s.Log.Info("sftp ends")
+	if err == io.EOF || ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// catch turns a panic in a handler into its error.
+func (j *jail) catch(err *error) {
+	if p := recover(); p != nil {
+		j.log.Error("panic", "in", "sftp", "panic", p, "stack", string(debug.Stack()))
+		*err = sftp.ErrSSHFxFailure
+	}
+}
+
+// denied is the answer to all that is not read or put.
+func denied(what string) error {
+	return fmt.Errorf("%s: %w", what, sftp.ErrSSHFxPermissionDenied)
+}
+
+// answer maps an error to the status that SFTP has for it.
+func answer(name string, err error) error {
+	switch {
+	case err == nil || err == io.EOF:
+		return err
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP),
+		errors.Is(err, parcel.ErrNoParcel), errors.Is(err, parcel.ErrNoObject):
+		return fmt.Errorf("%s: %w", name, sftp.ErrSSHFxNoSuchFile)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, parcel.ErrDenied), errors.Is(err, parcel.ErrNotHolder):
+		return fmt.Errorf("%s: %w", name, sftp.ErrSSHFxPermissionDenied)
+	}
+	var e *parcel.Error
+	if errors.As(err, &e) {
+		return fmt.Errorf("%w: %w", err, sftp.ErrSSHFxFailure)
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return fmt.Errorf("%s: %w: %w", name, errno, sftp.ErrSSHFxFailure)
+	}
+	// What os.Root refuses, above all.
+	return fmt.Errorf("%s: %w", name, sftp.ErrSSHFxPermissionDenied)
+}
+
+// shown maps a path of the client, absolute and clean, to one inside the root.
+func shown(p string) (string, error) {
+	if !strings.HasPrefix(p, "/") || strings.ContainsRune(p, 0) || path.Clean(p) != p {
+		return "", sftp.ErrSSHFxNoSuchFile
+	}
+	if p == "/" {
+		return ".", nil
+	}
+	name := p[1:]
+	parts := strings.Split(name, "/")
+	for i, part := range parts {
+		if hidden(i, part) {
+			return "", fmt.Errorf("%s: %w", p, sftp.ErrSSHFxNoSuchFile)
+		}
+	}
+	return name, nil
+}
+
+// hidden says whether a name at a depth (0: parcels) is the store's own.
+func hidden(depth int, name string) bool {
+	return strings.HasPrefix(name, atomicfile.TempPrefix) || depth == 1 && name == stagingDir
+}
+
+// object is the parcel and tag that a path stands for: /PARCEL/hdk/xx/TAG.
+func object(p string) (name string, tag seal.Tag, ok bool) {
+	parts := strings.Split(p, "/")
+	if len(parts) != 5 || parts[0] != "" || parts[2] != "hdk" || parcel.CheckName(parts[1]) != nil {
+		return "", "", false
+	}
+	tag, err := seal.ParseTag(parts[4])
+	if err != nil || parts[3] != parts[4][:2] {
+		return "", "", false
+	}
+	return parts[1], tag, true
+}
+
+// enter counts one more open file.
+func (j *jail) enter() error {
+	if j.open.Add(1) > maxOpen {
+		j.open.Add(-1)
+		return fmt.Errorf("%d files are open, which is the limit: %w", maxOpen, sftp.ErrSSHFxFailure)
+	}
+	return nil
+}
+
+// Fileread opens a regular file.
+func (j *jail) Fileread(r *sftp.Request) (_ io.ReaderAt, err error) {
+	defer j.catch(&err)
+	name, err := shown(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.enter(); err != nil {
+		return nil, err
+	}
+	// A FIFO that somebody left here is not to block the session.
+	f, err := j.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fs.ErrPermission
+	}
+	if err != nil {
+		f.Close()
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
+	}
+	return &reading{File: f, jail: j, name: r.Filepath}, nil
+}
+
+// reading is a file open for reading.
+type reading struct {
+	*os.File
+	jail *jail
+	name string
+}
+
+func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
+	defer f.jail.catch(&err)
+	if off < 0 {
+		return 0, io.EOF
+	}
+	n, err = f.File.ReadAt(p, off)
+	return n, answer(f.name, err)
+}
+
+func (f *reading) Close() (err error) {
+	defer f.jail.catch(&err)
+	f.jail.open.Add(-1)
+	return f.File.Close()
+}
+
+// Filewrite begins to put an object.
+func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
+	defer j.catch(&err)
+	name, tag, ok := object(r.Filepath)
+	if !ok || r.Pflags().Append {
+		return nil, denied(r.Filepath)
+	}
+	p, err := j.store.Parcel(j.user, name)
+	if err != nil {
+		return nil, answer(r.Filepath, err)
+	}
+	holder, err := p.Holder()
+	if err != nil {
+		return nil, answer(r.Filepath, err)
+	}
+	if holder == nil {
+		return nil, denied(fmt.Sprintf("parcel %s is not checked out", name))
+	}
+	has, err := p.Has(tag)
+	if err != nil {
+		return nil, answer(r.Filepath, err)
+	}
+	if has {
+		return discard{}, nil
+	}
+	if err := j.enter(); err != nil {
+		return nil, err
+	}
+	staged, err := p.Stage(tag)
+	if err != nil {
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
+	}
+	return &putting{jail: j, staged: staged, name: r.Filepath}, nil
+}
+
+// discard takes the bytes of an object that is there already.
+type discard struct{}
+
+func (discard) WriteAt(p []byte, off int64) (int, error) { return len(p), nil }
+
+// putting is an object on its way into the staging area.
+type putting struct {
+	jail   *jail
+	staged *store.Staged
+	name   string
+	broken atomic.Bool // the session ended, or a write failed
+}
+
+func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
+	defer w.jail.catch(&err)
+	if n, err = w.staged.WriteAt(p, off); err != nil {
+		w.broken.Store(true)
+	}
+	return n, answer(w.name, err)
+}
+
+// TransferError is told that the session ended before the file was closed.
+func (w *putting) TransferError(error) { w.broken.Store(true) }
+
+// Close keeps the object if it is whole, and what its name says.
+func (w *putting) Close() (err error) {
+	defer w.jail.catch(&err)
+	defer w.jail.open.Add(-1)
+	if w.broken.Load() {
+		w.staged.Abort()
+		return fmt.Errorf("%s: incomplete: %w", w.name, sftp.ErrSSHFxFailure)
+	}
+	err = w.staged.Close()
+	if errors.Is(err, parcel.ErrDamaged) {
+		w.jail.log.Warn("put refused", "file", w.name, "error", err)
+	}
+	return answer(w.name, err)
+}
+
+// Filecmd refuses every change. Setting attributes of what was put does
+// nothing, but is no error: clients do it without being asked.
+func (j *jail) Filecmd(r *sftp.Request) (err error) {
+	defer j.catch(&err)
+	if r.Method == "Setstat" {
+		if _, _, ok := object(r.Filepath); ok {
+			return nil
+		}
+	}
+	return denied(strings.ToLower(r.Method))
+}
+
+// PosixRename is refused as any change is.
+func (j *jail) PosixRename(r *sftp.Request) error { return denied("rename") }
+
+// StatVFS tells how much room there is, so that a client can look first.
+func (j *jail) StatVFS(r *sftp.Request) (_ *sftp.StatVFS, err error) {
+	defer j.catch(&err)
+	name, err := shown(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	f, err := j.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, answer(r.Filepath, err)
+	}
+	defer f.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return nil, answer(r.Filepath, err)
+	}
+	return &sftp.StatVFS{
+		Bsize: uint64(st.Bsize), Frsize: uint64(st.Frsize),
+		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail,
+		Files: st.Files, Ffree: st.Ffree, Favail: st.Ffree,
+		Namemax: uint64(st.Namelen), Flag: 1, // read-only, ST_RDONLY
+	}, nil
+}
+
+// Filelist lists a directory, or describes one file.
+func (j *jail) Filelist(r *sftp.Request) (_ sftp.ListerAt, err error) {
+	defer j.catch(&err)
+	name, err := shown(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	switch r.Method {
+	case "List":
+		return j.list(name, r.Filepath)
+	case "Stat":
+		fi, err := j.root.Stat(name)
+		if err != nil {
+			return nil, answer(r.Filepath, err)
+		}
+		return entries{fi}, nil
+	}
+	return nil, sftp.ErrSSHFxOpUnsupported
+}
+
+// Lstat describes one file, not what it links to.
+func (j *jail) Lstat(r *sftp.Request) (_ sftp.ListerAt, err error) {
+	defer j.catch(&err)
+	name, err := shown(r.Filepath)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := j.root.Lstat(name)
+	if err != nil {
+		return nil, answer(r.Filepath, err)
+	}
+	return entries{fi}, nil
+}
+
+// Readlink tells where a link points.
+func (j *jail) Readlink(p string) (_ string, err error) {
+	defer j.catch(&err)
+	name, err := shown(path.Clean("/" + p))
+	if err != nil {
+		return "", err
+	}
+	target, err := j.root.Readlink(name)
+	return target, answer(p, err)
+}
+
+func (j *jail) list(name, asked string) (sftp.ListerAt, error) {
+	d, err := j.root.Open(name)
+	if err != nil {
+		return nil, answer(asked, err)
+	}
+	defer d.Close()
+	all, err := d.Readdir(-1)
+	if err != nil {
+		return nil, answer(asked, err)
+	}
+	depth := 0
+	if name != "." {
+		depth = 1 + strings.Count(name, "/")
+	}
+	seen := all[:0]
+	for _, fi := range all {
+		if !hidden(depth, fi.Name()) {
+			seen = append(seen, fi)
+		}
+	}
+	sort.Slice(seen, func(a, b int) bool { return seen[a].Name() < seen[b].Name() })
+	return entries(seen), nil
+}
+
+// entries is a listing, as of when the directory was opened.
+type entries []os.FileInfo
+
+func (e entries) ListAt(out []os.FileInfo, off int64) (int, error) {
+	if off < 0 || off >= int64(len(e)) {
+		return 0, io.EOF
+	}
+	n := copy(out, e[off:])
+	if n < len(out) {
+		return n, io.EOF
+	}
+	return n, nil
+}

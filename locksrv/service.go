@@ -1,0 +1,161 @@
+// Package locksrv answers the verbs of a lock server, and shows a user's
+// content by SFTP.
+//
+// Verbs are a closed table: a name, typed arguments, a function. The same
+// table serves the built-in SSH daemon (Daemon), a forced command under stock
+// OpenSSH, and an administrator who runs the pilot's script names on the host.
+// Whoever lets a caller in vouches for the user; the package derives it from a
+// proven key where it is the one who lets in.
+//
+// It promises that anything but a verb is refused by name, that an error is
+// one line on standard error and an exit status, that what changes the store is
+// finished once begun even if the client goes, and that SFTP neither leaves the
+// user's content nor changes it, but for staging objects that are what their
+// names say. It never sees plaintext, and never logs a secret.
+// isr-protocol(7) is its page.
+package locksrv
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"path"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"isr/locksrv/proto"
+	"isr/store"
+	"isr/store/parcel"
+)
+
+// Service answers sessions on one store. Its methods are safe for concurrent
+// use; it is not to be copied after first use.
+type Service struct {
+	Store *store.Store
+	Motd  string // file with the message of the day; there need be none
+
+	mu        sync.Mutex
+	finishing int
+	finished  chan struct{} // closed when finishing falls to 0; nil: nobody waits
+}
+
+// Session is one caller, as whoever let it in vouches for it.
+type Session struct {
+	User  string       // whose parcels
+	Admin bool         // works on the host itself, so needs no nonce to release
+	Host  string       // where from, if the caller does not say
+	Log   *slog.Logger // nil: nothing is logged
+}
+
+// Streams are a session's.
+type Streams interface {
+	io.Reader
+	io.WriteCloser // Close ends the session's input as well
+	Errors() io.Writer
+}
+
+// sftpCommand is how OpenSSH names its own SFTP server.
+const sftpCommand = "internal-sftp"
+
+// isSFTP reports whether the command asks for SFTP: as sshd_config names the
+// subsystem, with or without flags, which are not heeded.
+func isSFTP(command string) bool {
+	word, _, _ := strings.Cut(command, " ")
+	return word == sftpCommand || path.Base(word) == "sftp-server" && strings.HasPrefix(word, "/")
+}
+
+// Run runs one command of a session to its end, prints its error if there is
+// one, and returns its exit status. It never panics.
+func (v *Service) Run(ctx context.Context, s Session, command string, io Streams) (status int) {
+	defer func() {
+		if p := recover(); p != nil {
+			if s.Log != nil {
+				s.Log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+			}
+			status = proto.WriteError(io.Errors(), parcel.NewError(parcel.Failed, "server: internal error"))
+		}
+	}()
+	if isSFTP(command) {
+		return proto.WriteError(io.Errors(), v.serveSFTP(ctx, s, io))
+	}
+	words, err := proto.Split(command)
+	if err == nil {
+		err = v.RunWords(ctx, s, words, io)
+	}
+	return proto.WriteError(io.Errors(), err)
+}
+
+// RunWords is Run of a command that is already words; the error is returned,
+// not printed.
+func (v *Service) RunWords(ctx context.Context, s Session, words []string, io Streams) error {
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(words) == 0 {
+		return parcel.NewError(parcel.Usage, "no command; this server answers: %s", strings.Join(Verbs(), " "))
+	}
+	run, err := parseVerb(words)
+	if err != nil {
+		s.Log.Warn("refused", "verb", words[0], "error", err)
+		return err
+	}
+	start := time.Now()
+	c := &call{Service: v, Session: s, errors: io.Errors()}
+	err = run(ctx, c, io, io)
+	level := slog.LevelInfo
+	if err != nil {
+		level = slog.LevelWarn
+	}
+	args := []any{"verb", words[0], "took", time.Since(start).Round(time.Microsecond)}
+	if len(words) > 1 {
+		args = append(args, "parcel", words[1])
+	}
+	if err != nil {
+		args = append(args, "error", err)
+	}
+	s.Log.Log(ctx, level, "verb", args...)
+	return err
+}
+
+// begin is called by a verb that is about to change the store, when it has
+// read all it needs: what follows under the new context is finished even if
+// the client goes or the server is told to stop.
+func (v *Service) begin(ctx context.Context) (context.Context, func(), error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, parcel.NewError(parcel.Interrupted, "interrupted")
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.finishing++
+	return context.WithoutCancel(ctx), sync.OnceFunc(func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.finishing--; v.finishing == 0 && v.finished != nil {
+			close(v.finished)
+			v.finished = nil
+		}
+	}), nil
+}
+
+// Finish waits for what must finish, at most for grace, and reports whether
+// all of it did.
+func (v *Service) Finish(grace time.Duration) bool {
+	v.mu.Lock()
+	if v.finishing == 0 {
+		v.mu.Unlock()
+		return true
+	}
+	if v.finished == nil {
+		v.finished = make(chan struct{})
+	}
+	finished := v.finished
+	v.mu.Unlock()
+	select {
+	case <-finished:
+		return true
+	case <-time.After(grace):
+		return false
+	}
+}

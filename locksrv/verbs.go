@@ -1,0 +1,499 @@
+package locksrv
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"isr/locksrv/proto"
+	"isr/store"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// call is one run of a verb.
+type call struct {
+	*Service
+	Session
+	errors io.Writer // for notices; the error itself is returned
+}
+
+// A runner is a verb with its arguments.
+type runner func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error
+
+// verb is a row of the table.
+type verb struct {
+	name, synopsis string
+	parse          func(*words) runner
+}
+
+// table is every verb there is.
+var table = []verb{
+	{proto.ListParcels, "", func(w *words) runner { return listParcels }},
+	{proto.Ls, "[PARCEL] [-L N]", func(w *words) runner {
+		versions := w.count("-L", 0)
+		var name string
+		if len(w.rest) > 0 {
+			name = w.name("parcel")
+		}
+		return list(name, versions)
+	}},
+	{proto.CatConfig, "PARCEL", func(w *words) runner { return catConfig(w.name("parcel")) }},
+	{proto.CatKeyroot, "PARCEL [VERSION]", func(w *words) runner {
+		return catKeyroot(w.name("parcel"), w.version(false))
+	}},
+	{proto.Acquire, "PARCEL [HOST [ACQUISITION]]", func(w *words) runner {
+		return acquire(w.name("parcel"), w.text("host", 255), w.text("acquisition", 64))
+	}},
+	{proto.Release, "PARCEL [--force]", func(w *words) runner {
+		force := w.flag("--force")
+		return release(w.name("parcel"), force)
+	}},
+	{proto.CheckLock, "PARCEL", func(w *words) runner { return checkLock(w.name("parcel")) }},
+	{proto.Missing, "PARCEL", func(w *words) runner { return missing(w.name("parcel")) }},
+	{proto.Get, "PARCEL", func(w *words) runner { return get(w.name("parcel")) }},
+	{proto.Commit, "PARCEL", func(w *words) runner { return commit(w.name("parcel")) }},
+	{proto.Rollback, "PARCEL VERSION", func(w *words) runner {
+		return rollback(w.name("parcel"), w.version(true))
+	}},
+	{proto.CheckParcel, "PARCEL [VERSION] [-c]", func(w *words) runner {
+		content := w.flag("-c")
+		return checkParcel(w.name("parcel"), w.version(false), content)
+	}},
+	{proto.Motd, "", func(w *words) runner { return motd }},
+}
+
+// Verbs is the names of all verbs.
+func Verbs() []string {
+	var names []string
+	for _, v := range table {
+		names = append(names, v.name)
+	}
+	return names
+}
+
+// parseVerb finds the verb that the words name, and reads its arguments.
+func parseVerb(command []string) (runner, error) {
+	for _, v := range table {
+		if v.name != command[0] {
+			continue
+		}
+		w := &words{verb: v.name, rest: command[1:]}
+		run := v.parse(w)
+		if err := w.end(); err != nil {
+			return nil, parcel.NewError(parcel.Usage, "%v", err).
+				WithHint("%s", strings.TrimSpace("usage: "+v.name+" "+v.synopsis))
+		}
+		return run, nil
+	}
+	return nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
+		WithHint("it answers: %s", strings.Join(Verbs(), " "))
+}
+
+// maxRequest bounds what a verb reads whole from its input, bytes.
+const maxRequest = 64 << 10
+
+// readAll reads a verb's whole input.
+func readAll(stdin io.Reader) ([]byte, error) {
+	p, err := io.ReadAll(io.LimitReader(stdin, maxRequest+1))
+	if err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	if len(p) > maxRequest {
+		return nil, parcel.NewError(parcel.Usage, "standard input: over %d bytes", maxRequest)
+	}
+	return p, nil
+}
+
+// readNonce reads the line that proves holding a lock.
+func readNonce(stdin io.Reader) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(stdin, 1024)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("standard input: %w", err)
+	}
+	return strings.TrimSpace(line), nil
+}
+
+func listParcels(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+	names, err := c.Store.Parcels(c.User)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, err := fmt.Fprintln(stdout, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func list(name string, versions int) runner {
+	return func(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+		names := []string{name}
+		if name == "" {
+			var err error
+			if names, err = c.Store.Parcels(c.User); err != nil {
+				return err
+			}
+		}
+		out := json.NewEncoder(stdout)
+		for _, n := range names {
+			if name != "" {
+				if _, err := c.Store.Parcel(c.User, name); err != nil {
+					return err
+				}
+			}
+			l := Describe(c.Store, c.User, n, versions)
+			if err := out.Encode(l); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// Listing is what is known of one parcel.
+type Listing = proto.Listing
+
+// Describe is a user's parcel in a few words, with its newest versions. What
+// cannot be known of it, Error tells.
+func Describe(s *store.Store, user, name string, versions int) Listing {
+	l := Listing{Parcel: name}
+	p, err := s.Parcel(user, name)
+	if err == nil {
+		err = describe(p, versions, &l)
+	}
+	if err != nil {
+		l.Error = parcel.Clean(err.Error())
+	}
+	return l
+}
+
+func describe(p *store.Parcel, versions int, l *Listing) error {
+	cfg, err := p.Config()
+	if err != nil {
+		return err
+	}
+	l.UUID, l.VMM, l.DiskSize, l.MemSize = cfg.UUID, cfg.VMM, cfg.DiskSize, cfg.MemSize
+	l.Version, l.Comment = cfg.Version, cfg.Comment
+	held, err := p.Holder()
+	if err != nil {
+		return err
+	}
+	l.Held = holder(held)
+	released, err := p.LastReleased()
+	if err != nil {
+		return err
+	}
+	l.Released = holder(released)
+	if versions == 0 {
+		return nil
+	}
+	infos, err := p.Versions(versions)
+	if err != nil {
+		return err
+	}
+	for _, v := range infos {
+		l.Versions = append(l.Versions, proto.Version{Version: v.Version, Time: v.Time, Host: v.Host,
+			Comment: v.Comment, Parent: v.Parent, Bytes: v.Bytes, Objects: v.Objects, Suspended: v.Suspended})
+	}
+	return nil
+}
+
+func holder(l *parcel.Lock) *proto.Holder {
+	if l == nil {
+		return nil
+	}
+	return &proto.Holder{User: l.User, Host: l.Host, Since: l.Since, Contact: l.Contact, Epoch: l.Epoch}
+}
+
+func catConfig(name string) runner {
+	return func(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		text, err := p.ConfigFile()
+		if err != nil {
+			return err
+		}
+		_, err = stdout.Write(text)
+		return err
+	}
+}
+
+func catKeyroot(name string, version int) runner {
+	return func(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		if version == 0 {
+			cfg, err := p.Config()
+			if err != nil {
+				return err
+			}
+			version = cfg.Version
+		}
+		keyroot, err := p.Keyroot(version)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(stdout, keyroot.String())
+		return err
+	}
+}
+
+func acquire(name, host, acquisition string) runner {
+	return func(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		if host == "" {
+			host = c.Host
+		}
+		if host == "" {
+			host = "unknown"
+		}
+		if acquisition == "" {
+			acquisition = parcel.NewID()
+		}
+		_, end, err := c.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
+		l, err := p.Acquire(c.User, host, acquisition)
+		if err != nil {
+			return err
+		}
+		c.Log.Info("acquired", "parcel", name, "host", l.Host, "epoch", l.Epoch)
+		return writeLock(stdout, *l)
+	}
+}
+
+func writeLock(w io.Writer, l parcel.Lock) error {
+	text, err := l.Encode()
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}
+
+func release(name string, force bool) runner {
+	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		nonce := ""
+		if !force && !c.Admin {
+			if nonce, err = readNonce(stdin); err != nil {
+				return err
+			}
+			if nonce == "" {
+				return parcel.NewError(parcel.Usage, "%s: no nonce on standard input", proto.Release).
+					WithHint("--force breaks a lock without it")
+			}
+		}
+		_, end, err := c.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
+		l, err := p.Release(nonce, force || c.Admin)
+		if err != nil {
+			return err
+		}
+		if l == nil {
+			return nil
+		}
+		if nonce == "" {
+			c.Log.Warn("lock broken", "parcel", name, "holder", l.String(), "epoch", l.Epoch)
+			if c.Admin {
+				fmt.Fprintf(c.errors, "%s/%s: semaphore removed; it was held by %s\n", c.User, name, l)
+			}
+		} else {
+			c.Log.Info("released", "parcel", name, "host", l.Host, "epoch", l.Epoch)
+		}
+		return writeLock(stdout, l.Public())
+	}
+}
+
+func checkLock(name string) runner {
+	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		nonce, err := readNonce(stdin)
+		if err != nil {
+			return err
+		}
+		l, err := p.CheckLock(nonce)
+		if err != nil {
+			return err
+		}
+		return writeLock(stdout, l.Public())
+	}
+}
+
+// flushedReader flushes a writer before each read, so that whoever waits for
+// answers before it asks for more has them.
+type flushedReader struct {
+	r io.Reader
+	w *bufio.Writer
+}
+
+func (f flushedReader) Read(p []byte) (int, error) {
+	if err := f.w.Flush(); err != nil {
+		return 0, err
+	}
+	return f.r.Read(p)
+}
+
+func missing(name string) runner {
+	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		out := bufio.NewWriterSize(stdout, 32<<10)
+		err = proto.ReadTags(flushedReader{stdin, out}, func(tag seal.Tag) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			has, err := p.Has(tag)
+			if err != nil || has {
+				return err
+			}
+			_, err = fmt.Fprintln(out, tag)
+			return err
+		})
+		if ferr := out.Flush(); err == nil {
+			err = ferr
+		}
+		return err
+	}
+}
+
+func commit(name string) runner {
+	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		text, err := readAll(stdin)
+		if err != nil {
+			return err
+		}
+		r, err := proto.ParseCommitRequest(text)
+		if err != nil {
+			return err
+		}
+		ctx, end, err := c.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
+		version, err := p.Commit(ctx, store.CommitRequest(r))
+		if err != nil {
+			return err
+		}
+		c.Log.Info("committed", "parcel", name, "version", version, "parent", r.Parent)
+		_, err = fmt.Fprintln(stdout, version)
+		return err
+	}
+}
+
+func rollback(name string, version int) runner {
+	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		p, err := c.Store.Parcel(c.User, name)
+		if err != nil {
+			return err
+		}
+		nonce, err := readNonce(stdin)
+		if err != nil {
+			return err
+		}
+		ctx, end, err := c.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
+		made, err := p.Rollback(ctx, nonce, version)
+		if err != nil {
+			return err
+		}
+		c.Log.Info("rolled back", "parcel", name, "to", version, "version", made)
+		_, err = fmt.Fprintln(stdout, made)
+		return err
+	}
+}
+
+func checkParcel(name string, version int, content bool) runner {
+	return func(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+		if _, err := c.Store.Parcel(c.User, name); err != nil {
+			return err
+		}
+		o := store.CheckOptions{User: c.User, Parcel: name, Version: version, Content: content}
+		var werr error
+		sum, err := c.Store.Check(ctx, o, func(p store.Problem) {
+			if werr == nil {
+				_, werr = fmt.Fprintln(stdout, ProblemLine(p))
+			}
+		})
+		switch {
+		case err != nil:
+			return err
+		case werr != nil:
+			return werr
+		case sum.Errors > 0:
+			return parcel.NewError(parcel.Damaged, "parcel %s: %d errors", name, sum.Errors)
+		}
+		return nil
+	}
+}
+
+// ProblemLine prints a finding on one line.
+func ProblemLine(p store.Problem) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: ", p.Severity)
+	switch {
+	case p.Parcel != "":
+		fmt.Fprintf(&b, "%s/%s: ", p.User, p.Parcel)
+	case p.User != "":
+		fmt.Fprintf(&b, "%s: ", p.User)
+	}
+	if p.Version > 0 {
+		fmt.Fprintf(&b, "version %d: ", p.Version)
+	}
+	b.WriteString(p.Msg)
+	if p.Hint != "" {
+		fmt.Fprintf(&b, " (%s)", p.Hint)
+	}
+	return parcel.Clean(b.String())
+}
+
+func motd(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
+	if c.Motd == "" {
+		return nil
+	}
+	text, err := os.ReadFile(c.Motd)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = stdout.Write(text)
+	return err
+}
