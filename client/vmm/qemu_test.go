@@ -1,21 +1,20 @@
 package vmm
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
+	"io/fs"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"isr/contrib/guest"
 )
 
 // filePages is a memory image in a plain file.
@@ -54,26 +53,16 @@ func (p *filePages) WriteAt(b []byte, off int64) (int, error) {
 func needQEMU(t testing.TB) {
 	t.Helper()
 	if _, err := findQEMU(""); err != nil {
-		if os.Getenv("ISR_TEST_REQUIRE") == "1" {
-			t.Fatalf("qemu: %v", err)
-		}
-		t.Skipf("qemu: %v", err)
+		lacking(t, "qemu: %v", err)
 	}
 }
 
-// guestDisk is a private copy of the test guest's disk.
-func guestDisk(t testing.TB) string {
+func lacking(t testing.TB, format string, args ...any) {
 	t.Helper()
-	needQEMU(t)
-	img := os.Getenv("ISR_TEST_GUEST")
-	if img == "" {
-		t.Skip("ISR_TEST_GUEST: not set")
+	if os.Getenv("ISR_TEST_REQUIRE") == "1" {
+		t.Fatalf(format, args...)
 	}
-	out := filepath.Join(t.TempDir(), "disk")
-	if b, err := exec.Command("cp", "--sparse=always", img, out).CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v: %s", err, b)
-	}
-	return out
+	t.Skipf(format, args...)
 }
 
 // rig is a machine with plain files for images.
@@ -81,20 +70,30 @@ type rig struct {
 	testing.TB
 	m       *Machine
 	pages   *filePages
+	console *guest.Console
 	mu      sync.Mutex
 	said    []string
-	console net.Conn
-	lines   *bufio.Reader
 }
 
+const testMemory = 256 << 20
+
+// newRig makes a machine that boots from disk, or one with an empty disk, which
+// stops in the firmware after a second.
 func newRig(t testing.TB, disk string, memory int64) *rig {
 	t.Helper()
+	needQEMU(t)
 	dir := t.TempDir()
-	run, err := os.MkdirTemp("", "vmm")
+	run, err := os.MkdirTemp("", "vmm") // short
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(run) })
+	if disk == "" {
+		disk = filepath.Join(dir, "disk")
+		if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	st, err := os.Stat(disk)
 	if err != nil {
 		t.Fatal(err)
@@ -118,11 +117,26 @@ func newRig(t testing.TB, disk string, memory int64) *rig {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.said = append(r.said, fmt.Sprintf(f, a...))
-			t.Logf("said: "+f, a...)
 		},
 	}
-	os.Mkdir(r.m.CfgDir, 0o700)
+	if err := os.Mkdir(r.m.CfgDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	return r
+}
+
+func (r *rig) heard(text string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.said, func(s string) bool { return strings.Contains(s, text) })
+}
+
+// running is a machine in the middle of Run.
+type running struct {
+	*rig
+	suspend func()
+	kill    context.CancelCauseFunc
+	end     chan ended
 }
 
 type ended struct {
@@ -130,143 +144,179 @@ type ended struct {
 	err error
 }
 
-// run starts the machine and connects to its serial port.
-func (r *rig) run(ctx context.Context) (suspend func(), end <-chan ended) {
+func (r *rig) run() *running {
 	r.Helper()
-	ch, stop := make(chan ended, 1), make(chan struct{})
+	ctx, cancel := context.WithCancelCause(context.Background())
+	stop := make(chan struct{})
+	x := &running{rig: r, suspend: sync.OnceFunc(func() { close(stop) }), kill: cancel, end: make(chan ended, 1)}
 	go func() {
 		out, err := (&QEMU{}).Run(ctx, r.m, stop)
-		ch <- ended{out, err}
+		x.end <- ended{out, err}
 	}()
-	path := filepath.Join(r.m.RunDir, "serial")
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		c, err := net.Dial("unix", path)
-		if err == nil {
-			r.console, r.lines = c, bufio.NewReader(c)
-			break
+	r.Cleanup(func() { cancel(nil) })
+	if strings.HasPrefix(r.m.Options["serial"], "unix:") {
+		path := strings.TrimPrefix(r.m.Options["serial"], "unix:")
+		dctx, done := context.WithTimeout(ctx, limit)
+		defer done()
+		// A run that fails has nobody to listen: do not wait for it.
+		failed := make(chan struct{})
+		go func() {
+			select {
+			case e := <-x.end:
+				x.end <- e
+				done()
+			case <-failed:
+			}
+		}()
+		var err error
+		if r.console == nil {
+			r.console, err = guest.Dial(dctx, path)
+		} else {
+			err = r.console.Redial(dctx, path)
 		}
-		select {
-		case e := <-ch:
-			r.Fatalf("run ended early: %+v", e)
-		case <-time.After(5 * time.Millisecond): // the socket has no event of its own
-		}
-		if time.Now().After(deadline) {
-			r.Fatalf("no serial port: %v", err)
-		}
-	}
-	var once sync.Once
-	return func() { once.Do(func() { close(stop) }) }, ch
-}
-
-// tick reads the console up to the next whole "tick N".
-func (r *rig) tick() int {
-	r.Helper()
-	r.console.SetReadDeadline(time.Now().Add(90 * time.Second))
-	var seen bytes.Buffer
-	for {
-		line, err := r.lines.ReadString('\n')
-		seen.WriteString(line)
+		close(failed)
 		if err != nil {
-			r.Fatalf("console: %v after %q", err, seen.String())
-		}
-		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "tick "); ok {
-			if v, err := strconv.Atoi(n); err == nil {
-				return v
+			select {
+			case e := <-x.end:
+				r.Fatalf("run: %+v, %v", e.out, e.err)
+			default:
+				r.Fatal(err)
 			}
 		}
 	}
+	return x
 }
 
-// until reads the console up to a line with text in it.
-func (r *rig) until(text string) string {
-	r.Helper()
-	r.console.SetReadDeadline(time.Now().Add(90 * time.Second))
-	for {
-		line, err := r.lines.ReadString('\n')
-		if err != nil {
-			r.Fatalf("console: %v, waiting for %q", err, text)
-		}
-		if strings.Contains(line, text) {
-			return strings.TrimSpace(line)
-		}
-	}
-}
+const limit = 90 * time.Second
 
-func (r *rig) wait(end <-chan ended) ended {
-	r.Helper()
+func (x *running) wait() ended {
+	x.Helper()
 	select {
-	case e := <-end:
+	case e := <-x.end:
+		if x.console != nil {
+			x.console.Close() // its last lines are in
+		}
 		return e
-	case <-time.After(60 * time.Second):
-		r.Fatal("run does not end")
+	case <-time.After(limit):
+		x.Fatal("run does not end")
 		panic("unreachable")
 	}
 }
 
-// rest is what the console says until QEMU closes it: the last tick in it, or 0.
-func (r *rig) lastTick() int {
-	b, _ := io.ReadAll(r.lines)
-	last := 0
-	for _, line := range strings.Split(string(b), "\n") {
-		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "tick "); ok {
-			if v, err := strconv.Atoi(n); err == nil {
-				last = v
-			}
-		}
+// suspended suspends, and records the outcome as a driver's caller does.
+func (x *running) suspended() {
+	x.Helper()
+	x.suspend()
+	e := x.wait()
+	if e.err != nil || !e.out.Suspended {
+		x.Fatalf("suspend: got %+v, %v", e.out, e.err)
 	}
-	return last
-}
-
-// suspended records an outcome in the machine, as the caller of a driver does.
-func (r *rig) suspended(out Outcome) {
-	r.m.Suspended, r.m.Requires = "", out.Requires
-	if out.Suspended {
-		r.m.Suspended = "qemu"
+	x.m.Suspended, x.m.Requires = "qemu", e.out.Requires
+	x.m.Options = maps.Clone(x.m.Options)
+	if _, err := os.Stat(filepath.Join(x.m.RunDir, pidName)); !errors.Is(err, fs.ErrNotExist) {
+		x.Errorf("pid file after the run: %v", err)
 	}
 }
 
-func TestQEMUSuspendAndResume(t *testing.T) {
-	r := newRig(t, guestDisk(t), 256<<20)
-	ctx := t.Context()
-	suspend, end := r.run(ctx)
-	last := 0
-	for last < 3 {
-		last = r.tick()
+func (r *rig) tick(min int) int {
+	r.Helper()
+	ctx, done := context.WithTimeout(context.Background(), limit)
+	defer done()
+	n, err := r.console.WaitTick(ctx, min)
+	if err != nil {
+		r.Fatal(err)
 	}
-	for round := range 3 {
-		before := r.pages.wrote
-		t0 := time.Now()
-		suspend()
-		e := r.wait(end)
-		took := time.Since(t0)
-		if e.err != nil || !e.out.Suspended {
-			t.Fatalf("round %d: got %+v, %v", round, e.out, e.err)
-		}
-		if n := r.lastTick(); n > last {
-			last = n
-		}
-		st, err := os.Stat(filepath.Join(r.m.CfgDir, stateName))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("round %d: suspended in %v at tick %d: %d bytes of memory written, %d of state", round, took, last, r.pages.wrote-before, st.Size())
-		r.suspended(e.out)
-		if i, err := (&QEMU{}).Info(ctx, r.m); err != nil || !i.Runnable {
-			t.Fatalf("info of the suspended machine: %+v, %v", i, err)
-		}
-		t0 = time.Now()
-		suspend, end = r.run(ctx)
-		n := r.tick()
-		t.Logf("round %d: tick %d, %v after resume", round, n, time.Since(t0))
-		if n != last+1 {
-			t.Errorf("round %d: tick after resume: got %d, want %d", round, n, last+1)
-		}
-		last = n
-	}
-	suspend()
-	if e := r.wait(end); e.err != nil {
-		t.Fatal(e.err)
-	}
+	return n
 }
 
-var _ = errors.Is
+func (r *rig) command(line string) string {
+	r.Helper()
+	ctx, done := context.WithTimeout(context.Background(), limit)
+	defer done()
+	s, err := r.console.Command(ctx, line)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return s
+}
+
+// One machine's life: it boots, works, is suspended and resumed, first going
+// by the kernel's word on which pages were changed, then by what was asked for;
+// reboots; powers itself off.
+func TestQEMULife(t *testing.T) {
+	r := newRig(t, guest.Image(t), testMemory)
+	x := r.run()
+	r.tick(2)
+	r.command("mem 24")
+	sum := r.command("memsum")
+	text := r.command("write /data/text hello") + r.command("cat /data/text")
+	x.suspended()
+	first := r.pages.wrote
+	if first < 24<<20 {
+		t.Errorf("wrote %d bytes of memory, expected at least what the guest filled", first)
+	}
+	if r.pages.begun != 1 {
+		t.Errorf("BeginSave was called %d times", r.pages.begun)
+	}
+
+	// The record is all that a host needs to know before it has anything of the parcel.
+	early := &Machine{Suspended: r.m.Suspended, Requires: r.m.Requires, Options: map[string]string{"display": "none"}}
+	if i, err := (&QEMU{}).Info(t.Context(), early); err != nil || !i.Runnable {
+		t.Errorf("early info: %+v, %v", i, err)
+	}
+
+	last := r.console.Last()
+	x = r.run()
+	if n := r.tick(last + 1); n != last+1 {
+		t.Errorf("tick after resume: got %d, want %d", n, last+1)
+	}
+	if got := r.command("memsum"); got != sum {
+		t.Errorf("memory after resume: got %s, want %s", got, sum)
+	}
+	if _, err := os.Stat(filepath.Join(r.m.CfgDir, stateName)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("device state while the machine runs: %v", err)
+	}
+	x.suspended()
+	if again := r.pages.wrote - first; again > first/4 {
+		t.Errorf("a short second run wrote %d bytes of memory, the first %d", again, first)
+	}
+
+	// Without the kernel's word: whatever was asked for is written, here everything.
+	x = r.run()
+	r.tick(r.console.Last() + 1)
+	noPagemap = true
+	defer func() { noPagemap = false }()
+	before := r.pages.wrote
+	x.suspended()
+	if n := r.pages.wrote - before; n != testMemory {
+		t.Errorf("without knowing, wrote %d bytes of %d", n, testMemory)
+	}
+	x = r.run()
+	r.tick(r.console.Last() + 1)
+
+	// A reboot goes on; a power-off ends the run without a memory image.
+	if got := r.command("memsum"); got != sum {
+		t.Errorf("memory after the last resume: got %s, want %s", got, sum)
+	}
+	ctx, done := context.WithTimeout(t.Context(), limit)
+	defer done()
+	r.command("reboot")
+	if _, _, err := r.console.WaitBoot(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	r.tick(1)
+	if got := r.command("write /data/text hello") + r.command("cat /data/text"); got != text {
+		t.Errorf("disk after reboot: got %q, want %q", got, text)
+	}
+	r.command("poweroff")
+	e := x.wait()
+	if e.err != nil || e.out.Suspended || e.out.Requires[reqMachine] != r.m.Requires[reqMachine] {
+		t.Errorf("power-off: got %+v, %v", e.out, e.err)
+	}
+	if left, _ := os.ReadDir(r.m.CfgDir); len(left) != 0 {
+		t.Errorf("left in CfgDir after power-off: %v", left)
+	}
+	if err := r.console.Check(); err != nil {
+		t.Error(err)
+	}
+}
