@@ -234,4 +234,3 @@ func (c *Client) dirFor(name, uuid string) string {
 	}
 	return dir
 }
-

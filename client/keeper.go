@@ -195,10 +195,8 @@ func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr er
 	wrote := !k.s.images[keyring.Disk].overlay.Empty()
 	switch {
 	case out.Suspended:
-		if trace != nil {
-			if err := os.WriteFile(filepath.Join(k.rt.cfg, traceFile), trace, 0o600); err != nil {
-				return err
-			}
+		if err := os.WriteFile(filepath.Join(k.rt.cfg, traceFile), trace, 0o600); err != nil {
+			return err
 		}
 		if err := co.packCfg(k.rt.cfg); err != nil {
 			return err

@@ -19,18 +19,23 @@ import (
 )
 
 // traceTime is how long after a resume first touches are recorded, and
-// maxTrace how many: what a guest wants to get going, not what it does all day.
+// maxTrace how many of an image: what a guest wants to get going, not what it
+// does all day.
 const (
-	traceTime = 30 * time.Second
-	maxTrace  = 8192
+	traceTime = 5 * time.Second
+	maxTrace  = 1024
 )
 
 // prefetchWorkers is how many chunks are read ahead at a time.
 const prefetchWorkers = 16
 
 // recordTrace takes down the order of first touches until traceTime has
-// passed. The returned function ends it and gives the file's content.
+// passed. The returned function ends it and gives the file's content; nil if
+// the guest boots, for what a boot touches no resumed guest will miss.
 func (k *keeper) recordTrace(ctx context.Context) func() []byte {
+	if k.co.State.Memory == "" {
+		return func() []byte { return nil }
+	}
 	var mu sync.Mutex
 	var trace []byte
 	taken := false

@@ -32,14 +32,14 @@ type ResumeOptions struct {
 // reaches a disk, a command line or an environment.
 type errand struct {
 	Dir, Host, Home, Server, User string
-	Batch                   bool
-	Limit                   remote.Limit
-	Quota                   int64
-	SSH                     map[string]string
-	Checkout                string // its directory
-	Key                     []byte // the checkout's key
-	Credentials             *remote.Credentials
-	Resume                  ResumeOptions
+	Batch                         bool
+	Limit                         remote.Limit
+	Quota                         int64
+	SSH                           map[string]string
+	Checkout                      string // its directory
+	Key                           []byte // the checkout's key
+	Credentials                   *remote.Credentials
+	Resume                        ResumeOptions
 }
 
 // event is what the keeper tells the isr in front of it.

@@ -85,7 +85,8 @@ func (co *Checkout) openSession(ctx context.Context, offline bool) (*session, er
 			cache = memoryCache
 		}
 		sd.image = image.New(image.Config{Name: name, Size: im.Size, ChunkSize: im.ChunkSize, Sealer: co.sealer(),
-			Refs: sd.tree, Getter: wanted{name, s.ladder}, Overlay: sd.overlay, CacheBytes: cache})
+			Refs: sd.tree, Getter: wanted{name, s.ladder}, Overlay: sd.overlay, CacheBytes: cache,
+			Save: name == keyring.Memory})
 		s.images[name] = sd
 	}
 	if s.images[keyring.Disk] == nil {

@@ -79,7 +79,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	err = k.Run(&app{screen: s, g: &g, ctx: ctx}, parser)
-	if ctx.Err() != nil && err != nil {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		s.finish()
 		s.print("", "interrupted; run it again to go on")
 		return int(parcel.Interrupted)

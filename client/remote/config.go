@@ -124,7 +124,7 @@ func (r *Resolved) Address() string { return net.JoinHostPort(r.HostName, strcon
 // knownAs is the name host keys are looked up under.
 func (r *Resolved) knownAs() string {
 	if r.HostKeyAlias != "" {
-		return net.JoinHostPort(strings.ToLower(r.HostKeyAlias), "22") // an alias stands without a port
+		return net.JoinHostPort(r.HostKeyAlias, "22") // an alias stands without a port
 	}
 	return net.JoinHostPort(strings.ToLower(r.HostName), strconv.Itoa(r.Port))
 }
@@ -223,7 +223,7 @@ func (e *evaluation) run() error {
 		if err != nil {
 			return err
 		}
-		e.host, e.final = name, true
+		e.host, e.final = strings.ToLower(name), true
 		e.values["hostname"] = []string{strings.ReplaceAll(name, "%", "%%")}
 		return e.files()
 	}
@@ -281,7 +281,7 @@ func (e *evaluation) resolved() (r Resolved, err error) {
 	p := valueParser{e: e}
 	r.Port = p.number("port", 22, 1, 65535)
 	r.User = e.firstOr("user", e.localUser)
-	r.HostKeyAlias = e.first("hostkeyalias")
+	r.HostKeyAlias = strings.ToLower(e.first("hostkeyalias"))
 	r.StrictHostKeyChecking = p.choice("stricthostkeychecking", StrictAsk, map[string]string{
 		"yes": StrictYes, "true": StrictYes, "no": StrictNo, "false": StrictNo, "off": StrictNo,
 		"ask": StrictAsk, "accept-new": StrictAcceptNew})

@@ -183,11 +183,17 @@ func (e *evaluation) set(keyword string, args []string) {
 	}
 }
 
-// setRaw: of ProxyJump and ProxyCommand whichever comes first wins.
+// setRaw: of ProxyJump and ProxyCommand whichever comes first wins, except that `ProxyJump none` speaks for jumps only.
 func (e *evaluation) setRaw(keyword, rest string) {
-	other := map[string]string{"proxyjump": "proxycommand", "proxycommand": "proxyjump"}[keyword]
-	if _, ok := e.values[other]; ok && other != "" {
-		return
+	switch keyword {
+	case "proxyjump":
+		if e.first("proxycommand") != "" {
+			return
+		}
+	case "proxycommand":
+		if j := e.first("proxyjump"); j != "" && !strings.EqualFold(j, "none") {
+			return
+		}
 	}
 	e.set(keyword, []string{rest})
 }

@@ -97,12 +97,11 @@ type conn struct {
 	cause  error         // set before gone is closed
 	pinged chan struct{} // closed when the round trip was measured, or could not be
 
-	mu      sync.Mutex
-	failed  error
-	busy    int // things under way
-	watch   *time.Timer
-	files   *sftp.Client
-	opening chan struct{} // while files is being opened
+	mu     sync.Mutex
+	failed error
+	busy   int // things under way
+	watch  *time.Timer
+	files  *openSFTP
 }
 
 // dialSSH is Dial with a tap on the byte stream.
@@ -192,12 +191,15 @@ func (c *conn) fail(err error) {
 }
 
 // lost is the error of what was under way when err happened on c: that of the
-// connection, if it is gone.
+// connection, if it is gone. Then, too, the next get makes a new one.
 func (c *conn) lost(err error) error {
+	// What was under way may hear of it a moment before we do.
+	t := time.NewTimer(100 * time.Millisecond)
+	defer t.Stop()
 	select {
 	case <-c.gone:
 		err = c.cause
-	default:
+	case <-t.C:
 	}
 	return c.s.lost(err)
 }
@@ -247,48 +249,49 @@ func (c *conn) look() {
 	}
 }
 
-// sftp is the connection's SFTP client, opened once.
+// sftp is the connection's SFTP client, opened once for all who want it.
 func (c *conn) sftp(ctx context.Context) (*sftp.Client, error) {
-	for {
-		c.mu.Lock()
-		files, opening := c.files, c.opening
-		if files == nil && opening == nil {
-			opening = make(chan struct{})
-			c.opening = opening
-			c.mu.Unlock()
-			var err error
-			c.begin()
-			files, err = sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
-			c.end()
-			c.mu.Lock()
-			c.files, c.opening = files, nil
-			c.mu.Unlock()
-			close(opening)
-			if err != nil {
-				return nil, c.lost(fmt.Errorf("sftp: %w", err))
-			}
-			go func() {
-				files.Wait()
-				c.forgetSFTP(files)
-			}()
-			return files, nil
-		}
-		c.mu.Unlock()
-		if files != nil {
-			return files, nil
-		}
-		select {
-		case <-opening:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	c.mu.Lock()
+	o := c.files
+	if o == nil {
+		o = &openSFTP{done: make(chan struct{})}
+		c.files = o
+		go c.openSFTP(o)
+	}
+	c.mu.Unlock()
+	select {
+	case <-o.done:
+		return o.client, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
-func (c *conn) forgetSFTP(files *sftp.Client) {
+type openSFTP struct {
+	done   chan struct{} // closed when client and err are set
+	client *sftp.Client
+	err    error
+}
+
+func (c *conn) openSFTP(o *openSFTP) {
+	c.begin()
+	o.client, o.err = sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
+	c.end()
+	if o.err != nil {
+		o.err = c.refused(fmt.Errorf("sftp: %w", o.err))
+		c.forgetSFTP(o)
+	}
+	close(o.done)
+	if o.err == nil {
+		o.client.Wait()
+		c.forgetSFTP(o)
+	}
+}
+
+func (c *conn) forgetSFTP(o *openSFTP) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.files == files {
+	if c.files == o {
 		c.files = nil
 	}
 }

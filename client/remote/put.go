@@ -37,7 +37,6 @@ func (o *Objects) PutAll(ctx context.Context, tags []seal.Tag, open func(context
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	u := &upload{o: o, tags: tags, open: open, progress: progress}
-	defer u.hangUp(ctx)()
 
 	// One connection tells how far away the server is; then the others.
 	workers := min(len(tags), putWorkers)
@@ -80,7 +79,6 @@ type upload struct {
 	next  int
 	done  int   // objects
 	bytes int64 // of these
-	using map[*sftp.Client]bool
 }
 
 func (u *upload) left() int {
@@ -131,22 +129,24 @@ func (u *upload) put(ctx context.Context, k *link, tag seal.Tag, sealed []byte) 
 	if err != nil {
 		return err
 	}
-	u.mu.Lock()
-	if u.using == nil {
-		u.using = make(map[*sftp.Client]bool)
-	}
-	u.using[files] = true
-	u.mu.Unlock()
-	if ctx.Err() != nil {
+	// The client knows no context: on a dead link it waits for the connection
+	// to be given up, and we do not.
+	done := make(chan error, 1)
+	go func() {
+		c.begin()
+		defer c.end()
+		done <- u.write(c, files, tag, sealed)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
 		return ctx.Err()
 	}
-	c.begin()
-	defer c.end()
-	name := u.o.path(tag)
-	f, err := files.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
+}
+
+func (u *upload) write(c *conn, files *sftp.Client, tag seal.Tag, sealed []byte) error {
+	f, err := files.OpenFile(u.o.path(tag), os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return u.failed(c, tag, err)
 	}
@@ -163,7 +163,7 @@ func (u *upload) put(ctx context.Context, k *link, tag seal.Tag, sealed []byte) 
 // path is where an object is put.
 func (o *Objects) path(tag seal.Tag) string {
 	name := tag.String()
-	return path.Join(o.parcel, "hdk", name[:2], name)
+	return path.Join("/", o.parcel, "hdk", name[:2], name)
 }
 
 // failed gives an error of SFTP its kind.
@@ -180,18 +180,6 @@ func (u *upload) failed(c *conn, tag seal.Tag, err error) error {
 		return parcel.NewError(parcel.Failed, "object %s: put: %v", tag, status)
 	}
 	return c.lost(fmt.Errorf("put: %w", err))
-}
-
-// hangUp has the SFTP clients closed when ctx ends, for their calls know no
-// context. The caller must call the result when it is done.
-func (u *upload) hangUp(ctx context.Context) (done func() bool) {
-	return context.AfterFunc(ctx, func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		for files := range u.using {
-			go files.Close()
-		}
-	})
 }
 
 // measured waits until the round trip is known; false if it cannot be.

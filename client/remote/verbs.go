@@ -143,31 +143,28 @@ func (s *Server) Missing(ctx context.Context, p string, tags []seal.Tag) ([]seal
 	for _, t := range tags {
 		asked[t] = true
 	}
-	var lacking []seal.Tag
-	err := s.again(ctx, safe, func() error {
-		lacking = nil
-		return s.run(ctx, []string{proto.Missing, p}, func(w io.Writer) error {
-			b := bufio.NewWriterSize(w, 32<<10)
-			for _, t := range tags {
-				b.WriteString(t.String())
-				b.WriteByte('\n')
+	send := func(w io.Writer) error {
+		b := bufio.NewWriterSize(w, 32<<10)
+		for _, t := range tags {
+			b.WriteString(t.String())
+			b.WriteByte('\n')
+		}
+		return b.Flush()
+	}
+	receive := func(r io.Reader) (lacking []seal.Tag, err error) {
+		err = proto.ReadTags(r, func(t seal.Tag) error {
+			if !asked[t] {
+				return fmt.Errorf("tag %s was not asked for", t)
 			}
-			return b.Flush()
-		}, func(r io.Reader) error {
-			err := proto.ReadTags(r, func(t seal.Tag) error {
-				if !asked[t] {
-					return fmt.Errorf("tag %s was not asked for", t)
-				}
-				lacking = append(lacking, t)
-				return nil
-			})
-			if err != nil && len(lacking) > 0 {
-				return s.nonsense(proto.Missing, err)
-			}
-			return err
+			lacking = append(lacking, t)
+			return nil
 		})
-	})
-	return lacking, err
+		if err != nil {
+			err = s.nonsense(proto.Missing, err)
+		}
+		return lacking, err
+	}
+	return exchange(ctx, s, safe, []string{proto.Missing, p}, send, receive)
 }
 
 // Commit makes a version of p and returns its number. The same request is
@@ -285,25 +282,53 @@ const maxAnswer = 64 << 20
 
 // ask runs a verb that has its input at hand and a short answer.
 func (s *Server) ask(ctx context.Context, r repeat, stdin []byte, words ...string) ([]byte, error) {
-	var out []byte
-	err := s.again(ctx, r, func() error {
-		return s.run(ctx, words, func(w io.Writer) error {
-			_, err := w.Write(stdin)
-			return err
-		}, func(r io.Reader) error {
-			var err error
-			if out, err = io.ReadAll(io.LimitReader(r, maxAnswer+1)); err == nil && len(out) > maxAnswer {
-				err = s.nonsense(words[0], fmt.Errorf("over %d bytes", maxAnswer))
-			}
-			return err
-		})
-	})
-	return out, err
+	send := func(w io.Writer) error {
+		_, err := w.Write(stdin)
+		return err
+	}
+	receive := func(r io.Reader) ([]byte, error) {
+		out, err := io.ReadAll(io.LimitReader(r, maxAnswer+1))
+		if err == nil && len(out) > maxAnswer {
+			err = s.nonsense(words[0], fmt.Errorf("over %d bytes", maxAnswer))
+		}
+		return out, err
+	}
+	return exchange(ctx, s, r, words, send, receive)
 }
 
-// run runs a verb once. Its error is the verb's, or that of the connection,
-// or of stdout if that could not make sense of the answer.
-func (s *Server) run(ctx context.Context, words []string, stdin func(io.Writer) error, stdout func(io.Reader) error) error {
+// exchange runs a verb, repeatedly as r says. Its error is the verb's, or that
+// of the connection, or of receive if that could not make sense of the answer;
+// what receive returned comes with it.
+func exchange[T any](ctx context.Context, s *Server, r repeat, words []string, send func(io.Writer) error, receive func(io.Reader) (T, error)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	var last result
+	err := s.again(ctx, r, func() error {
+		// On a dead link reads and writes end only when the connection is
+		// given up; we need not wait for that.
+		done := make(chan result, 1)
+		go func() {
+			var r result
+			r.err = s.run(ctx, words, send, func(in io.Reader) (err error) {
+				r.v, err = receive(in)
+				return err
+			})
+			done <- r
+		}()
+		select {
+		case last = <-done:
+			return last.err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return last.v, err
+}
+
+// run runs a verb once.
+func (s *Server) run(ctx context.Context, words []string, send func(io.Writer) error, receive func(io.Reader) error) error {
 	s.main.use()
 	defer s.main.unuse()
 	c, err := s.main.get(ctx)
@@ -316,23 +341,22 @@ func (s *Server) run(ctx context.Context, words []string, stdin func(io.Writer) 
 	}
 	defer x.close()
 	go func() {
-		stdin(x.stdin) // if it fails, so does what follows
+		send(x.stdin) // if it fails, so does what follows
 		x.stdin.Close()
 	}()
-	outErr := stdout(x.stdout)
-	if outErr != nil {
-		// It may go on talking: do not wait for its end unless it has ended.
-		x.session.Close()
+	nonsense := receive(x.stdout)
+	if nonsense != nil {
+		x.session.Close() // it may go on talking
 	}
 	err = x.wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if outErr != nil && (err == nil || errors.Is(err, parcel.ErrUnreachable)) {
+	if nonsense != nil && (err == nil || errors.Is(err, parcel.ErrUnreachable)) {
 		select {
 		case <-c.gone:
 		default:
-			return outErr
+			return nonsense
 		}
 	}
 	return err

@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -444,7 +443,7 @@ func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
 	pw := newPageWriter(g.m.Pages, changed)
 	split := make(chan error, 1)
 	go func() {
-		_, err := splitStream(bufio.NewReaderSize(ours, 1<<20), f, g.p.memory, pw)
+		_, err := splitStream(ours, f, g.p.memory, pw)
 		if werr := pw.close(); err == nil {
 			err = werr
 		}

@@ -102,10 +102,7 @@ var ramNames = []string{"ram", "/objects/ram"}
 // QEMU takes as an incoming stream of a machine whose memory is there already.
 // It fails on anything it does not know: nothing is ever guessed.
 func splitStream(r io.Reader, w io.Writer, size int64, sink pageSink) (streamStat, error) {
-	s := &ramSplitter{
-		r: bufio.NewReaderSize(r, 256<<10), w: bufio.NewWriterSize(w, 64<<10),
-		sink: sink, names: ramNames, size: size,
-	}
+	s := newSplitter(r, w, size, sink)
 	err := s.run()
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = badStream("cut off after %d bytes", s.stat.Bytes)
@@ -114,6 +111,13 @@ func splitStream(r io.Reader, w io.Writer, size int64, sink pageSink) (streamSta
 		err = s.w.Flush()
 	}
 	return s.stat, err
+}
+
+func newSplitter(r io.Reader, w io.Writer, size int64, sink pageSink) *ramSplitter {
+	return &ramSplitter{
+		r: bufio.NewReaderSize(r, 1<<20), w: bufio.NewWriterSize(w, 64<<10),
+		sink: sink, names: ramNames, size: size,
+	}
 }
 
 func (s *ramSplitter) run() error {

@@ -1,0 +1,654 @@
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"isr/client/remote/sshdtest"
+)
+
+// person answers from a script and keeps what was shown.
+type person struct {
+	mu      sync.Mutex
+	answers []string // secrets in order; none left is end of file
+	yes     []bool
+	asked   []string
+	notices []string
+}
+
+func (p *person) Secret(prompt string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = append(p.asked, prompt)
+	if len(p.answers) == 0 {
+		return "", io.EOF
+	}
+	a := p.answers[0]
+	p.answers = p.answers[1:]
+	return a, nil
+}
+
+func (p *person) Confirm(prompt string) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = append(p.asked, prompt)
+	if len(p.yes) == 0 {
+		return false, io.EOF
+	}
+	a := p.yes[0]
+	p.yes = p.yes[1:]
+	return a, nil
+}
+
+func (p *person) Notice(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.notices = append(p.notices, text)
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// noAgent keeps the agent of whoever runs the tests out of them.
+func noAgent(t *testing.T) { t.Setenv("SSH_AUTH_SOCK", "") }
+
+// works runs a command over the client and closes it.
+func works(t *testing.T, c *ssh.Client, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("Dial: %v", err)
+	}
+	defer c.Close()
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatalf("session: %v", err)
+	}
+	if out, err := s.Output("echo it works"); err != nil || string(out) != "it works\n" {
+		t.Fatalf("got %q, %v; want it works", out, err)
+	}
+}
+
+func target(s *sshdtest.Server, home string) Target {
+	return Target{Host: s.Host, Port: s.Port, Home: home}
+}
+
+func TestDialKey(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, fmt.Sprintf("Host box\n HostName 127.0.0.1\n Port %d\n", s.Port))
+	c, err := Dial(within(t), Target{Host: "box", Home: home}, nil, nil)
+	works(t, c, err)
+	c, err = Dial(within(t), target(s, home), nil, nil)
+	works(t, c, err)
+}
+
+func TestDialPassphrase(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	for _, kind := range []struct {
+		name string
+		args []string // ssh-keygen's
+		pub  bool     // keep the public half beside it
+	}{
+		{"ed25519", []string{"-t", "ed25519"}, true},
+		{"ed25519, no .pub", []string{"-t", "ed25519"}, false},
+		{"rsa", []string{"-t", "rsa", "-b", "2048"}, true},
+		{"rsa as PEM", []string{"-t", "rsa", "-b", "2048", "-m", "PEM"}, true},
+		{"rsa as PEM, no .pub", []string{"-t", "rsa", "-b", "2048", "-m", "PEM"}, false},
+		{"ecdsa", []string{"-t", "ecdsa", "-b", "521"}, true},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			home := s.Home(t, "")
+			key := filepath.Join(home, ".ssh", "id_ed25519")
+			os.Remove(key)
+			os.Remove(key + ".pub")
+			sshdtest.Run(t, "ssh-keygen", append([]string{"-q", "-N", "open sesame", "-a", "4", "-f", key}, kind.args...)...)
+			pub, _ := os.ReadFile(key + ".pub")
+			authorize(t, s, string(pub))
+			if !kind.pub {
+				os.Remove(key + ".pub")
+			}
+			creds := new(Credentials)
+			p := &person{answers: []string{"wrong", "open sesame"}}
+			c, err := Dial(within(t), target(s, home), p, creds)
+			works(t, c, err)
+			if len(p.asked) != 2 || !strings.Contains(p.asked[0], key) || !strings.HasPrefix(p.asked[1], "Bad passphrase") {
+				t.Errorf("asked %q; want the passphrase of %s, twice", p.asked, key)
+			}
+			// Again, and in another process, without a question.
+			c, err = Dial(within(t), target(s, home), nil, creds)
+			works(t, c, err)
+			text, err := json.Marshal(creds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := new(Credentials)
+			if err := json.Unmarshal(text, other); err != nil {
+				t.Fatal(err)
+			}
+			c, err = Dial(within(t), target(s, home), nil, other)
+			works(t, c, err)
+			other.Zero()
+			if !other.Empty() {
+				t.Error("not empty after Zero")
+			}
+			_, err = Dial(within(t), target(s, home), nil, other)
+			var auth *AuthError
+			if !errors.As(err, &auth) || !errors.Is(err, ErrAuth) || len(auth.Skipped) != 1 || !strings.Contains(auth.Skipped[0], "passphrase") {
+				t.Errorf("without anybody to ask: got %v; want ErrAuth about a passphrase", err)
+			}
+			// Three wrong ones are enough.
+			p = &person{answers: []string{"a", "b", "c", "open sesame"}}
+			_, err = Dial(within(t), target(s, home), p, nil)
+			if !errors.Is(err, ErrAuth) || len(p.asked) != 3 || !strings.Contains(err.Error(), "wrong passphrase") {
+				t.Errorf("after %d wrong passphrases: got %v; want ErrAuth after 3", len(p.asked), err)
+			}
+		})
+	}
+}
+
+// A key given up does not keep the next from being tried.
+func TestDialPassphraseGivenUp(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "IdentityFile ~/.ssh/locked\nIdentityFile ~/.ssh/id_ed25519\n")
+	locked := filepath.Join(home, ".ssh", "locked")
+	sshdtest.NewKey(t, locked, "ed25519", "secret")
+	authorize(t, s, read(t, locked+".pub")+read(t, s.KeyFile+".pub"))
+	for _, answers := range [][]string{nil, {""}, {"x", "y", "z"}} {
+		p := &person{answers: answers}
+		c, err := Dial(within(t), target(s, home), p, nil)
+		works(t, c, err)
+		if len(p.asked) == 0 {
+			t.Errorf("answers %q: nothing asked, want the passphrase of the first key", answers)
+		}
+	}
+}
+
+func TestDialWrongKey(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	key := filepath.Join(home, ".ssh", "id_ed25519")
+	os.Remove(key)
+	os.Remove(key + ".pub")
+	_, err := Dial(within(t), target(s, home), nil, nil)
+	if !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nothing to try") {
+		t.Errorf("no key: got %v; want ErrAuth, nothing to try", err)
+	}
+	sshdtest.NewKey(t, key, "ed25519", "")
+	_, err = Dial(within(t), target(s, home), nil, nil)
+	var auth *AuthError
+	if !errors.As(err, &auth) || !errors.Is(err, ErrAuth) || len(auth.Tried) != 1 || !strings.Contains(auth.Tried[0], key) || auth.Allowed[0] != "publickey" {
+		t.Errorf("wrong key: got %v; want ErrAuth naming %s", err, key)
+	}
+	os.Chmod(key, 0o644)
+	if _, err = Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "too open") {
+		t.Errorf("readable key: got %v; want ErrAuth about permissions", err)
+	}
+	os.Chmod(key, 0o600)
+	write(t, key, "not a key")
+	os.Remove(key + ".pub")
+	if _, err = Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "not a private key") {
+		t.Errorf("no key in the file: got %v; want ErrAuth about it", err)
+	}
+	tg := target(s, home)
+	tg.User = "nobodyatall"
+	if _, err = Dial(within(t), tg, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nobodyatall@127.0.0.1") {
+		t.Errorf("wrong user: got %v; want ErrAuth naming the login", err)
+	}
+}
+
+func TestDialAgent(t *testing.T) {
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	dir := filepath.Join(home, ".ssh")
+	os.Remove(filepath.Join(dir, "id_ed25519"))
+	os.Remove(filepath.Join(dir, "id_ed25519.pub"))
+	other := filepath.Join(t.TempDir(), "other")
+	sshdtest.NewKey(t, other, "rsa", "")
+	sock := sshdtest.Agent(t, other, s.KeyFile)
+	t.Setenv("SSH_AUTH_SOCK", sock)
+	creds := new(Credentials)
+	c, err := Dial(within(t), target(s, home), nil, creds)
+	works(t, c, err)
+
+	t.Run("remembered", func(t *testing.T) {
+		noAgent(t)
+		c, err := Dial(within(t), target(s, home), nil, creds)
+		works(t, c, err)
+		tg := target(s, home)
+		tg.Options = map[string]string{"IdentityAgent": "none"}
+		if _, err := Dial(within(t), tg, nil, creds); !errors.Is(err, ErrAuth) {
+			t.Errorf("IdentityAgent none: got %v; want ErrAuth", err)
+		}
+	})
+	t.Run("IdentityAgent", func(t *testing.T) {
+		noAgent(t)
+		tg := target(s, home)
+		tg.Options = map[string]string{"IdentityAgent": sock}
+		c, err := Dial(within(t), tg, nil, nil)
+		works(t, c, err)
+	})
+	t.Run("IdentitiesOnly", func(t *testing.T) {
+		tg := target(s, home)
+		tg.Options = map[string]string{"IdentitiesOnly": "yes"}
+		if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrAuth) {
+			t.Errorf("got %v; want ErrAuth: the key is not named", err)
+		}
+		// A public key alone picks the agent's.
+		write(t, filepath.Join(home, "pick.pub"), read(t, s.KeyFile+".pub"))
+		tg.Options["IdentityFile"] = "~/pick.pub"
+		c, err := Dial(within(t), tg, nil, nil)
+		works(t, c, err)
+		tg.Options["IdentityFile"] = "~/pick"
+		c, err = Dial(within(t), tg, nil, nil)
+		works(t, c, err)
+	})
+	t.Run("rsa", func(t *testing.T) {
+		authorize(t, s, read(t, other+".pub"))
+		defer authorize(t, s, read(t, s.KeyFile+".pub"))
+		c, err := Dial(within(t), target(s, home), nil, nil)
+		works(t, c, err)
+	})
+	t.Run("locked key is in the agent", func(t *testing.T) {
+		// The agent signs, so nobody is asked.
+		key := filepath.Join(dir, "id_rsa")
+		sshdtest.Run(t, "cp", other, key)
+		sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
+		authorize(t, s, read(t, other+".pub"))
+		defer authorize(t, s, read(t, s.KeyFile+".pub"))
+		p := &person{}
+		c, err := Dial(within(t), target(s, home), p, nil)
+		works(t, c, err)
+		if len(p.asked) > 0 {
+			t.Errorf("asked %q; want nothing", p.asked)
+		}
+		os.Remove(key)
+	})
+	t.Run("dead", func(t *testing.T) {
+		t.Setenv("SSH_AUTH_SOCK", filepath.Join(t.TempDir(), "nosuch"))
+		if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nosuch") {
+			t.Errorf("got %v; want ErrAuth naming the socket", err)
+		}
+		write(t, filepath.Join(dir, "id_ed25519"), read(t, s.KeyFile))
+		c, err := Dial(within(t), target(s, home), nil, nil)
+		works(t, c, err)
+	})
+	t.Run("too many keys", func(t *testing.T) {
+		var keys []string
+		for i := range 8 {
+			k := filepath.Join(t.TempDir(), fmt.Sprint("k", i))
+			sshdtest.NewKey(t, k, "ed25519", "")
+			keys = append(keys, k)
+		}
+		t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, keys...))
+		if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "Too many authentication failures") {
+			t.Errorf("got %v; want ErrAuth, too many", err)
+		}
+	})
+}
+
+// An agent that does not sign is passed over, as ssh does.
+func TestDialAgentRefuses(t *testing.T) {
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	key := filepath.Join(t.TempDir(), "refused")
+	sshdtest.NewKey(t, key, "ed25519", "")
+	sock := sshdtest.Agent(t)
+	t.Setenv("SSH_AUTH_SOCK", sock)
+	t.Setenv("SSH_ASKPASS", "/bin/false")
+	cmd := exec.Command("ssh-add", "-q", "-c", key) // ask before each use; the agent's askpass says no
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("ssh-add: %v %s", err, out)
+	}
+	authorize(t, s, read(t, key+".pub")+read(t, s.KeyFile+".pub"))
+	c, err := Dial(within(t), target(s, home), nil, nil)
+	works(t, c, err)
+	authorize(t, s, read(t, key+".pub"))
+	if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "not tried: refused") {
+		t.Errorf("got %v; want ErrAuth naming the key of the agent as not tried", err)
+	}
+}
+
+func TestDialCertificate(t *testing.T) {
+	noAgent(t)
+	dir := t.TempDir()
+	ca := filepath.Join(dir, "ca")
+	sshdtest.NewKey(t, ca, "ed25519", "")
+	s := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: "# nobody\n", ExtraConfig: "TrustedUserCAKeys " + ca + ".pub\n"})
+	for _, kind := range []string{"ed25519", "ecdsa", "rsa"} {
+		t.Run(kind, func(t *testing.T) {
+			home := s.Home(t, "IdentityFile ~/.ssh/mine\n")
+			key := filepath.Join(home, ".ssh", "mine")
+			sshdtest.NewKey(t, key, kind, "")
+			if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) {
+				t.Fatalf("without certificate: got %v; want ErrAuth", err)
+			}
+			sshdtest.Certify(t, ca, key, "-n", s.User)
+			c, err := Dial(within(t), target(s, home), nil, nil)
+			works(t, c, err)
+
+			// The certificate elsewhere, the key in an agent.
+			cert := filepath.Join(home, "elsewhere.pub")
+			os.Rename(key+"-cert.pub", cert)
+			sock := sshdtest.Agent(t, key)
+			os.Remove(key)
+			tg := target(s, home)
+			tg.Options = map[string]string{"CertificateFile": "~/elsewhere.pub", "IdentityAgent": sock}
+			c, err = Dial(within(t), tg, nil, nil)
+			works(t, c, err)
+		})
+	}
+	t.Run("agent holds both", func(t *testing.T) {
+		home := s.Home(t, "")
+		key := filepath.Join(dir, "both")
+		sshdtest.NewKey(t, key, "rsa", "")
+		sshdtest.Certify(t, ca, key, "-n", s.User)
+		t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, key))
+		c, err := Dial(within(t), target(s, home), nil, nil)
+		works(t, c, err)
+	})
+}
+
+func TestDialJump(t *testing.T) {
+	noAgent(t)
+	inner := sshdtest.Start(t, sshdtest.Options{})
+	gate := sshdtest.Start(t, sshdtest.Options{})
+	gate2 := sshdtest.Start(t, sshdtest.Options{})
+	home := inner.Home(t, fmt.Sprintf(`Host gate
+ HostName 127.0.0.1
+ Port %d
+ IdentityFile ~/.ssh/gate
+Host gate2
+ HostName 127.0.0.1
+ Port %d
+ IdentityFile ~/.ssh/gate2
+Host inner
+ HostName 127.0.0.1
+ Port %d
+ ProxyJump gate
+Host loop
+ ProxyJump pool
+Host pool
+ ProxyJump loop
+`, gate.Port, gate2.Port, inner.Port))
+	write(t, filepath.Join(home, ".ssh", "gate"), read(t, gate.KeyFile))
+	write(t, filepath.Join(home, ".ssh", "gate2"), read(t, gate2.KeyFile))
+	write(t, filepath.Join(home, ".ssh", "known_hosts"), inner.KnownHostsLine+gate.KnownHostsLine+gate2.KnownHostsLine)
+
+	c, err := Dial(within(t), Target{Host: "inner", Home: home}, nil, nil)
+	works(t, c, err)
+	if !strings.Contains(gate.Log(), "Accepted publickey") {
+		t.Error("the jump host saw nobody")
+	}
+	c, err = Dial(within(t), Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2,gate"}}, nil, nil)
+	works(t, c, err)
+	if !strings.Contains(gate2.Log(), "Accepted publickey") {
+		t.Error("the first of two jump hosts saw nobody")
+	}
+	// A login that fails half-way says where.
+	os.Remove(filepath.Join(home, ".ssh", "gate"))
+	if _, err := Dial(within(t), Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
+		t.Errorf("wrong key for the jump host: got %v; want ErrAuth naming it", err)
+	}
+	if _, err := Dial(within(t), Target{Host: "loop", Home: home}, nil, nil); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "loop") {
+		t.Errorf("hosts that jump over each other: got %v; want ErrConfig", err)
+	}
+	inner.Stop()
+	_, err = Dial(within(t), Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2"}}, nil, nil)
+	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "through gate2") {
+		t.Errorf("inner host down: got %v; want ErrUnreachable", err)
+	}
+	// Nothing is left on a jump host: its connections end with those through it.
+	for _, g := range []*sshdtest.Server{gate, gate2} {
+		waitFor(t, "the jump hosts to be free", func() bool {
+			return strings.Count(g.Log(), "\nConnection from") == strings.Count(g.Log(), "\nClosing connection to")+strings.Count(g.Log(), "[preauth]\n")/1-strings.Count(g.Log(), "Postponed")
+		})
+	}
+}
+
+func TestDialProxyCommand(t *testing.T) {
+	noAgent(t)
+	sshdtest.Require(t, "socat")
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	pidFile := filepath.Join(home, "pid")
+	tg := target(s, home)
+	tg.Options = map[string]string{"ProxyCommand": "sh -c 'echo $$ >" + pidFile + "; exec socat - TCP:%h:%p'"}
+	for _, p := range []Prompter{nil, &person{}} {
+		c, err := Dial(within(t), tg, p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid := strings.TrimSpace(read(t, pidFile))
+		works(t, c, nil)
+		waitFor(t, "the command to end with the connection", func() bool {
+			_, err := os.Stat("/proc/" + pid)
+			return err != nil
+		})
+	}
+	t.Run("ssh -W", func(t *testing.T) {
+		gate := sshdtest.Start(t, sshdtest.Options{})
+		tg := tg
+		tg.Options = map[string]string{"ProxyCommand": fmt.Sprintf("ssh -F none -o BatchMode=yes -o IdentityAgent=none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -i %s -p %d -W %%h:%%p 127.0.0.1", gate.KeyFile, gate.Port)}
+		c, err := Dial(within(t), tg, nil, nil)
+		works(t, c, err)
+	})
+	t.Run("it fails", func(t *testing.T) {
+		tg := tg
+		tg.Options = map[string]string{"ProxyCommand": "echo no route to there >&2; exit 3"}
+		if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no route to there") {
+			t.Errorf("got %v; want ErrUnreachable with what the command said", err)
+		}
+	})
+	t.Run("it hangs", func(t *testing.T) {
+		tg := tg
+		tg.Options = map[string]string{"ProxyCommand": "trap '' HUP; echo $$ >" + pidFile + "; sleep 1000", "ConnectTimeout": "1"}
+		if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("got %v; want ErrUnreachable", err)
+		}
+		waitFor(t, "the command to be killed", func() bool {
+			_, err := os.Stat("/proc/" + strings.TrimSpace(read(t, pidFile)))
+			return err != nil
+		})
+	})
+}
+
+func TestDialUnreachable(t *testing.T) {
+	noAgent(t)
+	home := t.TempDir()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	port := silent.Addr().(*net.TCPAddr).Port
+	tg := Target{Host: "127.0.0.1", Port: port, Home: home, ConfigFile: "none", Options: map[string]string{"ConnectTimeout": "1"}}
+	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no answer within 1s") {
+		t.Errorf("silent server: got %v; want ErrUnreachable after 1 s", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		c, err := silent.Accept() // of the first Dial, or of this one: the handshake has not begun
+		if err == nil {
+			defer c.Close()
+		}
+		cancel()
+	}()
+	tg.Options = nil
+	start := time.Now()
+	if _, err := Dial(ctx, tg, nil, nil); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) {
+		t.Errorf("cancelled: got %v; want context.Canceled", err)
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("cancelling took %v", d)
+	}
+	silent.Close()
+	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("nobody listens: got %v; want ErrUnreachable, connection refused", err)
+	}
+	tg.Host = "no-such-host.invalid"
+	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("no such host: got %v; want ErrUnreachable", err)
+	}
+	web, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer web.Close()
+	go func() {
+		for {
+			c, err := web.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			c.Close()
+		}
+	}()
+	tg.Host, tg.Port = "127.0.0.1", web.Addr().(*net.TCPAddr).Port
+	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("a web server: got %v; want ErrUnreachable", err)
+	}
+}
+
+// A server whose machine is gone is noticed; one that answers is left alone.
+func TestKeepAlive(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	tg := target(s, s.Home(t, ""))
+	tg.Options = map[string]string{"ServerAliveInterval": "1", "ServerAliveCountMax": "2"}
+	c, err := Dial(within(t), tg, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	select {
+	case err := <-ended:
+		t.Fatalf("an idle connection ended: %v", err)
+	case <-time.After(4500 * time.Millisecond): // longer than interval × (count + 1): only answers keep it
+	}
+	s.Freeze()
+	defer s.Thaw()
+	select {
+	case <-ended:
+	case <-time.After(15 * time.Second):
+		t.Fatal("a dead server is not noticed after 15 s")
+	}
+	if _, err := c.NewSession(); err == nil {
+		t.Error("a session over a dead link: got none, want an error")
+	}
+}
+
+func TestDialCancelWhileAsking(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &stuck{cancel: cancel, done: make(chan struct{})}
+	defer close(p.done)
+	if _, err := Dial(ctx, target(s, home), p, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v; want context.Canceled", err)
+	}
+}
+
+// stuck never answers.
+type stuck struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (p *stuck) Secret(string) (string, error) { p.cancel(); <-p.done; return "", io.EOF }
+func (p *stuck) Confirm(string) (bool, error)  { p.cancel(); <-p.done; return false, io.EOF }
+
+// The time a person takes is not the server's.
+func TestDialSlowPerson(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
+	tg := target(s, home)
+	tg.Options = map[string]string{"ConnectTimeout": "1"}
+	c, err := Dial(within(t), tg, slow(1500*time.Millisecond), nil)
+	works(t, c, err)
+}
+
+type slow time.Duration
+
+func (p slow) Secret(string) (string, error) { return "", io.EOF }
+func (p slow) Confirm(string) (bool, error)  { time.Sleep(time.Duration(p)); return true, nil }
+
+// Several connections at once, one question.
+func TestDialTogether(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
+	key := filepath.Join(home, ".ssh", "id_ed25519")
+	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
+	p := &person{answers: []string{"secret"}, yes: []bool{true}}
+	creds := new(Credentials)
+	ctx := within(t)
+	clients := make([]*ssh.Client, 6)
+	errs := make([]error, len(clients))
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() { clients[i], errs[i] = Dial(ctx, target(s, home), p, creds) })
+	}
+	wg.Wait()
+	for i := range clients {
+		works(t, clients[i], errs[i])
+	}
+	if len(p.asked) != 2 {
+		t.Errorf("asked %q; want one question about the host and one about the key", p.asked)
+	}
+	if n := strings.Count(read(t, filepath.Join(home, ".ssh", "known_hosts")), "\n"); n != 1 {
+		t.Errorf("known_hosts has %d lines; want 1", n)
+	}
+}
+
+func authorize(t *testing.T, s *sshdtest.Server, keys string) {
+	t.Helper()
+	write(t, filepath.Join(s.Dir, "authorized_keys"), keys)
+}
+
+func read(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// waitFor polls: the event is in another process.
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited 15 s for %s", what)
+		}
+	}
+}
