@@ -220,15 +220,15 @@ func (s *ramSplitter) configuration() error {
 			if err != nil {
 				return err
 			}
-			for range min(n, 1024) {
+			if n > 1024 {
+				return badStream("%d capabilities", n)
+			}
+			for range n {
 				capability, err := s.name()
 				if err != nil {
 					return err
 				}
 				s.ignoreCap = s.ignoreCap || capability == "x-ignore-shared"
-			}
-			if n > 1024 {
-				return badStream("%d capabilities", n)
 			}
 		case "configuration/target-page-bits":
 			bits, err := s.copy32()
@@ -310,7 +310,7 @@ func (s *ramSplitter) records() error {
 			if !known {
 				return badStream("page of unknown block %q", s.block)
 			}
-			if addr >= size {
+			if size < streamPage || addr > size-streamPage {
 				return badStream("page %#x of block %q, which ends at %#x", addr, s.block, size)
 			}
 			if err := s.pageRecord(addr, flags&^recSame); err != nil {
