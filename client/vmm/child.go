@@ -26,7 +26,8 @@ type child struct {
 
 // start starts cmd so that the kernel kills it if this process dies. The kernel
 // ties that to the thread that started it, so one thread is kept for as long as the child lives.
-func start(cmd *exec.Cmd) (*child, error) {
+// Each of before is called on that thread first: what it does to the thread, the child inherits.
+func start(cmd *exec.Cmd, before ...func() error) (*child, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -35,7 +36,13 @@ func start(cmd *exec.Cmd) (*child, error) {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		err := cmd.Start()
+		var err error
+		for _, f := range before {
+			err = errors.Join(err, f())
+		}
+		if err == nil {
+			err = cmd.Start()
+		}
 		started <- err
 		if err == nil {
 			c.err = cmd.Wait()

@@ -469,7 +469,7 @@ func spawn(ctx context.Context, program string, args []string, stderr *tail) (*c
 
 func spawnCmd(ctx context.Context, cmd *exec.Cmd, ours *net.UnixConn, theirs *os.File, stderr *tail) (*child, *qmp, error) {
 	cmd.SysProcAttr = newGroup()
-	c, err := start(cmd)
+	c, err := start(cmd, refuseHugePages)
 	theirs.Close()
 	if err != nil {
 		ours.Close()
