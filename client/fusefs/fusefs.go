@@ -101,8 +101,8 @@ func New(dir string, images map[string]Image, stats map[string]func() []byte) (*
 			DisableXAttrs: true,
 			// Only we change the content, and we say so: see Invalidate.
 			ExplicitDataCacheControl: true,
-			ExtraCapabilities:        fuse.CAP_ASYNC_DIO,
-			IgnoreSecurityLabels:     true,
+			// No CAP_ASYNC_DIO: under it a plain O_DIRECT read can be neither
+			// interrupted nor killed.
 		},
 	}
 	if err := m.mount(fs.NewNodeFS(root, opts), &opts.MountOptions); err != nil {
@@ -150,6 +150,7 @@ func (m *Mount) Close() error {
 // rootNode is the mount's directory; its children are made once, at Init.
 type rootNode struct {
 	fs.Inode
+	fixed
 	mount *Mount
 	born  time.Time
 	stats map[string]func() []byte
@@ -159,7 +160,12 @@ var (
 	_ fs.NodeOnAdder   = (*rootNode)(nil)
 	_ fs.NodeGetattrer = (*rootNode)(nil)
 	_ fs.NodeStatfser  = (*rootNode)(nil)
+	_ fs.NodeUnlinker  = (*rootNode)(nil)
+	_ fs.NodeRenamer   = (*rootNode)(nil)
+	_ fs.NodeRmdirer   = (*rootNode)(nil)
 	_ fs.NodeGetattrer = (*dirNode)(nil)
+	_ fs.NodeUnlinker  = (*dirNode)(nil)
+	_ fs.NodeRenamer   = (*dirNode)(nil)
 	_ fs.NodeGetattrer = (*imageNode)(nil)
 	_ fs.NodeSetattrer = (*imageNode)(nil)
 	_ fs.NodeOpener    = (*imageNode)(nil)
@@ -227,9 +233,22 @@ func (r *rootNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno 
 	return 0
 }
 
+// fixed refuses what the library would let through: names come and go with
+// the mount.
+type fixed struct{}
+
+func (fixed) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
+
+func (fixed) Rmdir(context.Context, string) syscall.Errno { return syscall.EPERM }
+
+func (fixed) Rename(context.Context, string, fs.InodeEmbedder, string, uint32) syscall.Errno {
+	return syscall.EPERM
+}
+
 // dirNode is the directory stats.
 type dirNode struct {
 	fs.Inode
+	fixed
 	root *rootNode
 }
 

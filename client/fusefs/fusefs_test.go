@@ -81,6 +81,12 @@ func (im *memImage) sum() string {
 	return fmt.Sprintf("%x", sha256.Sum256(im.b))
 }
 
+func (im *memImage) zero(from, to int) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return bytes.Equal(im.b[from:to], make([]byte, to-from))
+}
+
 func needFuse(t testing.TB) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
@@ -137,10 +143,10 @@ func TestFilesLookAsTheyShould(t *testing.T) {
 		{"ls $D", "disk\nmemory\nstats"},
 		{"ls $D/stats", "disk\nlong"},
 		{"stat -c '%a %s %F %U' $D/disk", "600 3145828 regular file root"},
-		{"stat -c '%a %F' $D/stats/disk", "400 regular file"},
+		{"stat -c '%a %F' $D/stats/disk", "400 regular empty file"},
 		{"stat -c '%a' $D $D/stats", "700\n500"},
 		{"cat $D/stats/disk; cat $D/stats/disk", "opened 1\nopened 2"},
-		{"wc -c <$D/stats/long; sort -u $D/stats/long", "320000\n0123456789abcde"},
+		{"wc -c <$D/stats/long; uniq $D/stats/long", "320000\n0123456789abcde"},
 		{"sha256sum <$D/disk", disk.sum() + "  -"},
 		{"sha256sum <$D/memory", memory.sum() + "  -"},
 		{"dd if=$D/disk bs=64k iflag=direct status=none | sha256sum", disk.sum() + "  -"},
@@ -168,25 +174,21 @@ func TestWritesAndRefusals(t *testing.T) {
 		{"truncate -s 1048676 $D/disk", ""},
 		{": >$D/disk", "not permitted"},
 		{"chmod 644 $D/disk", "not permitted"},
-		{"rm $D/disk", "not permitted"},
-		{"touch $D/new", "not permitted"},
+		{"rm -f $D/disk", "not permitted"},
+		{"rm -f $D/stats/x", "not permitted"},
+		{"rmdir $D/stats", "not permitted"},
+		{"mv $D/disk $D/stats/disk", "not permitted"},
+		{"mv -T $D/stats $D/other", "not permitted"},
+		{"touch $D/new", "Read-only"},
 		{"touch $D/disk", ""},
-		{"fallocate -p -o 0 -l 4096 $D/disk", "not supported"},
-		{"setfattr -n user.a -v b $D/disk 2>&1 || echo refused; false", ""},
+		{"fallocate -p -o 0 -l 4096 $D/disk", "unsupported"},
 	} {
 		out, err := sh(t, m.Dir(), tt.script)
-		if strings.HasSuffix(tt.script, "false") {
-			continue
-		}
 		if tt.wantErr == "" && err != nil || tt.wantErr != "" && (err == nil || !strings.Contains(out, tt.wantErr)) {
 			t.Errorf("%s: got %v %q, want %q", tt.script, err, out, tt.wantErr)
 		}
 	}
-	if os.Geteuid() != 0 {
-		if out, err := sh(t, m.Dir(), "echo >$D/stats/x"); err == nil {
-			t.Errorf("write to counters: %q", out)
-		}
-	} else if out, err := sh(t, m.Dir(), "echo >>$D/stats/x"); err == nil {
+	if out, err := sh(t, m.Dir(), "echo >>$D/stats/x"); err == nil {
 		t.Errorf("write to counters: %q", out)
 	}
 	if got := disk.sum(); got != before {
@@ -197,7 +199,7 @@ func TestWritesAndRefusals(t *testing.T) {
 	if err == nil || !strings.Contains(out, "No space left") {
 		t.Errorf("write over the end: %v %q, want no space", err, out)
 	}
-	if !bytes.Equal(disk.b[1<<20:], make([]byte, 100)) {
+	if !disk.zero(1<<20, 1<<20+100) {
 		t.Error("the part before the end was not written")
 	}
 	if n := disk.flushes.Load(); n != 0 {
@@ -212,7 +214,7 @@ func TestWritesAndRefusals(t *testing.T) {
 			t.Errorf("%s: %d flushes, want %d", script, n, i+1)
 		}
 	}
-	if !bytes.Equal(disk.b[5<<12:8<<12], make([]byte, 3<<12)) {
+	if !disk.zero(5<<12, 8<<12) {
 		t.Error("written bytes did not arrive")
 	}
 	if got, want := mustSh(t, m.Dir(), "sha256sum <$D/disk"), disk.sum()+"  -"; got != want {
@@ -256,11 +258,11 @@ func TestBlockedReadsHoldUpNoOthers(t *testing.T) {
 	for range stalled {
 		select {
 		case <-g.arrived:
-		case <-time.After(30 * time.Second):
+		case <-time.After(10 * time.Second):
 			t.Fatal("reads queue up behind stalled ones")
 		}
 	}
-	mustSh(t, m.Dir(), "dd if=$D/disk bs=1M skip=60 count=4 status=none | cmp - <(true) >/dev/null 2>&1 || dd if=$D/disk bs=1M skip=60 status=none >/dev/null")
+	mustSh(t, m.Dir(), "dd if=$D/disk bs=1M skip=60 count=4 of=/dev/null status=none")
 	mustSh(t, m.Dir(), "dd if=/dev/zero of=$D/disk bs=1M seek=61 count=1 conv=notrunc,fsync status=none")
 	mustSh(t, m.Dir(), "stat $D/disk; ls $D; df $D")
 	close(g.open)
