@@ -240,6 +240,7 @@ type parcelCheck struct {
 	objects map[seal.Tag]*objectState
 	blocks  map[seal.Ref]int // damaged references at or below each block walked
 	told    map[seal.Tag]bool
+	damaged bool // some version
 }
 
 func (c *checker) parcel(ctx context.Context, p *Parcel) error {
@@ -255,6 +256,9 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 	pc.cfg = cfg
 	if cfg.User != p.user.name || cfg.Parcel != p.name {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
+	}
+	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
+		return ctx.Err() // as the user's check said
 	}
 	if c.opts.Version > cfg.Version {
 		_, _, err := p.published(c.opts.Version)
@@ -463,7 +467,7 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 	damaged := c.present(rec.keyroot.Tag, "root block")
 	var root *keyring.Root
 	if damaged == 0 {
-		if root, err = c.p.openRoot(ctx, c.cfg, rec.keyroot); err != nil {
+		if root, err = c.p.openRoot(ctx, c.p, c.cfg, rec.keyroot); err != nil {
 			c.bad(err)
 			damaged++
 		}
@@ -480,6 +484,7 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 		return
 	}
 	if damaged > 0 {
+		c.damaged = true
 		c.problem(Bad, "put the objects back from a backup, a client's hoard or a copy of the parcel",
 			"cannot be restored whole: damage in %d places", damaged)
 	}
@@ -582,8 +587,12 @@ func (c *parcelCheck) rest() {
 			c.problem(Bad, "remove it", "object %s, which no version needs, %s", tag, o.bad)
 		}
 	}
+	what := ""
+	if c.damaged {
+		what = " that is whole"
+	}
 	if count > 0 {
-		c.problem(Note, "", "%d objects of %d bytes are needed by no version", count, bytes)
+		c.problem(Note, "", "%d objects of %d bytes are needed by no version%s", count, bytes, what)
 	}
 }
 
@@ -618,7 +627,9 @@ func (c *parcelCheck) contentSide() {
 			c.problem(Note, hint, "lockholder does not say who holds the parcel")
 		}
 	}
-	if entries, err := os.ReadDir(p.staging()); err != nil {
+	if entries, err := os.ReadDir(p.staging()); errors.Is(err, fs.ErrNotExist) {
+		c.problem(Note, hint, "staging is missing")
+	} else if err != nil {
 		c.bad(err)
 	} else if l == nil && len(entries) > 0 {
 		c.problem(Note, "the next release removes them", "%d files wait in staging, and nobody holds the parcel", len(entries))

@@ -117,14 +117,17 @@ func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (number int,
 // publishes it after the head. The caller has the flock, and found lock to be
 // the holder's.
 func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *version, lock *parcel.Lock) (int, error) {
-	root, err := p.openRoot(ctx, cfg, rec.keyroot)
+	if _, _, _, err := p.where(rec.keyroot.Tag); err != nil {
+		return 0, p.wrap(err)
+	}
+	root, err := p.openRoot(ctx, getter{p}, cfg, rec.keyroot)
 	if err != nil {
 		return 0, err
 	}
 	if _, ok := root.Image(keyring.Disk); !ok {
 		return 0, p.errorf(parcel.Usage, "root block names no disk")
 	}
-	parent, err := p.openRoot(ctx, cfg, head.keyroot)
+	parent, err := p.openRoot(ctx, getter{p}, cfg, head.keyroot)
 	if err != nil {
 		parent = new(keyring.Root) // what it leads to is not taken for granted
 	}
@@ -187,7 +190,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 	for _, pair := range [][2]seal.Ref{{parentKeyroot, keyroot}, {parent.Cfg, root.Cfg}} {
 		if old, ref := pair[0], pair[1]; ref != old && !ref.IsNil() {
 			if _, err := see(0, ref); err != nil {
-				return nil, err
+				return nil, p.wrap(err)
 			}
 		}
 	}
@@ -213,16 +216,34 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 	return f, p.verifyStaged(ctx, f.staged)
 }
 
-// getter gets the blocks of a version that verify looks at. It has seen that
-// the new version's are there, so one that is missing is damage to the old.
+// getter gets root and blocks of a version that is to be committed. They may
+// be staged: one that came damaged is removed, to be put again. verify saw
+// that the new version's are there, so one that is missing is damage to the
+// old.
 type getter struct{ p *Parcel }
 
 func (g getter) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
-	b, err := g.p.Get(ctx, tag)
+	path, _, staged, err := g.p.where(tag)
 	if errors.Is(err, parcel.ErrNoObject) {
-		err = g.p.errorf(parcel.Damaged, "object %s: is missing", tag)
+		return nil, parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := g.p.Get(ctx, tag)
+	if err == nil && staged && tag.Verify(b) != nil {
+		return nil, g.p.discard(path, tag)
 	}
 	return b, err
+}
+
+// discard removes a staged object that is damaged; the error says to put it
+// again.
+func (p *Parcel) discard(path string, tag seal.Tag) error {
+	if err := os.Remove(path); err != nil {
+		return p.wrap(err)
+	}
+	return parcel.NewError(parcel.NoObject, "object %s: came damaged", tag)
 }
 
 // verifyStaged hashes objects in the staging area, where a crash may have
@@ -232,18 +253,18 @@ func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 	err := parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
 		path := filepath.Join(p.staging(), tag.String())
 		err := verifyObject(path, tag)
-		if errors.Is(err, parcel.ErrDamaged) {
-			bad[i] = p.errorf(parcel.NoObject, "object %s: came damaged", tag)
-			err = os.Remove(path)
+		if !errors.Is(err, parcel.ErrDamaged) {
+			return err
 		}
-		return err
+		bad[i] = p.discard(path, tag) // go on: all of them are to be put again
+		return nil
 	})
 	if err != nil {
 		return p.wrap(err)
 	}
 	for _, err := range bad {
 		if err != nil {
-			return err
+			return p.wrap(err)
 		}
 	}
 	return nil
@@ -364,11 +385,13 @@ func (p *Parcel) repair(cfg *parcel.Config, head *version) {
 	}
 	dir := parcel.VersionDir(head.Version)
 	if !isLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", objectName(head.keyroot.Tag))) {
-		if root, err := p.openRoot(context.Background(), cfg, head.keyroot); err == nil {
+		if root, err := p.openRoot(context.Background(), p, cfg, head.keyroot); err == nil {
 			p.writeVersionDir(head, root)
 		}
 	}
-	os.Mkdir(filepath.Join(p.content, "keys"), dirMode)
+	for _, dir := range []string{p.staging(), filepath.Join(p.content, "keys")} {
+		os.Mkdir(dir, dirMode)
+	}
 	for _, l := range p.links(head) {
 		switch path := filepath.Join(p.content, l.name); {
 		case isLink(path, l.target):

@@ -35,7 +35,7 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
-		root, err := src.openRoot(ctx, cfg, head.keyroot)
+		root, err := src.openRoot(ctx, src, cfg, head.keyroot)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -67,7 +67,7 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 func (p *Parcel) share(tag seal.Tag, b *building) error {
 	from := filepath.Join(p.hdk(), objectName(tag))
 	if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {
-		return p.errorf(parcel.Damaged, "object %s: is missing", tag)
+		return parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
 	}
 	return b.add(tag, func(path string) (int64, error) {
 		err := os.Link(from, path)

@@ -223,7 +223,7 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 	if err := os.Rename(b.dir, p.hdk()); err != nil {
 		return p.wrap(err)
 	}
-	root, err := p.openRoot(ctx, cfg, keyroot)
+	root, err := p.openRoot(ctx, p, cfg, keyroot)
 	if err != nil {
 		return err
 	}

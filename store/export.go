@@ -21,7 +21,7 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 	if err != nil {
 		return err
 	}
-	root, err := p.openRoot(ctx, cfg, rec.keyroot)
+	root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
 	if err != nil {
 		return err
 	}

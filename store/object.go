@@ -28,9 +28,9 @@ func objectName(tag seal.Tag) string {
 	return filepath.Join(name[:2], name)
 }
 
-func (p *Parcel) checkTag(tag seal.Tag) error {
+func checkTag(tag seal.Tag) error {
 	if tag.NewHash() == nil {
-		return p.errorf(parcel.Usage, "tag of %d bytes", len(tag))
+		return parcel.NewError(parcel.Usage, "tag of %d bytes", len(tag))
 	}
 	return nil
 }
@@ -38,7 +38,7 @@ func (p *Parcel) checkTag(tag seal.Tag) error {
 // where is the path of an object and its size: in hdk, or in the staging
 // area, where it is not yet trusted. parcel.ErrNoObject if it is in neither.
 func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err error) {
-	if err := p.checkTag(tag); err != nil {
+	if err := checkTag(tag); err != nil {
 		return "", 0, false, err
 	}
 	for _, path := range []string{filepath.Join(p.hdk(), objectName(tag)), filepath.Join(p.staging(), tag.String())} {
@@ -47,14 +47,14 @@ func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err 
 			return path, fi.Size(), staged, nil
 		}
 		if err == nil {
-			return "", 0, false, p.errorf(parcel.Damaged, "object %s: not a file", tag)
+			return "", 0, false, parcel.NewError(parcel.Damaged, "object %s: not a file", tag)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return "", 0, false, p.wrap(err)
 		}
 		staged = true
 	}
-	return "", 0, false, p.errorf(parcel.NoObject, "object %s: the store lacks it", tag)
+	return "", 0, false, parcel.NewError(parcel.NoObject, "object %s: the store lacks it", tag)
 }
 
 // Has reports whether the parcel has the object, staged ones included.
@@ -79,7 +79,7 @@ func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error) {
 			return f, err
 		}
 	}
-	return nil, p.errorf(parcel.NoObject, "object %s: the store lacks it", tag)
+	return nil, parcel.NewError(parcel.NoObject, "object %s: the store lacks it", tag)
 }
 
 // Get is the sealed bytes of the object, not verified: who unseals verifies.
@@ -98,7 +98,7 @@ func (p *Parcel) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 		return nil, p.wrap(err)
 	}
 	if fi.Size() > maxObject {
-		return nil, p.errorf(parcel.Damaged, "object %s: %d bytes", tag, fi.Size())
+		return nil, parcel.NewError(parcel.Damaged, "object %s: %d bytes", tag, fi.Size())
 	}
 	b := make([]byte, fi.Size())
 	if _, err := io.ReadFull(f, b); err != nil {
@@ -122,7 +122,7 @@ type Staged struct {
 // Stage begins to put an object. It does not take effect before Close, nor
 // need it be durable after: Commit sees to that.
 func (p *Parcel) Stage(tag seal.Tag) (*Staged, error) {
-	if err := p.checkTag(tag); err != nil {
+	if err := checkTag(tag); err != nil {
 		return nil, err
 	}
 	f, err := os.CreateTemp(p.staging(), atomicfile.TempPrefix+"*")
@@ -141,7 +141,7 @@ func (w *Staged) WriteAt(b []byte, off int64) (int, error) {
 		return 0, os.ErrClosed
 	}
 	if off < 0 || off+int64(len(b)) > maxObject {
-		return 0, w.p.errorf(parcel.Usage, "object %s: over %d bytes", w.tag, maxObject)
+		return 0, parcel.NewError(parcel.Usage, "object %s: over %d bytes", w.tag, maxObject)
 	}
 	n, err := w.f.WriteAt(b, off)
 	if off == w.next && w.next >= 0 {

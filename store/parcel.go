@@ -254,13 +254,13 @@ func (p *Parcel) Root(ctx context.Context, v int) (*keyring.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.openRoot(ctx, cfg, rec.keyroot)
+	return p.openRoot(ctx, p, cfg, rec.keyroot)
 }
 
-func (p *Parcel) openRoot(ctx context.Context, cfg *parcel.Config, keyroot seal.Ref) (*keyring.Root, error) {
-	sealed, err := p.Get(ctx, keyroot.Tag)
+func (p *Parcel) openRoot(ctx context.Context, g keyring.Getter, cfg *parcel.Config, keyroot seal.Ref) (*keyring.Root, error) {
+	sealed, err := g.Get(ctx, keyroot.Tag)
 	if err != nil {
-		return nil, err
+		return nil, p.wrap(err)
 	}
 	root, err := keyring.OpenRoot(cfg.Sealer(), keyroot, sealed)
 	if err != nil {

@@ -1,0 +1,288 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"isr/store/parcel"
+)
+
+// A crash is one call, made in a child process that is killed at one step.
+type crash struct {
+	Op      string
+	Root    string
+	Image   string        // for import
+	Request CommitRequest // for commit; its nonce for all
+	Step    int           // the child is killed before this step, from 0
+}
+
+// run makes the call in this process.
+func (c *crash) run() error {
+	if c.Op == "init" {
+		_, err := Init(c.Root, "test")
+		return err
+	}
+	s, err := Open(c.Root)
+	if err != nil {
+		return err
+	}
+	p := s.userAt("alice").parcel("winxp")
+	switch c.Op {
+	case "commit":
+		_, err = p.Commit(ctx, c.Request)
+	case "rollback":
+		_, err = p.Rollback(ctx, c.Request.Nonce, 1)
+	case "acquire":
+		_, err = p.Acquire("alice", "testhost", "crash")
+	case "release":
+		_, err = p.Release(c.Request.Nonce, false)
+	case "break":
+		_, err = p.Release("", true)
+	case "create":
+		_, err = s.Create(ctx, "alice", "new", CreateOptions{DiskSize: 1 << 20})
+	case "import":
+		_, err = s.Import(ctx, "alice", "new", c.Image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
+	case "copy":
+		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
+	case "delete":
+		err = s.DelParcel("alice", "winxp", true)
+	case "user":
+		err = s.AddUser("carol", nil)
+	default:
+		err = errors.New("unknown call " + c.Op)
+	}
+	return err
+}
+
+// TestMain is also the child: it makes the call and kills itself on the way,
+// as hard as can be, leaving a temp file wherever one might be left.
+func TestMain(m *testing.M) {
+	arg := os.Getenv("STORE_TEST_CRASH")
+	if arg == "" {
+		os.Exit(m.Run())
+	}
+	var c crash
+	if err := json.Unmarshal([]byte(arg), &c); err != nil {
+		panic(err)
+	}
+	n := 0
+	step = func(string) {
+		if n == c.Step {
+			p := (&Store{root: c.Root}).userAt("alice").parcel("winxp")
+			for _, dir := range []string{p.lock, p.lock + "/keys", p.content, p.content + "/keys"} {
+				os.WriteFile(filepath.Join(dir, ".tmp-crash"), []byte("half"), 0o600)
+			}
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+		n++
+	}
+	if err := c.run(); err != nil {
+		os.Stderr.WriteString(err.Error())
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// killed runs c in a child; true if it was killed, false if it had no more
+// steps and succeeded.
+func (c crash) killed(t *testing.T) bool {
+	t.Helper()
+	arg, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(arg))
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
+		return true
+	}
+	if err != nil {
+		t.Fatalf("%s, step %d: %v: %s", c.Op, c.Step, err, out)
+	}
+	return false
+}
+
+// everyStep kills c at every step in turn, each time on a fresh store from
+// prepare, and calls after to look at what is left and call again.
+func everyStep(t *testing.T, op string, atLeast int, prepare func(*testing.T, *Store) crash, after func(*testing.T, *Store, crash)) {
+	t.Run(op, func(t *testing.T) {
+		t.Parallel()
+		for n := 0; ; n++ {
+			s := newStore(t)
+			c := prepare(t, s)
+			c.Op, c.Root, c.Step = op, s.root, n
+			killed := c.killed(t)
+			// Before anything is repaired: nothing is half there.
+			wantSound(t, s)
+			after(t, s, c)
+			if ps := wantSound(t, s); len(ps) != 0 {
+				t.Errorf("%s, killed at step %d: left over in the end: %v", op, n, ps)
+			}
+			if t.Failed() {
+				t.Fatalf("%s, killed at step %d", op, n)
+			}
+			if !killed {
+				if n < atLeast {
+					t.Errorf("%s has %d steps, want at least %d: does the test see them?", op, n, atLeast)
+				}
+				t.Logf("%s: %d steps", op, n)
+				return
+			}
+		}
+	})
+}
+
+func TestCrash(t *testing.T) {
+	staged := func(t *testing.T, s *Store) crash {
+		p := newParcel(t, s)
+		return crash{Request: holding(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})}
+	}
+	parcelOf := func(t *testing.T, s *Store) *Parcel {
+		p, err := s.Parcel("alice", "winxp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	everyStep(t, "commit", 12, staged, func(t *testing.T, s *Store, c crash) {
+		p := parcelOf(t, s)
+		switch v := head(t, p); v {
+		case 1:
+			wantChunk(t, p, 0, 1, "")
+		case 2:
+			wantChunk(t, p, 0, 1, "one")
+		default:
+			t.Errorf("head: got %d", v)
+		}
+		if v, err := p.Commit(ctx, c.Request); v != 2 || err != nil {
+			t.Errorf("the same commit again: got %d, %v, want 2", v, err)
+		}
+		wantChunk(t, p, 0, 1, "one")
+		wantChunk(t, p, 0, 300, "three hundred")
+		if vs, err := p.Versions(0); len(vs) != 2 || vs[0].Objects != 6 || err != nil {
+			t.Errorf("versions: got %+v, %v", vs, err)
+		}
+		if _, err := p.Release(c.Request.Nonce, false); err != nil {
+			t.Error(err)
+		}
+	})
+	everyStep(t, "rollback", 5, func(t *testing.T, s *Store) crash {
+		p := newParcel(t, s)
+		commit(t, p, change{1: chunkOf("one")})
+		return crash{Request: holding(t, p, nil)}
+	}, func(t *testing.T, s *Store, c crash) {
+		p := parcelOf(t, s)
+		if v := head(t, p); v != 2 && v != 3 {
+			t.Errorf("head: got %d", v)
+		}
+		if v, err := p.Rollback(ctx, c.Request.Nonce, 1); v != 3 || err != nil {
+			t.Errorf("again: got %d, %v, want 3", v, err)
+		}
+		wantChunk(t, p, 0, 1, "")
+		p.Release(c.Request.Nonce, false)
+	})
+	everyStep(t, "acquire", 3, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			p := parcelOf(t, s)
+			before, err := p.Holder()
+			if err != nil {
+				t.Error(err)
+			}
+			l, err := p.Acquire("alice", "testhost", "crash")
+			if err != nil {
+				t.Error(err)
+			} else if before != nil && before.Epoch != l.Epoch {
+				t.Errorf("epoch: got %d, was %d", l.Epoch, before.Epoch)
+			}
+			if _, err := p.Acquire("alice", "testhost", "other"); !errors.Is(err, parcel.ErrLocked) {
+				t.Errorf("another: got %v", err)
+			}
+		})
+	for _, op := range []string{"release", "break"} {
+		everyStep(t, op, 3, staged, func(t *testing.T, s *Store, c crash) {
+			p := parcelOf(t, s)
+			if _, err := p.Release(c.Request.Nonce, op == "break"); err != nil {
+				t.Error(err)
+			}
+			if h, err := p.Holder(); h != nil || err != nil {
+				t.Errorf("holder: got %v, %v", h, err)
+			}
+			if l, err := p.Acquire("bob", "desk", "id"); err != nil || l.Epoch != 2 {
+				t.Errorf("the next: got %v, %v", l, err)
+			} else if _, err := p.Release(l.Nonce, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	again := func(user string) func(t *testing.T, s *Store, c crash) {
+		return func(t *testing.T, s *Store, c crash) {
+			names, err := s.Parcels(user)
+			if err != nil {
+				t.Error(err)
+			}
+			there := strings.Contains(strings.Join(names, " "), "new")
+			if err := c.run(); there != errors.Is(err, parcel.ErrExists) || !there && err != nil {
+				t.Errorf("again, after there was %v: got %v", names, err)
+			}
+			p, err := s.Parcel(user, "new")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if head(t, p) != 1 {
+				t.Errorf("head: got %d", head(t, p))
+			}
+			for _, p := range []*Parcel{p, s.userAt("alice").parcel("winxp")} {
+				l, err := p.Acquire("alice", "h", "id")
+				if errors.Is(err, parcel.ErrNoParcel) {
+					continue
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := p.Release(l.Nonce, false); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice"))
+	everyStep(t, "import", 8, func(t *testing.T, s *Store) crash {
+		image := filepath.Join(t.TempDir(), "image")
+		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return crash{Image: image}
+	}, again("alice"))
+	everyStep(t, "copy", 8, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one")})
+		return crash{}
+	}, again("bob"))
+	everyStep(t, "delete", 5, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+				t.Error(err)
+			}
+			if names, err := s.Parcels("alice"); len(names) != 0 || err != nil {
+				t.Errorf("parcels: got %v, %v", names, err)
+			}
+			newParcel(t, s)
+		})
+	everyStep(t, "user", 2, func(t *testing.T, s *Store) crash { return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
+				t.Error(err)
+			}
+			if _, err := s.Parcels("carol"); err != nil {
+				t.Error(err)
+			}
+		})
+}
