@@ -401,15 +401,13 @@ func (c *Console) see(line string) {
 		c.boots, c.before, c.tick, c.awake = n, last, 0, false
 		c.owed = nil
 	case strings.HasPrefix(line, "ok "), strings.HasPrefix(line, "err "):
-		if strings.HasPrefix(line, "err tick ") {
-			if c.broken == nil {
-				c.broken = errors.New(line)
-			}
-			return
-		}
 		if len(c.owed) > 0 {
 			c.owed[0] <- line
 			c.owed = c.owed[1:]
+		}
+	case strings.HasPrefix(line, "lost "):
+		if c.broken == nil {
+			c.broken = fmt.Errorf("disk did not take tick %s", line[len("lost "):])
 		}
 	case strings.Contains(line, "Kernel panic"):
 		c.ended = ErrPanic
