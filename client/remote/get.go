@@ -80,6 +80,9 @@ func (o *Objects) get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 		g, raised = &o.bulk, fetch.Raised(ctx)
 		o.s.bulk.Add(1)
 		defer o.s.bulk.Add(-1)
+		if r.class == fetch.Prefetch {
+			o.demand.expect()
+		}
 	}
 	g.ask(r)
 	for {
@@ -136,6 +139,14 @@ func (g *group) ask(r *request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r.place = g.waiting.PushBack(r)
+	g.pump()
+}
+
+// expect sees to it that a demand will find a lane: who prefetches has a guest
+// that may come to wait at any time.
+func (g *group) expect() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.pump()
 }
 
@@ -212,7 +223,7 @@ func (g *group) wanted() *link {
 	if g.demand {
 		// On the common connection, unless it carries bulk work: then, as
 		// soon as it can be had, on its own.
-		if s.bulk.Load() > 0 && !taken(s.demand) && (len(g.lanes) > 0 || s.main.live() == nil) {
+		if s.bulk.Load() > 0 && !taken(s.demand) && (len(g.lanes) > 0 || g.waiting.Len() == 0 || s.main.live() == nil) {
 			return s.demand
 		}
 		if g.waiting.Len() > 0 && len(g.lanes) == 0 && len(g.opening) == 0 {
@@ -306,7 +317,7 @@ type lane struct {
 }
 
 const (
-	firstDepth = 16
+	firstDepth = 4
 	minDepth   = 2
 	maxDepth   = 1024
 	// window is what an SSH channel carries in a round trip.
@@ -412,6 +423,7 @@ func (l *lane) learn(r *request, n int) {
 	l.size += (float64(max(n, 64)) - l.size) / 32
 	now := time.Now()
 	took := now.Sub(r.sent)
+	l.g.o.s.sawRTT(took) // it is no longer than this
 	best := l.best.of(now, took)
 	queue := prefetchQueue
 	if r.class == fetch.Hoard {

@@ -280,8 +280,11 @@ func TestVerbs(t *testing.T) {
 	if was, err := s.Release(bg, "box", l.Nonce, false); err != nil || was == nil || was.Epoch != l.Epoch {
 		t.Errorf("Release: %+v %v", was, err)
 	}
-	if was, err := s.Release(bg, "box", l.Nonce, false); err != nil || was != nil {
-		t.Errorf("Release of a free parcel: %+v %v, want nobody", was, err)
+	if was, err := s.Release(bg, "box", l.Nonce, false); err != nil || was == nil || was.Epoch != l.Epoch {
+		t.Errorf("released again: %+v %v, want the same answer", was, err)
+	}
+	if _, err := s.Release(bg, "box", "wrong", false); !errors.Is(err, parcel.ErrNotHolder) {
+		t.Errorf("Release with a wrong nonce: %v, want ErrNotHolder", err)
 	}
 	if lines, err := s.CheckParcel(bg, "box", 0, true); err != nil {
 		t.Errorf("CheckParcel: %v %v", lines, err)

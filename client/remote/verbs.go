@@ -101,15 +101,14 @@ func (s *Server) Acquire(ctx context.Context, p, host, acquisition string) (*par
 }
 
 // Release gives the lock of p back, or breaks it by force, and returns who
-// held it; nil if nobody did. When the answer is lost it is not asked again,
-// unless the context has a Policy: then parcel.ErrNotHolder may mean that it
-// was released the first time.
+// held it. With its nonce it may be asked again; force is asked once, for
+// somebody else may hold the parcel the second time.
 func (s *Server) Release(ctx context.Context, p, nonce string, force bool) (*parcel.Lock, error) {
-	words := []string{proto.Release, p}
+	words, r := []string{proto.Release, p}, safe
 	if force {
-		words = append(words, "--force")
+		words, r = append(words, "--force"), once
 	}
-	out, err := s.ask(ctx, byPolicy, []byte(nonce+"\n"), words...)
+	out, err := s.ask(ctx, r, []byte(nonce+"\n"), words...)
 	if err != nil || len(bytes.TrimSpace(out)) == 0 {
 		return nil, err
 	}
@@ -246,15 +245,14 @@ func word(text string) string {
 type repeat int
 
 const (
-	once     repeat = iota
-	byPolicy        // only if the context has a Policy
+	once repeat = iota
 	safe
 )
 
 // again calls f, and calls it again as r and the context's Policy allow.
 func (s *Server) again(ctx context.Context, r repeat, f func() error) error {
 	p, given := ctx.Value(policyKey{}).(Policy)
-	if r == once || r == byPolicy && !given {
+	if r == once {
 		err := f()
 		if err == nil {
 			s.isUp()

@@ -1,0 +1,525 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"isr/client/fetch"
+	"isr/client/fetch/fetchtest"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+func TestSource(t *testing.T) {
+	r := newRealm(t)
+	fetchtest.Run(t, fetchtest.Subject{
+		New: func(t testing.TB, objects map[seal.Tag][]byte) fetch.Source {
+			for tag, p := range objects {
+				r.plant(tag, p)
+			}
+			return r.open().Objects("box")
+		},
+		Spoil: func(t testing.TB, tag seal.Tag, with []byte) {
+			if err := os.Chmod(r.file(tag), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(r.file(tag), with, 0o400); err != nil {
+				t.Fatal(err)
+			}
+		},
+	})
+}
+
+// getAll gets every object, many at a time.
+func getAll(t testing.TB, ctx context.Context, o *Objects, all map[seal.Tag][]byte) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for tag, want := range all {
+		wg.Go(func() {
+			got, err := o.Get(ctx, tag)
+			if err != nil {
+				t.Errorf("get %s: %v", tag, err)
+			} else if !bytes.Equal(got, want) {
+				t.Errorf("get %s: other bytes", tag)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestGetMany(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(300, 64<<10)
+	near := true
+	for _, class := range []fetch.Class{fetch.Demand, fetch.Prefetch, fetch.Hoard} {
+		s := r.open()
+		getAll(t, fetch.WithClass(bg, class), s.Objects("box"), all)
+		near = near && s.RTT() < nearRTT // a busy machine may be far from itself
+	}
+	// Who prefetches has one more for demand.
+	if _, made := r.Conns(); near && made != 4 {
+		t.Errorf("%d connections for three servers at no distance, want 4", made)
+	}
+}
+
+// Over a long link bulk work takes several connections and demand one of its
+// own; over a short one, with both, two.
+func TestConnections(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(300, 128<<10)
+	var some seal.Tag
+	for some = range all {
+		break
+	}
+	for _, c := range []struct {
+		rtt       time.Duration
+		low, high int
+	}{{0, 2, 2}, {40 * time.Millisecond, 3, maxConns + 1}} {
+		r.RTT(c.rtt)
+		s := r.open()
+		_, before := r.Conns()
+		o := s.Objects("box")
+		if _, err := o.Get(bg, some); err != nil {
+			t.Fatal(err)
+		}
+		if _, made := r.Conns(); made-before != 1 {
+			t.Errorf("RTT %v: %d connections for one get, want 1", c.rtt, made-before)
+		}
+		ctx, stop := context.WithCancel(bg)
+		var demand sync.WaitGroup
+		demand.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := o.Get(bg, some); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		getAll(t, fetch.WithClass(bg, fetch.Prefetch), o, all)
+		stop()
+		demand.Wait()
+		_, made := r.Conns()
+		if n := made - before; n < c.low || n > c.high {
+			t.Errorf("RTT %v: %d connections, want %d to %d", c.rtt, n, c.low, c.high)
+		}
+		if got := s.RTT(); got < c.rtt || got > c.rtt+50*time.Millisecond {
+			t.Errorf("RTT: %v, want about %v", got, c.rtt)
+		}
+		s.Close()
+	}
+}
+
+// A miss costs one round trip.
+func TestOneRoundTrip(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(8, 64<<10)
+	s := r.open()
+	o := s.Objects("box")
+	getAll(t, bg, o, all)
+	const rtt = 60 * time.Millisecond
+	r.RTT(rtt)
+	for tag := range all {
+		began := time.Now()
+		if _, err := o.Get(bg, tag); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took < rtt || took > rtt*18/10 {
+			t.Errorf("get took %v on a link of %v, want one round trip", took, rtt)
+		}
+	}
+}
+
+// A demand overtakes bulk requests that fill a slow link.
+func TestDemandFirst(t *testing.T) {
+	r := newRealm(t)
+	bulk := r.stock(300, 64<<10)
+	wanted := r.stock(10, 64<<10)
+	const rate = 4 << 20 // 16 ms an object
+	r.RTT(10 * time.Millisecond)
+	r.Rate(rate, rate)
+	s := r.open()
+	o := s.Objects("box")
+	ctx, stop := context.WithCancel(fetch.WithClass(bg, fetch.Prefetch))
+	defer stop()
+	var wg sync.WaitGroup
+	var got atomic.Int64
+	running := make(chan struct{})
+	for tag := range bulk {
+		wg.Go(func() {
+			if _, err := o.Get(ctx, tag); err == nil && got.Add(1) == 40 {
+				close(running)
+			}
+		})
+	}
+	<-running
+	var worst time.Duration
+	for tag := range wanted {
+		began := time.Now()
+		if _, err := o.Get(bg, tag); err != nil {
+			t.Fatal(err)
+		}
+		worst = max(worst, time.Since(began))
+	}
+	left := int64(len(bulk)) - got.Load()
+	stop()
+	wg.Wait()
+	if left < 20 {
+		t.Fatalf("only %d bulk requests were left: the test shows nothing", left)
+	}
+	// Alone it would take 10 ms and 16; the queue of bulk work is bounded,
+	// and the two connections share the link.
+	if worst > 300*time.Millisecond {
+		t.Errorf("a demand took %v among bulk requests", worst)
+	}
+	t.Logf("worst demand %v", worst)
+}
+
+// A prefetch that has not been sent becomes a demand when somebody waits.
+func TestRaise(t *testing.T) {
+	r := newRealm(t)
+	bulk := r.stock(400, 128<<10)
+	last := r.stock(1, 64<<10)
+	r.RTT(10 * time.Millisecond)
+	r.Rate(4<<20, 4<<20) // all of it takes 12 s
+	s := r.open()
+	o := s.Objects("box")
+	ladder := fetch.NewLadder(fetch.Rung{Name: "hoard", Source: nothing{}, Keep: func(context.Context, seal.Tag, []byte) error { return nil }},
+		fetch.Rung{Name: "source", Source: o})
+	ctx, stop := context.WithCancel(fetch.WithClass(bg, fetch.Prefetch))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	for tag := range bulk {
+		wg.Go(func() { ladder.Get(ctx, tag) })
+	}
+	for o.queued() < len(bulk)/2 {
+		time.Sleep(time.Millisecond)
+	}
+	for tag := range last {
+		wg.Go(func() { ladder.Get(ctx, tag) })
+		for !o.isQueued(tag) {
+			time.Sleep(time.Millisecond)
+		}
+		began := time.Now()
+		if _, err := ladder.Get(bg, tag); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("the demand took %v behind %d prefetches", took, len(bulk))
+		}
+	}
+}
+
+type nothing struct{}
+
+func (nothing) Get(context.Context, seal.Tag) ([]byte, error) { return nil, parcel.ErrNoObject }
+
+func (o *Objects) queued() int {
+	o.bulk.mu.Lock()
+	defer o.bulk.mu.Unlock()
+	return o.bulk.waiting.Len()
+}
+
+func (o *Objects) isQueued(tag seal.Tag) bool {
+	o.bulk.mu.Lock()
+	defer o.bulk.mu.Unlock()
+	for e := o.bulk.waiting.Front(); e != nil; e = e.Next() {
+		if e.Value.(*request).tag == tag {
+			return true
+		}
+	}
+	return false
+}
+
+// Whatever happens to the link, gets that are under way end with the object.
+func TestGetThroughOutage(t *testing.T) {
+	for _, class := range []fetch.Class{fetch.Demand, fetch.Prefetch} {
+		for name, hit := range map[string]func(*realm){
+			"cut":   func(r *realm) { r.Cut() },
+			"stall": func(r *realm) { r.Stall(true) },
+			"kill -9": func(r *realm) {
+				r.kill()
+			},
+		} {
+			t.Run(fmt.Sprint(class, " ", name), func(t *testing.T) {
+				t.Parallel()
+				r := newRealm(t)
+				all := r.stock(150, 64<<10)
+				r.RTT(5 * time.Millisecond)
+				r.Rate(8<<20, 8<<20)
+				s := r.open()
+				s.stall = 300 * time.Millisecond
+				var down, up atomic.Int64
+				s.OnOutage(func(is bool, err error) {
+					if is {
+						down.Add(1)
+						if !errors.Is(err, parcel.ErrUnreachable) {
+							t.Errorf("outage told with %v", err)
+						}
+					} else {
+						up.Add(1)
+					}
+				})
+				o := s.Objects("box")
+				ctx := fetch.WithClass(bg, class)
+				var wg sync.WaitGroup
+				var got atomic.Int64
+				third := make(chan struct{})
+				for tag, want := range all {
+					wg.Go(func() {
+						p, err := o.Get(ctx, tag)
+						if err != nil || !bytes.Equal(p, want) {
+							t.Errorf("get: %v", err)
+						}
+						if got.Add(1) == int64(len(all)/3) {
+							close(third)
+						}
+					})
+				}
+				<-third
+				r.Refuse(true)
+				hit(r)
+				// Down long enough to be noticed: a demand says so.
+				for class == fetch.Demand && down.Load() == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				r.Rate(0, 0)
+				if r.server == nil {
+					r.restart()
+				}
+				r.Refuse(false)
+				if name == "stall" {
+					r.Cut() // what was stalled never arrives
+					r.Stall(false)
+				}
+				inTime(t, 30*time.Second, "gets", wg.Wait)
+				if class == fetch.Demand && (down.Load() == 0 || up.Load() != down.Load()) {
+					t.Errorf("told %d times that it is down and %d that it is up", down.Load(), up.Load())
+				}
+			})
+		}
+	}
+}
+
+// A link that has gone silent is noticed although nothing refuses.
+func TestDeadLink(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(1, 1000)
+	s := r.open()
+	s.stall = 200 * time.Millisecond
+	o := s.Objects("box")
+	getAll(t, bg, o, all)
+	r.Stall(true)
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() {
+		for tag := range all {
+			_, err := o.Get(WithPolicy(bg, Policy{}), tag)
+			done <- err
+		}
+	}()
+	inTime(t, 10*time.Second, "get over a dead link", func() {
+		if err := <-done; !errors.Is(err, parcel.ErrUnreachable) {
+			t.Errorf("get over a dead link: %v, want ErrUnreachable", err)
+		}
+	})
+	if took := time.Since(began); took < 2*s.stall {
+		t.Errorf("given up after %v, want %v of silence", took, 2*s.stall)
+	}
+	r.Cut()
+	r.Stall(false)
+	getAll(t, bg, o, all)
+}
+
+// A server that takes its time is not a dead link.
+func TestSlowIsNotDead(t *testing.T) {
+	r := newRealm(t)
+	s := r.open()
+	s.stall = 50 * time.Millisecond
+	if _, err := s.ListParcels(bg); err != nil {
+		t.Fatal(err)
+	}
+	c := s.main.live()
+	c.begin()
+	time.Sleep(10 * s.stall)
+	c.end()
+	if s.main.live() != c {
+		t.Error("a connection was given up that answers probes")
+	}
+}
+
+// No request is left without an answer when the bulk lanes of an idle server
+// are closed and opened again.
+func TestIdle(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(20, 1000)
+	s := r.open()
+	o := s.Objects("box")
+	ctx := fetch.WithClass(bg, fetch.Prefetch)
+	getAll(t, ctx, o, all)
+	o.bulk.mu.Lock()
+	l := o.bulk.lanes[0]
+	o.bulk.mu.Unlock()
+	l.close()
+	getAll(t, ctx, o, all)
+	s.main.hangUp()
+	getAll(t, ctx, o, all)
+}
+
+func TestLimit(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(16, 64<<10)
+	var size int64
+	for _, p := range all {
+		size += int64(len(p))
+	}
+	const rate = 2 << 20
+	s := r.open()
+	s.SetLimit(Limit{Down: rate})
+	o := s.Objects("box")
+	began := time.Now()
+	getAll(t, fetch.WithClass(bg, fetch.Hoard), o, all)
+	took := time.Since(began)
+	least := time.Duration(float64(size-rate/10) / rate * float64(time.Second))
+	if took < least || took > 2*least+time.Second {
+		t.Errorf("%d bytes took %v at %d a second, want %v and little more", size, took, rate, least)
+	}
+	s.SetLimit(Limit{})
+	began = time.Now()
+	getAll(t, fetch.WithClass(bg, fetch.Hoard), o, all)
+	if took := time.Since(began); took > least/2 {
+		t.Errorf("without limit: %v", took)
+	}
+}
+
+// opener serves PutAll from memory.
+func opener(all map[seal.Tag][]byte) func(context.Context, seal.Tag) ([]byte, error) {
+	return func(_ context.Context, tag seal.Tag) ([]byte, error) { return all[tag], nil }
+}
+
+// newObjects makes n objects that no store has.
+func newObjects(n, size int) map[seal.Tag][]byte {
+	all := make(map[seal.Tag][]byte)
+	for range n {
+		tag, p := object(size)
+		all[tag] = p
+	}
+	return all
+}
+
+func (r *realm) held(s *Server) {
+	r.t.Helper()
+	if _, err := s.Acquire(bg, "box", "h", "acquisition"); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func TestPutAll(t *testing.T) {
+	r := newRealm(t)
+	s := r.open()
+	o := s.Objects("box")
+	all := newObjects(200, 100<<10)
+	for _, n := range []int{0, 1, 32<<10 - 1, 32 << 10, 32<<10 + 1, 1 << 20} { // around a packet
+		tag, p := object(max(n, 1))
+		all[tag] = p
+	}
+	tags := tagsOf(all)
+	if err := o.PutAll(bg, tags, opener(all), nil); !errors.Is(err, parcel.ErrDenied) {
+		t.Errorf("put to a parcel that is not checked out: %v, want ErrDenied", err)
+	}
+	r.held(s)
+	var calls, last, total int64
+	for round := range 2 { // the second time everything is there
+		calls = 0
+		err := o.PutAll(bg, tags, opener(all), func(done, of int64) { calls++; last, total = done, of })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if calls != int64(len(tags)) || last != total {
+			t.Errorf("round %d: progress came %d times and ended at %d of %d", round, calls, last, total)
+		}
+		if miss, err := s.Missing(bg, "box", tags); err != nil || len(miss) != 0 {
+			t.Errorf("round %d: %d are missing afterwards, %v", round, len(miss), err)
+		}
+	}
+	getAll(t, bg, o, all)
+	if err := o.PutAll(bg, nil, nil, nil); err != nil {
+		t.Errorf("put nothing: %v", err)
+	}
+
+	tag, _ := object(100)
+	err := o.PutAll(bg, []seal.Tag{tag}, func(context.Context, seal.Tag) ([]byte, error) { return []byte("other"), nil }, nil)
+	if err == nil || errors.Is(err, parcel.ErrUnreachable) {
+		t.Errorf("put of other bytes: %v, want a refusal", err)
+	}
+	boom := errors.New("boom")
+	err = o.PutAll(bg, []seal.Tag{tag}, func(context.Context, seal.Tag) ([]byte, error) { return nil, boom }, nil)
+	if !errors.Is(err, boom) {
+		t.Errorf("source of the objects fails: %v, want its error", err)
+	}
+	if err := s.Objects("none").PutAll(bg, []seal.Tag{tag}, opener(map[seal.Tag][]byte{tag: {1}}), nil); !errors.Is(err, parcel.ErrNoParcel) {
+		t.Errorf("put to no parcel: %v, want ErrNoParcel", err)
+	}
+}
+
+// An upload goes on where it was when the server is killed, or the link cut.
+func TestPutThroughOutage(t *testing.T) {
+	for name, hit := range map[string]func(*realm){
+		"cut":     func(r *realm) { r.Cut() },
+		"stall":   func(r *realm) { r.Stall(true) },
+		"kill -9": func(r *realm) { r.kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRealm(t)
+			r.RTT(10 * time.Millisecond)
+			r.Rate(8<<20, 8<<20)
+			s := r.open()
+			s.stall = 300 * time.Millisecond
+			r.held(s)
+			all := newObjects(200, 64<<10)
+			tags := tagsOf(all)
+			third, done := make(chan struct{}), make(chan error, 1)
+			var once sync.Once
+			var bytes int64
+			go func() {
+				done <- s.Objects("box").PutAll(bg, tags, opener(all), func(n, total int64) {
+					bytes = n
+					if n > total/3 {
+						once.Do(func() { close(third) })
+					}
+				})
+			}()
+			<-third
+			r.Refuse(true)
+			hit(r)
+			time.Sleep(200 * time.Millisecond) // some attempts fail
+			r.Rate(0, 0)
+			if r.server == nil {
+				r.restart()
+			}
+			r.Refuse(false)
+			if name == "stall" {
+				r.Cut()
+				r.Stall(false)
+			}
+			inTime(t, 30*time.Second, "upload", func() {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+			if want := int64(200 * 64 << 10); bytes != want {
+				t.Errorf("progress ended at %d, want %d: each object once", bytes, want)
+			}
+			if miss, err := s.Missing(bg, "box", tags); err != nil || len(miss) != 0 {
+				t.Errorf("%d are missing afterwards, %v", len(miss), err)
+			}
+		})
+	}
+}
