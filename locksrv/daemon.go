@@ -46,6 +46,10 @@ type Daemon struct {
 
 	users     counter
 	addresses counter
+
+	mu        sync.Mutex
+	stopping  bool
+	finishing sync.WaitGroup // sessions that change the store, until they told; grows under mu
 }
 
 // maxAuthTries is how many keys a client may offer in vain: agents hold many.
@@ -100,7 +104,7 @@ func connOf(ctx gliderssh.Context) *conn { return ctx.Value(connKey{}).(*conn) }
 
 // Serve serves connections of ln until ctx is done. Then it stops accepting,
 // lets what changes the store finish, for at most Grace, ends all else and
-// returns nil. It owns ln.
+// returns nil. It owns ln, and is called once.
 func (d *Daemon) Serve(ctx context.Context, ln net.Listener) error {
 	defer ln.Close()
 	if len(d.HostKeys) == 0 {
@@ -153,8 +157,18 @@ func (d *Daemon) Serve(ctx context.Context, ln net.Listener) error {
 		d.Log.Error("listener", "error", err)
 	}
 	d.Log.Info("stopping")
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
 	cancelVerbs()
-	if !d.Finish(orDefault(d.Grace, 30*time.Second)) {
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		d.finishing.Wait()
+	}()
+	select {
+	case <-finished:
+	case <-time.After(orDefault(d.Grace, 30*time.Second)):
 		d.Log.Error("stopping: a verb did not finish in time")
 	}
 	open.Range(func(c, _ any) bool { c.(*conn).Close(); return true })
@@ -293,8 +307,13 @@ func (d *Daemon) keepAlive(ctx context.Context, sc *ssh.ServerConn) {
 
 // session serves one command, or SFTP.
 func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command string) {
-	status := int(parcel.Failed)
-	defer func() { s.Exit(status) }()
+	status, begun := int(parcel.Failed), false
+	defer func() {
+		s.Exit(status)
+		if begun {
+			d.finishing.Done()
+		}
+	}()
 	defer d.recover("session")
 	ctx, cancel := context.WithCancel(s.Context())
 	defer cancel()
@@ -317,7 +336,17 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 		return
 	}
 	defer leave()
-	status = d.Run(ctx, Session{User: user, Log: d.Log.With("user", user, "from", s.RemoteAddr().String())}, command, stdio{s})
+	host, _, _ := net.SplitHostPort(s.RemoteAddr().String())
+	status = d.Run(ctx, Session{User: user, Host: host, Log: d.Log.With("user", user, "from", s.RemoteAddr().String()),
+		Begin: func() bool {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if !d.stopping && !begun {
+				begun = true
+				d.finishing.Add(1)
+			}
+			return begun
+		}}, command, stdio{s})
 }
 
 // stdio is a session's streams as Run wants them.

@@ -2,6 +2,7 @@ package locksrv
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
@@ -57,19 +58,47 @@ func newSigner(t testing.TB) ssh.Signer {
 	return signer
 }
 
-// offer is one key and the name it is offered under.
-type offer struct {
-	name string
-	key  ssh.Signer
+// Offer is one key and the name it is offered under.
+type Offer struct {
+	Name string
+	Key  ssh.Signer
 }
 
-// runAs logs in by offering keys one after the other, each under a name of
+// shiftingKey is a public key that turns into another after it was asked for.
+type shiftingKey struct {
+	ssh.PublicKey // that signs
+	asked         ssh.PublicKey
+	marshalled    int
+}
+
+func (k *shiftingKey) Marshal() []byte {
+	// Once for the question, once to compare the answer with it.
+	if k.marshalled++; k.marshalled <= 2 {
+		return k.asked.Marshal()
+	}
+	return k.PublicKey.Marshal()
+}
+
+type shiftingKeySigner struct {
+	ssh.Signer
+	key ssh.PublicKey
+}
+
+func (s shiftingKeySigner) PublicKey() ssh.PublicKey { return s.key }
+
+// Shifting asks the server about one key and signs with another: all that
+// somebody can do who knows only the public half of the first.
+func Shifting(asked, signs ssh.Signer) ssh.Signer {
+	return shiftingKeySigner{signs, &shiftingKey{PublicKey: signs.PublicKey(), asked: asked.PublicKey()}}
+}
+
+// RunAs logs in by offering keys one after the other, each under a name of
 // its own, after a first request without any, and runs a command.
-func runAs(addr, first string, offers []offer, command string) (stdout, stderr string, err error) {
+func RunAs(addr, first string, offers []Offer, command string) (stdout, stderr string, err error) {
 	name := newShiftingName(first)
 	var signers []ssh.Signer
 	for _, o := range offers {
-		signers = append(signers, shiftingSigner{o.key, name, o.name})
+		signers = append(signers, shiftingSigner{o.Key, name, o.Name})
 	}
 	config := &ssh.ClientConfig{
 		User:            name.String(),
@@ -120,11 +149,11 @@ func TestHolesAreReal(t *testing.T) {
 		}
 	})
 	// Carol, with no key but her own, is let in as alice.
-	out, _, err := runAs(addr, "carol", []offer{{"carol", junk}, {"alice", carol}}, "x")
+	out, _, err := RunAs(addr, "carol", []Offer{{"carol", junk}, {"alice", carol}}, "x")
 	if err != nil || out != "session user=alice" {
 		t.Errorf("hole 1: got %q, %v; want a session as alice", out, err)
 	}
-	if _, _, err := runAs(addr, "alice", []offer{{"alice", carol}}, "x"); err == nil {
+	if _, _, err := RunAs(addr, "alice", []Offer{{"alice", carol}}, "x"); err == nil {
 		t.Errorf("without the change of name: got in; so the attack shows nothing")
 	}
 
@@ -135,8 +164,18 @@ func TestHolesAreReal(t *testing.T) {
 			}}
 		}
 	})
-	out, _, err = runAs(addr, "alice", nil, "x")
+	out, _, err = RunAs(addr, "alice", nil, "x")
 	if err != nil || !strings.Contains(out, "alice") {
 		t.Errorf("hole 2: got %q, %v; want a session as alice", out, err)
 	}
+}
+
+// AddVerb adds a verb to the table until the returned function is called.
+func AddVerb(name string, run func(ctx context.Context, begin func(context.Context) (context.Context, error), stdin io.Reader, stdout io.Writer) error) (remove func()) {
+	table = append(table, verb{name, "", func(*words) runner {
+		return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+			return run(ctx, c.begin, stdin, stdout)
+		}
+	}})
+	return func() { table = table[:len(table)-1] }
 }

@@ -22,7 +22,6 @@ import (
 	"path"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"time"
 
 	"isr/locksrv/proto"
@@ -31,14 +30,10 @@ import (
 )
 
 // Service answers sessions on one store. Its methods are safe for concurrent
-// use; it is not to be copied after first use.
+// use.
 type Service struct {
 	Store *store.Store
 	Motd  string // file with the message of the day; there need be none
-
-	mu        sync.Mutex
-	finishing int
-	finished  chan struct{} // closed when finishing falls to 0; nil: nobody waits
 }
 
 // Session is one caller, as whoever let it in vouches for it.
@@ -47,6 +42,7 @@ type Session struct {
 	Admin bool         // works on the host itself, so needs no nonce to release
 	Host  string       // where from, if the caller does not say
 	Log   *slog.Logger // nil: nothing is logged
+	Begin func() bool  // asked when something begins that is to be let finish; nil: always
 }
 
 // Streams are a session's.
@@ -122,40 +118,9 @@ func (v *Service) RunWords(ctx context.Context, s Session, words []string, io St
 // begin is called by a verb that is about to change the store, when it has
 // read all it needs: what follows under the new context is finished even if
 // the client goes or the server is told to stop.
-func (v *Service) begin(ctx context.Context) (context.Context, func(), error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, parcel.NewError(parcel.Interrupted, "interrupted")
+func (c *call) begin(ctx context.Context) (context.Context, error) {
+	if ctx.Err() != nil || c.Begin != nil && !c.Begin() {
+		return nil, parcel.NewError(parcel.Unreachable, "server: is stopping")
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.finishing++
-	return context.WithoutCancel(ctx), sync.OnceFunc(func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if v.finishing--; v.finishing == 0 && v.finished != nil {
-			close(v.finished)
-			v.finished = nil
-		}
-	}), nil
-}
-
-// Finish waits for what must finish, at most for grace, and reports whether
-// all of it did.
-func (v *Service) Finish(grace time.Duration) bool {
-	v.mu.Lock()
-	if v.finishing == 0 {
-		v.mu.Unlock()
-		return true
-	}
-	if v.finished == nil {
-		v.finished = make(chan struct{})
-	}
-	finished := v.finished
-	v.mu.Unlock()
-	select {
-	case <-finished:
-		return true
-	case <-time.After(grace):
-		return false
-	}
+	return context.WithoutCancel(ctx), nil
 }

@@ -265,11 +265,9 @@ func acquire(name, host, acquisition string) runner {
 		if acquisition == "" {
 			acquisition = parcel.NewID()
 		}
-		_, end, err := c.begin(ctx)
-		if err != nil {
+		if _, err := c.begin(ctx); err != nil {
 			return err
 		}
-		defer end()
 		l, err := p.Acquire(c.User, host, acquisition)
 		if err != nil {
 			return err
@@ -304,11 +302,9 @@ func release(name string, force bool) runner {
 					WithHint("--force breaks a lock without it")
 			}
 		}
-		_, end, err := c.begin(ctx)
-		if err != nil {
+		if _, err := c.begin(ctx); err != nil {
 			return err
 		}
-		defer end()
 		l, err := p.Release(nonce, force || c.Admin)
 		if err != nil {
 			return err
@@ -360,13 +356,15 @@ func (f flushedReader) Read(p []byte) (int, error) {
 	return f.r.Read(p)
 }
 
+func newAnswers(w io.Writer) *bufio.Writer { return bufio.NewWriterSize(w, 32<<10) }
+
 func missing(name string) runner {
 	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
 		p, err := c.Store.Parcel(c.User, name)
 		if err != nil {
 			return err
 		}
-		out := bufio.NewWriterSize(stdout, 32<<10)
+		out := newAnswers(stdout)
 		err = proto.ReadTags(flushedReader{stdin, out}, func(tag seal.Tag) error {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -399,11 +397,9 @@ func commit(name string) runner {
 		if err != nil {
 			return err
 		}
-		ctx, end, err := c.begin(ctx)
-		if err != nil {
+		if ctx, err = c.begin(ctx); err != nil {
 			return err
 		}
-		defer end()
 		version, err := p.Commit(ctx, store.CommitRequest(r))
 		if err != nil {
 			return err
@@ -424,11 +420,9 @@ func rollback(name string, version int) runner {
 		if err != nil {
 			return err
 		}
-		ctx, end, err := c.begin(ctx)
-		if err != nil {
+		if ctx, err = c.begin(ctx); err != nil {
 			return err
 		}
-		defer end()
 		made, err := p.Rollback(ctx, nonce, version)
 		if err != nil {
 			return err

@@ -111,12 +111,8 @@ func (d *Daemon) Stop() error { return d.stop() }
 // Start runs the daemon until the test ends. set may change it first.
 func (r *Realm) Start(t testing.TB, set func(*locksrv.Daemon)) *Daemon {
 	t.Helper()
-	keys, err := locksrv.HostKeys(filepath.Join(r.Root, "hostkeys"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	log := new(Log)
-	d := &locksrv.Daemon{Service: r.Service, HostKeys: keys,
+	d := &locksrv.Daemon{Service: r.Service, HostKeys: []ssh.Signer{r.NewKey(t, "host")},
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if set != nil {
 		set(d)
