@@ -49,7 +49,9 @@ var gzipReaders sync.Pool
 
 // The zstd coders are safe for concurrent EncodeAll and DecodeAll.
 var zstdWriter = sync.OnceValue(func() *zstd.Encoder {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(0))
+	// A single segment always says how long its content is, below 256 bytes
+	// too: decode relies on it.
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(0), zstd.WithSingleSegment(true))
 	if err != nil {
 		panic(err)
 	}
@@ -137,7 +139,10 @@ func decode(encoded []byte, limit int) ([]byte, error) {
 		if err := h.Decode(body); err != nil {
 			return nil, fmt.Errorf("zstd: %v: %w", err, ErrCorrupt)
 		}
-		if !h.HasFCS || h.FrameContentSize > uint64(limit) {
+		if !h.HasFCS {
+			return nil, fmt.Errorf("zstd: frame without content size: %w", ErrCorrupt)
+		}
+		if h.FrameContentSize > uint64(limit) {
 			return nil, fmt.Errorf("plaintext over %d bytes: %w", limit, ErrCorrupt)
 		}
 		// Decoding stops at the buffer's capacity, so further frames behind the
