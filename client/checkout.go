@@ -68,7 +68,6 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 	if err != nil {
 		return nil, err
 	}
-	defer srv.Close()
 	cfg, _, err := srv.Config(ctx, name)
 	if err != nil {
 		return nil, err
@@ -128,7 +127,6 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 	if err != nil {
 		return err
 	}
-	defer srv.Close()
 	h, err := c.hoard()
 	if err != nil {
 		return err
@@ -149,18 +147,18 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 		co.remove()
 	}()
 
-	cfg, keyroot, root, err := co.head(ctx, srv, ladder)
+	head, err := co.head(ctx, srv, ladder)
 	if err != nil {
 		return err
 	}
 	if o.Run {
-		then := root
+		then := head.root
 		if o.Rollback != 0 {
-			if then, err = co.version(ctx, srv, ladder, cfg, o.Rollback); err != nil {
+			if then, err = co.version(ctx, srv, ladder, head.cfg, o.Rollback); err != nil {
 				return err
 			}
 		}
-		if err := c.runnable(ctx, cfg, then, o); err != nil {
+		if err := c.runnable(ctx, head.cfg, then, o); err != nil {
 			return err
 		}
 	}
@@ -181,36 +179,44 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 			return err
 		}
 	}
-	if lock.Version != cfg.Version || o.Rollback != 0 {
-		if cfg, keyroot, root, err = co.head(ctx, srv, ladder); err != nil {
+	if lock.Version != head.cfg.Version || o.Rollback != 0 {
+		if head, err = co.head(ctx, srv, ladder); err != nil {
 			return err
 		}
 	}
-	if !root.Cfg.IsNil() {
-		if _, err := ladder.Get(ctx, root.Cfg.Tag); err != nil {
+	if cfg := head.root.Cfg; !cfg.IsNil() {
+		if _, err := ladder.Get(ctx, cfg.Tag); err != nil {
 			return fmt.Errorf("parcel %s: cfg archive: %w", name, err)
 		}
 	}
-	return co.complete(ctx, cfg, keyroot, root)
+	return co.complete(ctx, head)
+}
+
+// head is the newest version on the server.
+type head struct {
+	cfg     *parcel.Config
+	keyroot seal.Ref
+	sealed  []byte // root block
+	root    *keyring.Root
 }
 
 // head reads the configuration and the keyring of the newest version.
-func (co *Checkout) head(ctx context.Context, srv *remote.Server, g fetch.Source) (*parcel.Config, seal.Ref, *keyring.Root, error) {
+func (co *Checkout) head(ctx context.Context, srv *remote.Server, g fetch.Source) (*head, error) {
 	name := co.State.Parcel
 	cfg, _, err := srv.Config(ctx, name)
 	if err != nil {
-		return nil, seal.Ref{}, nil, err
+		return nil, err
 	}
 	if cfg.UUID != co.State.UUID {
-		return nil, seal.Ref{}, nil, parcel.NewError(parcel.Conflict, "parcel %s: another parcel has that name now", name).
+		return nil, parcel.NewError(parcel.Conflict, "parcel %s: another parcel has that name now", name).
 			WithHint("isr clean %s, then check it out anew", name)
 	}
-	keyroot, err := srv.Keyroot(ctx, name, cfg.Version)
-	if err != nil {
-		return nil, seal.Ref{}, nil, err
+	h := &head{cfg: cfg}
+	if h.keyroot, err = srv.Keyroot(ctx, name, cfg.Version); err != nil {
+		return nil, err
 	}
-	root, err := rootOf(ctx, name, cfg, g, keyroot)
-	return cfg, keyroot, root, err
+	h.sealed, h.root, err = rootOf(ctx, name, cfg, g, h.keyroot)
+	return h, err
 }
 
 // version reads the keyring of a version.
@@ -219,20 +225,21 @@ func (co *Checkout) version(ctx context.Context, srv *remote.Server, g fetch.Sou
 	if err != nil {
 		return nil, err
 	}
-	return rootOf(ctx, co.State.Parcel, cfg, g, keyroot)
+	_, root, err := rootOf(ctx, co.State.Parcel, cfg, g, keyroot)
+	return root, err
 }
 
 // rootOf gets and opens the root block that keyroot leads to.
-func rootOf(ctx context.Context, name string, cfg *parcel.Config, g fetch.Source, keyroot seal.Ref) (*keyring.Root, error) {
+func rootOf(ctx context.Context, name string, cfg *parcel.Config, g fetch.Source, keyroot seal.Ref) ([]byte, *keyring.Root, error) {
 	sealed, err := g.Get(ctx, keyroot.Tag)
 	if err != nil {
-		return nil, fmt.Errorf("parcel %s: keyring: %w", name, err)
+		return nil, nil, fmt.Errorf("parcel %s: keyring: %w", name, err)
 	}
 	root, err := keyring.OpenRoot(cfg.Sealer(), keyroot, sealed)
 	if err != nil {
-		return nil, fmt.Errorf("parcel %s: %w", name, err)
+		return nil, nil, fmt.Errorf("parcel %s: %w", name, err)
 	}
-	return root, nil
+	return sealed, root, nil
 }
 
 // runnable asks the driver whether this host can run the version.
@@ -290,7 +297,7 @@ func (co *Checkout) nonceText() string {
 }
 
 // complete writes what a checkout consists of and makes it one.
-func (co *Checkout) complete(ctx context.Context, cfg *parcel.Config, keyroot seal.Ref, root *keyring.Root) error {
+func (co *Checkout) complete(ctx context.Context, h *head) error {
 	record, err := os.ReadFile(co.path("keys", "keyroot"))
 	if err != nil {
 		return err
@@ -303,8 +310,8 @@ func (co *Checkout) complete(ctx context.Context, cfg *parcel.Config, keyroot se
 		return err
 	}
 	st := &co.State
-	st.pristine, st.staged, st.secret = keyroot, seal.Ref{}, cfg.Secret
-	open := *cfg
+	st.pristine, st.staged, st.secret = h.keyroot, seal.Ref{}, h.cfg.Secret
+	open := *h.cfg
 	open.Secret = nil // at rest it is in the record, under the checkout's key
 	p, err := open.Encode()
 	if err != nil {
@@ -313,15 +320,11 @@ func (co *Checkout) complete(ctx context.Context, cfg *parcel.Config, keyroot se
 	if err := atomicfile.Write(co.path("parcel.cfg"), p, 0o600); err != nil {
 		return err
 	}
-	_, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
-	if err != nil {
+	if err := atomicfile.Write(co.path("keys", "keyring"), h.sealed, 0o600); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(co.path("keys", "keyring"), sealed, 0o600); err != nil {
-		return err
-	}
-	co.cfg = cfg
-	st.Status, st.Version, st.Memory, st.Requires, st.Modified = CheckedOut, cfg.Version, root.Suspended, root.Requires, false
+	co.cfg = h.cfg
+	st.Status, st.Version, st.Memory, st.Requires, st.Modified = CheckedOut, h.cfg.Version, h.root.Suspended, h.root.Requires, false
 	return co.save()
 }
 

@@ -106,7 +106,6 @@ func (c *Client) Clean(ctx context.Context, name string, force bool) error {
 		if err != nil {
 			return err
 		}
-		defer srv.Close()
 		was, err := srv.Release(ctx, name, "", true)
 		if err != nil {
 			return err
@@ -133,7 +132,6 @@ func (c *Client) Clean(ctx context.Context, name string, force bool) error {
 		if err != nil {
 			return err
 		}
-		defer srv.Close()
 		l, err := srv.Acquire(ctx, name, c.Host, co.State.Acquisition)
 		switch {
 		case err == nil:

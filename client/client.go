@@ -61,8 +61,12 @@ type Options struct {
 // Client runs commands for one user on one host.
 type Client struct {
 	Options
-	creds *remote.Credentials
+	creds   *remote.Credentials
+	servers map[remoteKey]*remote.Server // opened so far: a command dials once
 }
+
+// remoteKey is a server as a checkout names it.
+type remoteKey struct{ spec, user string }
 
 // New prepares the isr directory: private, ours, and no symbolic link.
 func New(o Options) (*Client, error) {
@@ -77,9 +81,20 @@ func New(o Options) (*Client, error) {
 		o.Host, _, _ = strings.Cut(host, ".")
 	}
 	o.Host = parcel.Clean(o.Host)
-	c := &Client{Options: o, creds: new(remote.Credentials)}
+	c := newClient(o, new(remote.Credentials))
 	c.sweep()
 	return c, nil
+}
+
+func newClient(o Options, creds *remote.Credentials) *Client {
+	return &Client{Options: o, creds: creds, servers: make(map[remoteKey]*remote.Server)}
+}
+
+// Close hangs up.
+func (c *Client) Close() {
+	for _, s := range c.servers {
+		s.Close()
+	}
 }
 
 // privateDir makes dir, or refuses one that others could have put there.
@@ -120,14 +135,20 @@ func (c *Client) sweep() {
 	}
 }
 
-// server opens the lock server of spec, [LOGIN@]HOST[:PORT], for user.
+// server is the lock server of spec, [LOGIN@]HOST[:PORT], for user. It is
+// dialled when first used, and hung up by Close.
 func (c *Client) server(spec, user string) (*remote.Server, error) {
+	key := remoteKey{spec, user}
+	if s := c.servers[key]; s != nil {
+		return s, nil
+	}
 	t, err := c.target(spec, user)
 	if err != nil {
 		return nil, err
 	}
 	s := remote.Open(t, c.Prompter, c.creds)
 	s.SetLimit(c.Limit)
+	c.servers[key] = s
 	return s, nil
 }
 
@@ -177,19 +198,25 @@ func (c *Client) Find(name string) (*Checkout, error) {
 		return nil, err
 	}
 	var found []*Checkout
+	elsewhere := ""
 	for _, co := range all {
-		if co.State.Parcel != name && co.State.UUID != name && filepath.Base(co.Dir) != name {
-			continue
+		switch {
+		case co.State.UUID == name:
+			return co, nil
+		case co.State.Parcel != name:
+		case c.Server != "" && co.State.Server != c.Server, c.User != "" && co.State.User != c.User:
+			elsewhere = co.State.User + " at " + co.State.Server
+		default:
+			found = append(found, co)
 		}
-		if c.Server != "" && co.State.Server != c.Server || c.User != "" && co.State.User != c.User {
-			continue
-		}
-		found = append(found, co)
 	}
 	switch len(found) {
 	case 0:
-		return nil, parcel.NewError(parcel.NoParcel, "parcel %s: not checked out on this host", name).
-			WithHint("isr checkout %s", name)
+		e := parcel.NewError(parcel.NoParcel, "parcel %s: not checked out on this host", name)
+		if elsewhere != "" {
+			return nil, e.WithHint("one of that name is, of %s: say so by -u and -s, or name it by its UUID", elsewhere)
+		}
+		return nil, e.WithHint("isr checkout %s", name)
 	case 1:
 		return found[0], nil
 	}

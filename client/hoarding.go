@@ -41,7 +41,6 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 	if err != nil {
 		return Hoarded{}, err
 	}
-	defer srv.Close()
 	cfg, _, err := srv.Config(ctx, name)
 	if err != nil {
 		return Hoarded{}, err
@@ -60,13 +59,9 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 	defer h.Close()
 	ladder := c.ladder(nil, h, srv.Objects(name))
 	ctx = fetch.WithClass(ctx, fetch.Hoard)
-	sealed, err := ladder.Get(ctx, keyroot.Tag)
+	_, root, err := rootOf(ctx, name, cfg, ladder, keyroot)
 	if err != nil {
-		return Hoarded{}, fmt.Errorf("parcel %s: keyring: %w", name, err)
-	}
-	root, err := keyring.OpenRoot(cfg.Sealer(), keyroot, sealed)
-	if err != nil {
-		return Hoarded{}, fmt.Errorf("parcel %s: %w", name, err)
+		return Hoarded{}, err
 	}
 	tags := map[seal.Tag]bool{keyroot.Tag: true}
 	if !root.Cfg.IsNil() {

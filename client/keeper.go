@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,15 +27,13 @@ type command struct{ Suspend bool }
 // keeper owns a running parcel: its lock on this host, its mount, its link and
 // its VMM.
 type keeper struct {
-	co      *Checkout
-	s       *session
-	rt      runtime
-	o       ResumeOptions
-	ui      *keeperUI
-	mu      sync.Mutex // guards co.State while the guest runs
-	saving  sync.Once  // BeginSave: the memory image of before is given up
-	writing sync.Once  // first write to the disk: likewise
-	suspend func()
+	co    *Checkout
+	s     *session
+	rt    runtime
+	o     ResumeOptions
+	ui    *keeperUI
+	mu    sync.Mutex  // guards co.State while the guest runs
+	given atomic.Bool // the memory image of before is given up
 }
 
 // Keeper runs one parcel, as told over conn, and returns when its guest is off
@@ -79,9 +78,10 @@ func Keeper() error {
 			}
 		}
 	}()
-	c := &Client{Options: Options{Dir: e.Dir, Home: e.Home, Server: e.Server, User: e.User, Batch: true, Host: e.Host,
-		Limit: e.Limit, Quota: e.Quota, SSH: e.SSH, UI: ui}, creds: e.Credentials}
-	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, ui: ui, suspend: wish}
+	c := newClient(Options{Dir: e.Dir, Home: e.Home, Server: e.Server, User: e.User, Batch: true, Host: e.Host,
+		Limit: e.Limit, Quota: e.Quota, SSH: e.SSH, UI: ui}, e.Credentials)
+	defer c.Close()
+	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, ui: ui}
 	err = k.run(context.Background(), suspend)
 	ui.end(err)
 	return nil // the front reports it
@@ -89,6 +89,9 @@ func Keeper() error {
 
 func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	co := k.co
+	if err := co.load(); err != nil {
+		return err
+	}
 	if err := co.seize(); err != nil {
 		return err
 	}
@@ -229,24 +232,30 @@ func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr er
 }
 
 // giveUpMemory notes, durably and before it happens, that the memory image
-// the run began from no longer goes with the parcel.
+// the run began from no longer goes with the parcel. It is called before the
+// guest's first write to the disk, and before memory is saved anew.
 func (k *keeper) giveUpMemory() error {
+	if k.given.Load() {
+		return nil
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	st := &k.co.State
-	if st.Modified && st.Memory == "" {
-		return nil
+	if !st.Modified || st.Memory != "" {
+		st.Modified, st.Memory = true, ""
+		if err := k.co.save(); err != nil {
+			return err
+		}
 	}
-	st.Modified, st.Memory = true, ""
-	return k.co.save()
+	k.given.Store(true)
+	return nil
 }
 
 // pages is what the driver saves memory through.
 type pages struct{ k *keeper }
 
-func (p pages) BeginSave() (err error) {
-	p.k.saving.Do(func() { err = p.k.giveUpMemory() })
-	if err != nil {
+func (p pages) BeginSave() error {
+	if err := p.k.giveUpMemory(); err != nil {
 		return err
 	}
 	return p.k.s.images[keyring.Memory].image.BeginSave()
@@ -267,9 +276,7 @@ type guarded struct {
 }
 
 func (g guarded) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
-	var err error
-	g.k.writing.Do(func() { err = g.k.giveUpMemory() })
-	if err != nil {
+	if err := g.k.giveUpMemory(); err != nil {
 		return 0, err
 	}
 	return g.Image.WriteAt(ctx, p, off)

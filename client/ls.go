@@ -21,7 +21,6 @@ func (c *Client) Ls(ctx context.Context, name string, n int) ([]Listed, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer srv.Close()
 	ls, err := srv.Ls(ctx, name, n)
 	if err != nil {
 		return nil, err

@@ -74,6 +74,9 @@ func (c *Client) Resume(ctx context.Context, name string, o ResumeOptions) error
 	// The keeper takes the lock over; whoever comes between is an error there.
 	err = co.prepare(ctx, &o)
 	co.letGo()
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return err
 	}
@@ -127,7 +130,6 @@ func (co *Checkout) prepare(ctx context.Context, o *ResumeOptions) error {
 	if err != nil {
 		return err
 	}
-	defer srv.Close()
 	return co.checkLock(ctx, srv)
 }
 

@@ -105,9 +105,6 @@ func (s *session) close() error {
 			first = err
 		}
 	}
-	if s.srv != nil {
-		s.srv.Close()
-	}
 	if err := s.hoard.Close(); err != nil && first == nil {
 		first = err
 	}

@@ -215,7 +215,6 @@ func (c *Client) HolderText(ctx context.Context, name string) string {
 	if err != nil {
 		return ""
 	}
-	defer srv.Close()
 	ls, err := srv.Ls(ctx, name, 0)
 	if err != nil || len(ls) != 1 || ls[0].Held == nil {
 		return ""

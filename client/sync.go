@@ -44,7 +44,8 @@ func (c *Client) Checkin(ctx context.Context, name, comment string) (Committed, 
 	}
 	defer co.letGo()
 	done := Committed{Version: co.State.Version}
-	if co.State.Status != Releasing {
+	// A clean that was interrupted is no reason to lose what changed.
+	if co.State.Status != Releasing || co.State.Modified {
 		if done, err = co.sync(ctx, comment); err != nil {
 			return done, err
 		}
@@ -88,7 +89,6 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 	if err != nil {
 		return Committed{}, err
 	}
-	defer srv.Close()
 	if err := co.checkLock(ctx, srv); err != nil {
 		return Committed{}, err
 	}
@@ -319,7 +319,6 @@ func (co *Checkout) release(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	defer srv.Close()
 	_, err = srv.Release(ctx, co.State.Parcel, co.nonceText(), force)
 	if err != nil && !errors.Is(err, parcel.ErrNotHolder) && !errors.Is(err, parcel.ErrNoParcel) {
 		return err

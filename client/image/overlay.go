@@ -221,7 +221,7 @@ func (o *Overlay) ModifiedCount() int64 { return o.set.modified() }
 func (o *Overlay) Size() int64 { return o.size }
 
 // Tainted is the first error that left it unknown whether what was written is
-// there, or nil. A tainted overlay refuses writes and Flush for good: what it
+// there, or nil. It wraps syscall.EIO. A full disk alone does not taint. A tainted overlay refuses writes and Flush for good: what it
 // acknowledged before the error still holds.
 func (o *Overlay) Tainted() error {
 	if p := o.tainted.Load(); p != nil {
@@ -230,10 +230,21 @@ func (o *Overlay) Tainted() error {
 	return nil
 }
 
-func (o *Overlay) taint(err error) error {
-	err = fmt.Errorf("overlay %s: %w", o.name, err)
+// taint marks o, and gives the error that a guest is to see from now on: for
+// good, whatever the cause.
+func (o *Overlay) taint(cause error) error {
+	err := fmt.Errorf("overlay %s: %v: %w", o.name, cause, syscall.EIO)
 	o.tainted.CompareAndSwap(nil, &err)
 	return err
+}
+
+// failed is taint, but for a disk without room: then nothing was acknowledged,
+// each sector is as whole as one on a disk, and the guest may try again.
+func (o *Overlay) failed(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("overlay %s: %w", o.name, err)
+	}
+	return o.taint(err)
 }
 
 // usable makes the files if there are none, and returns holding files for
@@ -253,7 +264,7 @@ func (o *Overlay) usable() error {
 		}
 		o.files.RUnlock()
 		if err := o.create(); err != nil {
-			return fmt.Errorf("overlay %s: %w", o.name, err)
+			return o.failed(err)
 		}
 	}
 }
@@ -311,12 +322,7 @@ func (o *Overlay) writeSectors(p []byte, first int64) error {
 	sealed := (*buf)[:len(p)]
 	o.crypt.crypt(sealed, p, first, true)
 	if _, err := o.data.WriteAt(sealed, first*sectorSize); err != nil {
-		// Without room nothing was acknowledged, and a sector is as whole as
-		// one on a disk: the guest may try again.
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			return fmt.Errorf("overlay %s: %w", o.name, err)
-		}
-		return o.taint(err)
+		return o.failed(err)
 	}
 	o.set.set(first, first+int64(len(p)/sectorSize))
 	o.unsynced.Store(true) // last, or a flush between the two would miss the bits
@@ -375,7 +381,9 @@ func (o *Overlay) flush() error {
 	for _, n := range slices.Sorted(maps.Keys(pages)) {
 		pages[n].encode(buf)
 		if _, err := o.bits.WriteAt(buf, pageBytes*(n+1)); err != nil {
-			return o.taint(err)
+			o.set.giveBack(pages) // for the next flush, if there will be one
+			o.unsynced.Store(true)
+			return o.failed(err)
 		}
 	}
 	if err := o.bits.Sync(); err != nil {

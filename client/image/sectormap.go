@@ -211,6 +211,15 @@ func (m *sectorMap) takeDirty() map[int64]*mapPage {
 	return out
 }
 
+// giveBack makes pages that takeDirty gave dirty again.
+func (m *sectorMap) giveBack(pages map[int64]*mapPage) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for n := range pages {
+		m.dirty[n] = struct{}{}
+	}
+}
+
 // reset empties the set.
 func (m *sectorMap) reset() {
 	m.mu.Lock()

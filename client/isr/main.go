@@ -78,7 +78,11 @@ func run() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	err = k.Run(&app{screen: s, g: &g, ctx: ctx}, parser)
+	a := &app{screen: s, g: &g, ctx: ctx}
+	err = k.Run(a, parser)
+	if a.client != nil {
+		a.client.Close()
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		s.finish()
 		s.print("", "interrupted; run it again to go on")

@@ -153,12 +153,16 @@ type watched struct {
 	heard atomic.Int64 // nanoseconds since start
 	start time.Time
 	ended atomic.Pointer[error]
+	ack   func() // nil: not a TCP connection
 }
 
 func (w *watched) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
 	if n > 0 {
 		w.heard.Store(int64(time.Since(w.start)))
+		if n < len(b) && w.ack != nil {
+			w.ack()
+		}
 	}
 	if err != nil {
 		w.ended.CompareAndSwap(nil, &err)
@@ -173,7 +177,7 @@ func (w *watched) silence() time.Duration {
 // login does the key exchange and the authentication over rt.
 func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 	r := d.r
-	conn := &watched{Conn: rt.Conn, start: time.Now()}
+	conn := &watched{Conn: rt.Conn, start: time.Now(), ack: acknowledger(rt.Conn)}
 	clock := newPatience(r.ConnectTimeout, conn)
 	defer clock.stop()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"isr/client/vmm/viewer"
 )
 
 const (
@@ -472,7 +474,43 @@ func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
 }
 
 // openWindow shows the machine's screen in a window of ours, if it was to be
-// shown like that. closed is closed when the user closes it.
+// shown like that. closed is closed when the user closes it; shut ends it.
 func (g *instance) openWindow(ctx context.Context) (shut func(), closed <-chan struct{}, err error) {
-	return func() {}, nil, nil
+	if g.p.display != "window" {
+		return func() {}, nil, nil
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, nil, err
+	}
+	err = g.q.pass(ctx, "window", theirs)
+	theirs.Close()
+	if err == nil {
+		err = g.q.execute(ctx, "add_client", map[string]any{"protocol": "vnc", "fdname": "window", "skipauth": true}, nil)
+	}
+	if err != nil {
+		ours.Close()
+		return nil, nil, err
+	}
+	wctx, cancel := context.WithCancel(ctx)
+	ch, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		err := viewer.Run(wctx, ours, "", g.m.Name, g.m.Fullscreen)
+		select {
+		case <-wctx.Done():
+			return
+		case <-g.q.dead: // its end is not the user's doing
+			return
+		default:
+		}
+		if errors.Is(err, io.EOF) {
+			return // QEMU is about to be gone
+		}
+		if err != nil {
+			g.m.say("the window broke: %v", err)
+		}
+		close(ch)
+	}()
+	return func() { cancel(); <-done }, ch, nil
 }

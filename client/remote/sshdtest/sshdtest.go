@@ -131,6 +131,7 @@ func Start(t testing.TB, o Options) *Server {
 	if o.ForceCommand != "" {
 		before = "ForceCommand " + o.ForceCommand + "\n" + before
 	}
+	// SHLVL keeps bash from reading the .bashrc of whoever runs the tests before each command.
 	s.config = before + "\n" + hostKeyLines + `ListenAddress 127.0.0.1
 AuthorizedKeysFile ` + authorized + `
 StrictModes no
@@ -145,11 +146,16 @@ MaxSessions 100
 LoginGraceTime 60
 LogLevel VERBOSE
 Subsystem sftp internal-sftp
+SetEnv SHLVL=5
 ` + after + "\n"
 	t.Cleanup(func() {
 		s.Stop()
 		if t.Failed() {
-			t.Logf("log of sshd at %s:\n%s", s.Addr, s.Log())
+			log := s.Log()
+			if cut := len(log) - 6000; cut > 0 {
+				log = "…" + log[cut:]
+			}
+			t.Logf("log of sshd at %s:\n%s", s.Addr, log)
 		}
 	})
 	// A free port is only found by trying: somebody else may take it in between.
@@ -247,6 +253,14 @@ func (s *Server) Freeze() { s.signal(syscall.SIGSTOP) }
 
 // Thaw undoes Freeze.
 func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
+
+// Processes counts what the server runs besides its listener: none when nobody is connected.
+func (s *Server) Processes() int {
+	if s.cmd == nil {
+		return 0
+	}
+	return len(descendants(s.cmd.Process.Pid)) - 1
+}
 
 // signal reaches the listener, the processes of its connections, each of which is a session of its own, and what they
 // run.

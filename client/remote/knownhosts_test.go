@@ -1,0 +1,423 @@
+package remote
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
+
+	"isr/client/remote/sshdtest"
+)
+
+func TestUnknownHost(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	fingerprint := ssh.FingerprintSHA256(s.HostKey)
+	for _, c := range []struct {
+		name  string
+		mode  string // StrictHostKeyChecking
+		yes   []bool
+		batch bool
+		kind  HostKeyKind // 0: it goes on
+		asked int
+	}{
+		{name: "ask, yes", yes: []bool{true}, asked: 1},
+		{name: "ask, no", yes: []bool{false}, asked: 1, kind: HostKeyDeclined},
+		{name: "ask, end of file", asked: 1, kind: HostKeyDeclined},
+		{name: "ask, batch", batch: true, yes: []bool{true}, kind: HostKeyUnknown},
+		{name: "yes", mode: "yes", yes: []bool{true}, kind: HostKeyUnknown},
+		{name: "accept-new", mode: "accept-new"},
+		{name: "no", mode: "no"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			home := s.Home(t, "HashKnownHosts no\n")
+			file := filepath.Join(home, ".ssh", "known_hosts")
+			os.Remove(file)
+			p := &person{yes: c.yes}
+			tg := target(s, home)
+			tg.BatchMode = c.batch
+			if c.mode != "" {
+				tg.Options = map[string]string{"StrictHostKeyChecking": c.mode}
+			}
+			client, err := Dial(within(t), tg, p, nil)
+			if len(p.asked) != c.asked {
+				t.Errorf("asked %q; want %d questions", p.asked, c.asked)
+			}
+			if c.asked > 0 && (!strings.Contains(p.asked[0], fingerprint) || !strings.Contains(p.asked[0], s.Addr[:9])) {
+				t.Errorf("asked %q; want host and %s", p.asked[0], fingerprint)
+			}
+			if c.kind != 0 {
+				var he *HostKeyError
+				if !errors.Is(err, ErrHostKey) || !errors.As(err, &he) || he.Kind != c.kind {
+					t.Errorf("got %v; want ErrHostKey of kind %d", err, c.kind)
+				}
+				if _, err := os.Stat(file); err == nil {
+					t.Error("a refused key was added")
+				}
+				return
+			}
+			works(t, client, err)
+			info, err := os.Stat(file)
+			if err != nil || info.Mode().Perm() != 0o600 {
+				t.Fatalf("known_hosts: %v, %v; want mode 0600", info, err)
+			}
+			if got, want := read(t, file), s.KnownHostsLine; strings.Fields(got)[0] != strings.Fields(want)[0] || strings.Fields(got)[2] != strings.Fields(want)[2] {
+				t.Errorf("known_hosts: got %q, want %q", got, want)
+			}
+			if len(p.notices) != 1 || !strings.HasPrefix(p.notices[0], "Warning: Permanently added") {
+				t.Errorf("notices: got %q", p.notices)
+			}
+			// Known from now on, to us and to ssh.
+			tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
+			client, err = Dial(within(t), tg, nil, nil)
+			works(t, client, err)
+			sshAgrees(t, s, home)
+		})
+	}
+}
+
+// sshAgrees: the real client takes the host for known.
+func sshAgrees(t *testing.T, s *sshdtest.Server, home string, options ...string) {
+	t.Helper()
+	args := []string{"-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=none",
+		"-o", "UserKnownHostsFile=" + filepath.Join(home, ".ssh", "known_hosts"), "-i", s.KeyFile, "-p", fmt.Sprint(s.Port)}
+	args = append(append(args, options...), s.Host, "true")
+	if out, err := exec.Command("ssh", args...).CombinedOutput(); err != nil {
+		t.Errorf("ssh with the same known_hosts: %v\n%s", err, out)
+	}
+}
+
+func TestUnknownHostHashed(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "HashKnownHosts yes\nStrictHostKeyChecking accept-new\n")
+	file := filepath.Join(home, ".ssh", "known_hosts")
+	write(t, file, "# a comment without an end of line")
+	c, err := Dial(within(t), target(s, home), nil, nil)
+	works(t, c, err)
+	if got := read(t, file); !strings.HasPrefix(got, "# a comment without an end of line\n|1|") || strings.Contains(got, "127.0.0.1") {
+		t.Errorf("known_hosts: got %q; want the comment and a hashed line", got)
+	}
+	sshAgrees(t, s, home)
+	tg := target(s, home)
+	tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
+	c, err = Dial(within(t), tg, nil, nil)
+	works(t, c, err)
+}
+
+// A file that keeps nothing, or cannot be written, asks once per credentials.
+func TestUnknownHostNotKept(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	for _, file := range []string{"/dev/null", filepath.Join(home, ".ssh", "config", "not-a-directory"), "none"} {
+		p := &person{yes: []bool{true}}
+		creds := new(Credentials)
+		tg := target(s, home)
+		tg.Options = map[string]string{"UserKnownHostsFile": file}
+		c, err := Dial(within(t), tg, p, creds)
+		works(t, c, err)
+		c, err = Dial(within(t), tg, nil, creds)
+		works(t, c, err)
+		if _, err = Dial(within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
+			t.Errorf("%s, without the credentials: got %v; want ErrHostKey", file, err)
+		}
+	}
+}
+
+func TestChangedHost(t *testing.T) {
+	noAgent(t)
+	sshdtest.Require(t, "ssh-keygen")
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	file := filepath.Join(home, ".ssh", "known_hosts")
+	other := filepath.Join(t.TempDir(), "other")
+	sshdtest.NewKey(t, other, "ed25519", "")
+	write(t, file, "# first line\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, ssh.MarshalAuthorizedKey(sshdtest.PublicKey(t, other))))
+	for _, mode := range []string{"ask", "accept-new", "yes"} {
+		p := &person{yes: []bool{true}}
+		tg := target(s, home)
+		tg.Options = map[string]string{"StrictHostKeyChecking": mode}
+		_, err := Dial(within(t), tg, p, nil)
+		var he *HostKeyError
+		if !errors.As(err, &he) || !errors.Is(err, ErrHostKey) || he.Kind != HostKeyChanged || he.File != file || he.Line != 2 || len(p.asked) > 0 {
+			t.Fatalf("%s: got %v, asked %q; want a changed key at %s:2 and no question", mode, err, p.asked, file)
+		}
+		if !strings.Contains(err.Error(), file+":2") || !strings.Contains(err.Error(), "ssh-keygen -f") {
+			t.Errorf("%s: %q does not say where, or what to do", mode, err)
+		}
+	}
+	p := &person{}
+	tg := target(s, home)
+	tg.Options = map[string]string{"StrictHostKeyChecking": "no"}
+	c, err := Dial(within(t), tg, p, nil)
+	works(t, c, err)
+	if len(p.notices) != 1 || !strings.Contains(p.notices[0], "without passwords") {
+		t.Errorf("no: notices %q; want a warning", p.notices)
+	}
+	// The remedy that the error gives works.
+	tg.Options = nil
+	_, err = Dial(within(t), tg, nil, nil)
+	_, remedy, _ := strings.Cut(err.Error(), "sure of that: ")
+	sshdtest.Run(t, "sh", "-c", remedy)
+	p = &person{yes: []bool{true}}
+	c, err = Dial(within(t), tg, p, nil)
+	works(t, c, err)
+	if len(p.asked) != 1 {
+		t.Errorf("after ssh-keygen -R: asked %q, want one question", p.asked)
+	}
+}
+
+func TestRevokedHost(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "")
+	file := filepath.Join(home, ".ssh", "known_hosts")
+	write(t, file, s.KnownHostsLine+"@revoked * "+string(ssh.MarshalAuthorizedKey(s.HostKey)))
+	tg := target(s, home)
+	_, err := Dial(within(t), tg, &person{yes: []bool{true}}, nil)
+	var he *HostKeyError
+	if !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.File != file || he.Line != 2 {
+		t.Errorf("got %v; want a revoked key at line 2", err)
+	}
+	write(t, file, s.KnownHostsLine)
+	revoked := filepath.Join(home, "revoked")
+	tg.Options = map[string]string{"RevokedHostKeys": revoked}
+	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
+		t.Errorf("RevokedHostKeys missing: got %v; want ErrHostKey", err)
+	}
+	other := filepath.Join(t.TempDir(), "other")
+	sshdtest.NewKey(t, other, "ed25519", "")
+	write(t, revoked, "# none of ours\n"+read(t, other+".pub"))
+	c, err := Dial(within(t), tg, nil, nil)
+	works(t, c, err)
+	write(t, revoked, read(t, other+".pub")+read(t, s.HostKeyFiles[0]+".pub"))
+	if _, err := Dial(within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.Line != 2 {
+		t.Errorf("RevokedHostKeys: got %v; want revoked at line 2", err)
+	}
+	write(t, revoked, "SSHKRL\n\x00binary")
+	if _, err := Dial(within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyInvalid {
+		t.Errorf("a binary list: got %v; want ErrHostKey, not checked", err)
+	}
+}
+
+// The server has three keys; the one that is known is asked for.
+func TestKnownTypeFirst(t *testing.T) {
+	noAgent(t)
+	types := []string{"ed25519", "ecdsa", "rsa"}
+	s := sshdtest.Start(t, sshdtest.Options{HostKeys: types})
+	lines := strings.SplitAfter(s.KnownHostsLine, "\n")
+	for i, kind := range types {
+		home := s.Home(t, "StrictHostKeyChecking yes\n")
+		write(t, filepath.Join(home, ".ssh", "known_hosts"), lines[i])
+		c, err := Dial(within(t), target(s, home), nil, nil)
+		works(t, c, err)
+		// A plain line without port serves other ports too, as for ssh.
+		write(t, filepath.Join(home, ".ssh", "known_hosts"), strings.Replace(lines[i], fmt.Sprintf("[127.0.0.1]:%d", s.Port), "127.0.0.1", 1))
+		c, err = Dial(within(t), target(s, home), nil, nil)
+		works(t, c, err)
+		if kind == "ed25519" { // ssh takes the others too, but does not ask for them first
+			sshAgrees(t, s, home)
+		}
+		// And a wrong one of that type is a change, whatever else the server could show.
+		other := filepath.Join(t.TempDir(), "other")
+		sshdtest.NewKey(t, other, kind, "")
+		write(t, filepath.Join(home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read(t, other+".pub")))
+		var he *HostKeyError
+		if _, err := Dial(within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged {
+			t.Errorf("%s: got %v; want a changed key", kind, err)
+		}
+	}
+}
+
+func TestHostCertificate(t *testing.T) {
+	noAgent(t)
+	dir := t.TempDir()
+	ca, strange := filepath.Join(dir, "ca"), filepath.Join(dir, "strange")
+	sshdtest.NewKey(t, ca, "rsa", "")
+	sshdtest.NewKey(t, strange, "ed25519", "")
+	host := filepath.Join(dir, "host")
+	sshdtest.NewKey(t, host, "ed25519", "")
+	sshdtest.Certify(t, ca, host, "-h", "-n", "127.0.0.1,box.example.org")
+	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "HostKey " + host + "\nHostCertificate " + host + "-cert.pub\n"})
+	caLine := func(pattern, key string) string {
+		return "@cert-authority " + pattern + " " + string(ssh.MarshalAuthorizedKey(sshdtest.PublicKey(t, key)))
+	}
+	plain := fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read(t, host+".pub"))
+	for _, c := range []struct {
+		name, known string
+		alias       string
+		want        HostKeyKind // 0: it goes on
+	}{
+		{"authority", caLine("127.0.0.*", ca), "", 0},
+		{"authority with port", caLine(fmt.Sprintf("[127.0.0.1]:%d", s.Port), ca), "", 0},
+		{"authority, alias", caLine("box.example.org", ca), "box.example.org", 0},
+		{"authority of other hosts", caLine("10.*", ca), "", HostKeyUnknown},
+		{"another authority", caLine("*", strange), "", HostKeyUnknown},
+		{"another authority, and the key itself", caLine("*", strange) + plain, "", 0},
+		{"the certificate names another host", caLine("*", ca), "elsewhere.example.org", HostKeyInvalid},
+		{"no authority, the key itself", plain, "", 0},
+		{"revoked authority", caLine("*", ca) + "@revoked * " + read(t, ca+".pub"), "", HostKeyInvalid},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			home := s.Home(t, "StrictHostKeyChecking yes\n")
+			write(t, filepath.Join(home, ".ssh", "known_hosts"), c.known)
+			tg := target(s, home)
+			if c.alias != "" {
+				tg.Options = map[string]string{"HostKeyAlias": c.alias}
+			}
+			client, err := Dial(within(t), tg, nil, nil)
+			if c.want == 0 {
+				works(t, client, err)
+				options := []string{}
+				if c.alias != "" {
+					options = []string{"-o", "HostKeyAlias=" + c.alias}
+				}
+				sshAgrees(t, s, home, options...)
+				return
+			}
+			var he *HostKeyError
+			if !errors.As(err, &he) || he.Kind != c.want {
+				t.Errorf("got %v; want kind %d", err, c.want)
+			}
+		})
+	}
+}
+
+func TestHostKeyAlias(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "HashKnownHosts no\nHostKeyAlias TheBox\nStrictHostKeyChecking accept-new\n")
+	file := filepath.Join(home, ".ssh", "known_hosts")
+	os.Remove(file)
+	c, err := Dial(within(t), target(s, home), nil, nil)
+	works(t, c, err)
+	if got := read(t, file); !strings.HasPrefix(got, "thebox ") {
+		t.Errorf("known_hosts: got %q; want the alias, in lower case, without port", got)
+	}
+	sshAgrees(t, s, home, "-o", "HostKeyAlias=TheBox")
+}
+
+// Lines that nobody can read must not hide the others, nor shift their numbers.
+func TestKnownHostsWithRubbish(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "StrictHostKeyChecking yes\n")
+	file := filepath.Join(home, ".ssh", "known_hosts")
+	rubbish := []string{"rubbish", "host ssh-future AAAAC3NzaC1mdXR1cmU=", "@unknown-marker x ssh-ed25519 AAAA", "host ssh-ed25519 !!!",
+		"|1|notbase64|x ssh-ed25519 AAAA", "host ssh-rsa " + base64.StdEncoding.EncodeToString([]byte("short")), "", "# comment",
+		strings.Repeat("x", 100_000), "host 1024 35 1234567890"}
+	write(t, file, strings.Join(rubbish, "\n")+"\n"+s.KnownHostsLine+strings.Join(rubbish, "\n"))
+	c, err := Dial(within(t), target(s, home), nil, nil)
+	works(t, c, err)
+	other := filepath.Join(t.TempDir(), "other")
+	sshdtest.NewKey(t, other, "ed25519", "")
+	write(t, file, strings.Join(rubbish, "\n")+"\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read(t, other+".pub")))
+	var he *HostKeyError
+	if _, err := Dial(within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged || he.File != file || he.Line != len(rubbish)+1 {
+		t.Errorf("got %v; want a changed key at %s:%d", err, file, len(rubbish)+1)
+	}
+}
+
+func TestAppendKnownHostTogether(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "new", "known_hosts")
+	pub, _, _ := ed25519.GenerateKey(nil)
+	key, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			if err := appendKnownHost(file, fmt.Sprintf("host%d:22", i), key, i%2 == 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	db, err := loadKnownHosts([]string{file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if f, err := db.look(fmt.Sprintf("host%d:22", i), &net.TCPAddr{IP: net.IPv4zero}, key); err != nil || f.verdict != hostKnown {
+			t.Errorf("host%d: got %v, %v; want known", i, f, err)
+		}
+	}
+}
+
+func TestAlgorithmsOrder(t *testing.T) {
+	pub, _, _ := ed25519.GenerateKey(nil)
+	key, _ := ssh.NewPublicKey(pub)
+	file := filepath.Join(t.TempDir(), "known_hosts")
+	write(t, file, xknownhosts.Line([]string{"ed:22"}, key)+"\n@cert-authority *.ca "+string(ssh.MarshalAuthorizedKey(key)))
+	db, err := loadKnownHosts([]string{file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(host, spec string) []string {
+		r, err := Resolve(Target{Host: host, ConfigFile: "none", Options: map[string]string{"HostKeyAlgorithms": spec}})
+		if spec == "" {
+			r, err = Resolve(Target{Host: host, ConfigFile: "none"})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db.algorithms(&r)
+	}
+	if got := get("ed", ""); got[0] != ssh.KeyAlgoED25519 || slices.Contains(got, ssh.CertAlgoED25519v01) || !slices.Contains(got, ssh.KeyAlgoRSASHA256) {
+		t.Errorf("known by Ed25519: got %q", got)
+	}
+	if got := get("new", ""); got[0] != ssh.KeyAlgoED25519 || got[1] != ssh.KeyAlgoECDSA256 {
+		t.Errorf("unknown: got %q", got)
+	}
+	if got := get("x.ca", ""); !strings.Contains(got[0], "-cert-v01") || !slices.Contains(got, ssh.KeyAlgoED25519) {
+		t.Errorf("with an authority: got %q", got)
+	}
+	if got := get("ed", "rsa-sha2-512,ssh-ed25519"); !slices.Equal(got, []string{"rsa-sha2-512", "ssh-ed25519"}) {
+		t.Errorf("as configured: got %q", got)
+	}
+	if got := get("ed", "+ssh-rsa"); got[0] != ssh.KeyAlgoED25519 || !slices.Contains(got, ssh.KeyAlgoRSA) {
+		t.Errorf("+ssh-rsa: got %q", got)
+	}
+}
+
+func FuzzKnownHosts(f *testing.F) {
+	pub := ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey)
+	key, _ := ssh.NewPublicKey(pub)
+	line := xknownhosts.Line([]string{"host:22"}, key)
+	f.Add([]byte(line))
+	f.Add([]byte("rubbish\n@revoked * " + string(ssh.MarshalAuthorizedKey(key))))
+	f.Add([]byte("|1|a|b ssh-ed25519 AAAA\n[x]:y ssh-ed25519 AAAA\n!,*,? k k"))
+	other := ed25519.NewKeyFromSeed(append(make([]byte, 31), 1)).Public().(ed25519.PublicKey)
+	stranger, _ := ssh.NewPublicKey(other)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		file := filepath.Join(t.TempDir(), "known_hosts")
+		if err := os.WriteFile(file, append(append(append([]byte{}, text...), '\n'), line...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, err := loadKnownHosts([]string{file})
+		if err != nil {
+			t.Fatalf("no file may make all hosts unknown: %v", err)
+		}
+		// The good line at the end counts whatever stands before it, unless that revokes it.
+		f, err := db.look("host:22", &net.TCPAddr{IP: net.IPv4zero}, key)
+		if err == nil && f.verdict != hostKnown && f.verdict != hostRevoked {
+			t.Errorf("got %v, want known", f)
+		}
+		if f, err := db.look("host:22", &net.TCPAddr{IP: net.IPv4zero}, stranger); err == nil && f.verdict == hostKnown && !strings.Contains(string(text), "AAAA") {
+			t.Errorf("a stranger's key is known")
+		}
+	})
+}
