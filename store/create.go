@@ -22,7 +22,7 @@ type CreateOptions struct {
 	DiskSize  int64                   // bytes; of an import, at least the image's: the default
 	MemSize   int64                   // bytes
 	ChunkSize int                     // of the disk, bytes: 128 KiB
-	MemChunk  int                     // of the memory, bytes: ChunkSize
+	MemChunk  int                     // of the memory, bytes: half of ChunkSize
 	VMM       string                  // qemu
 	Crypto    seal.Suite              // AES256SHA256
 	Compress  seal.Codec              // Gzip
@@ -59,7 +59,10 @@ func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
 		c.ChunkSize = DefaultChunkSize
 	}
 	if c.MemChunk == 0 {
-		c.MemChunk = c.ChunkSize
+		// A resumed guest touches its memory here and there: in a 256 MiB
+		// guest chunks of 128, 64 and 32 KiB made 9.9, 6.5 and 5.2 MB to
+		// fetch before its first tick, in 222, 294 and 432 objects.
+		c.MemChunk = max(c.ChunkSize/2, keyring.MinChunk)
 	}
 	if c.VMM == "" {
 		c.VMM = "qemu"

@@ -77,7 +77,7 @@ func TestCreate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.User != "alice" || c.Parcel != "winxp" || c.Version != 1 || c.DiskSize != 1<<30 || c.MemSize != 256<<20 || c.ChunkSize != 128<<10 ||
-		c.MemChunk != 128<<10 || c.VMM != "qemu" || c.Crypto != seal.AES256SHA256 || c.Compress != seal.Gzip || c.Comment != "gold" ||
+		c.MemChunk != 64<<10 || c.VMM != "qemu" || c.Crypto != seal.AES256SHA256 || c.Compress != seal.Gzip || c.Comment != "gold" ||
 		!bytes.Equal(c.Secret, s.secret) || len(c.UUID) != 36 {
 		t.Errorf("config: got %+v", c)
 	}

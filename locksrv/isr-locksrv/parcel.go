@@ -37,7 +37,7 @@ type making struct {
 	Memory    size     `help:"Memory of the machine." placeholder:"SIZE" default:"0"`
 	VMM       string   `name:"vmm" help:"Driver that runs it." default:"qemu"`
 	ChunkSize size     `help:"Size of a chunk of the disk, a power of two from 4K to 4M." placeholder:"SIZE"`
-	MemChunk  size     `help:"Size of a chunk of the memory." placeholder:"SIZE"`
+	MemChunk  size     `help:"Size of a chunk of the memory; half of a disk chunk if not given." placeholder:"SIZE"`
 	Crypto    string   `help:"Crypto suite: aes256-sha256 or blowfish-sha1." placeholder:"SUITE"`
 	Compress  string   `help:"Codec: gzip, zstd or none." placeholder:"CODEC"`
 	Src       []string `help:"Where clients read the content from; may come more than once." placeholder:"URL" sep:"none"`
