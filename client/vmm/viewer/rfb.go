@@ -286,7 +286,7 @@ func (s *server) update(to screenEvents) (all bool, err error) {
 }
 
 func (s *server) inside(r image.Rectangle) error {
-	if !r.In(image.Rectangle{Max: s.size}) {
+	if r.Max.X > s.size.X || r.Max.Y > s.size.Y { // not r.In, which takes any empty one
 		return fmt.Errorf("screen: rectangle %v of a screen of %v", r, s.size)
 	}
 	return nil

@@ -92,9 +92,14 @@ func Run(ctx context.Context, conn net.Conn, display, title string, fullscreen b
 	return cause(ctx, err)
 }
 
+// cause is the error to return for err of the machine's connection.
 func cause(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	var broken *net.OpError
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.As(err, &broken), errors.Is(err, io.ErrUnexpectedEOF):
+		return io.EOF // a local socket: the other end is gone
 	}
 	return err
 }

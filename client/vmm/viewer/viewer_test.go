@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +109,24 @@ func (s *screen) serve() error {
 	}
 }
 
+// pair is a connection with buffers, unlike net.Pipe's.
+func pair(t *testing.T) (theirs, ours net.Conn) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if ours, err = net.Dial("unix", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if theirs, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { theirs.Close() })
+	return theirs, ours
+}
+
 func rectangle(x, y, w, h int, encoding int32, data ...byte) []byte {
 	var b []byte
 	for _, v := range []int{x, y, w, h} {
@@ -150,7 +169,7 @@ func TestViewer(t *testing.T) {
 	}
 	root := xproto.Setup(x).DefaultScreen(x).Root
 
-	theirs, ours := net.Pipe()
+	theirs, ours := pair(t)
 	s := newScreen(theirs)
 	go s.serve()
 	result := make(chan error, 1)
@@ -245,7 +264,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestViewerEnds(t *testing.T) {
 	display := xServer(t)
 	t.Run("machine", func(t *testing.T) {
-		theirs, ours := net.Pipe()
+		theirs, ours := pair(t)
 		s := newScreen(theirs)
 		go s.serve()
 		go func() { <-s.asks; theirs.Close() }()
@@ -254,7 +273,7 @@ func TestViewerEnds(t *testing.T) {
 		}
 	})
 	t.Run("context", func(t *testing.T) {
-		theirs, ours := net.Pipe()
+		theirs, ours := pair(t)
 		s := newScreen(theirs)
 		go s.serve()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -264,7 +283,7 @@ func TestViewerEnds(t *testing.T) {
 		}
 	})
 	t.Run("no display", func(t *testing.T) {
-		_, ours := net.Pipe()
+		_, ours := pair(t)
 		if err := Run(t.Context(), ours, ":64999", "x", false); err == nil {
 			t.Error("got no error")
 		}
