@@ -136,7 +136,7 @@ func TestCheck(t *testing.T) {
 		}, 1, 0, []string{"epoch: want a number"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(t)
+			s := newStoreInMemory(t)
 			p := newParcel(t, s)
 			commit(t, p, change{1: chunkOf("two"), 300: chunkOf("both")})
 			commit(t, p, change{1: chunkOf("three")})
@@ -163,7 +163,7 @@ func TestCheck(t *testing.T) {
 
 // One version, one parcel, one user: others' problems are not reported.
 func TestCheckOptions(t *testing.T) {
-	s := newStore(t)
+	s := newStoreInMemory(t)
 	p := newParcel(t, s)
 	commit(t, p, change{1: chunkOf("two")})
 	commit(t, p, change{1: chunkOf("three")})

@@ -354,7 +354,6 @@ func TestCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Release(l.Nonce, false)
-	wantSame(t, q, 1, image)
 	// What an older version had is not copied, and the original may go.
 	r, err := s.Copy(ctx, "alice", "gold", "bob", "second")
 	if err != nil {

@@ -27,7 +27,24 @@ const testChunk = 4096
 // newStore is a store with users alice and bob.
 func newStore(t testing.TB) *Store {
 	t.Helper()
-	s, err := Init(t.TempDir(), "test")
+	return newStoreIn(t, t.TempDir())
+}
+
+// newStoreInMemory is for tests that make thousands of small changes, and are
+// not about the disk.
+func newStoreInMemory(t testing.TB) *Store {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "isr-store-test-")
+	if err != nil {
+		return newStore(t)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return newStoreIn(t, dir)
+}
+
+func newStoreIn(t testing.TB, dir string) *Store {
+	t.Helper()
+	s, err := Init(dir, "test")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func ParseConfig(p []byte) (*Config, error) {
 		case "SECRET":
 			c.Secret, err = hex.DecodeString(f.Value)
 		case "CREATED":
-			c.Created, err = time.Parse(time.RFC3339, f.Value)
+			c.Created, err = parseTime(f.Value)
 		case "COMMENT":
 			c.Comment = f.Value
 		default:
