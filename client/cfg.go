@@ -129,6 +129,7 @@ func (co *Checkout) packCfg(dir string) error {
 
 // pack is the cfg archive of dir: a gzipped tar of its regular files, sorted,
 // with neither times nor owners, so that the same files give the same bytes.
+// Without a file it is empty.
 func pack(dir string) ([]byte, error) {
 	var buf bytes.Buffer
 	zw, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
@@ -136,6 +137,7 @@ func pack(dir string) ([]byte, error) {
 		return nil, err
 	}
 	tw := tar.NewWriter(zw)
+	files := 0
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
@@ -151,11 +153,15 @@ func pack(dir string) ([]byte, error) {
 		if err := tw.WriteHeader(&tar.Header{Name: filepath.ToSlash(name), Mode: 0o600, Size: int64(len(data)), Format: tar.FormatPAX}); err != nil {
 			return err
 		}
+		files++
 		_, err = tw.Write(data)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cfg archive: %w", err)
+	}
+	if files == 0 {
+		return nil, nil
 	}
 	if err := tw.Close(); err != nil {
 		return nil, err
@@ -168,6 +174,9 @@ func pack(dir string) ([]byte, error) {
 
 // unpack puts the files of a cfg archive under dir, and nowhere else.
 func unpack(archive []byte, dir string) error {
+	if len(archive) == 0 {
+		return nil
+	}
 	zr, err := gzip.NewReader(bytes.NewReader(archive))
 	if err != nil {
 		return fmt.Errorf("cfg archive: %w", err)

@@ -198,8 +198,10 @@ func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr er
 	wrote := !k.s.images[keyring.Disk].overlay.Empty()
 	switch {
 	case out.Suspended:
-		if err := os.WriteFile(filepath.Join(k.rt.cfg, traceFile), trace, 0o600); err != nil {
-			return err
+		if len(trace) > 0 {
+			if err := os.WriteFile(filepath.Join(k.rt.cfg, traceFile), trace, 0o600); err != nil {
+				return err
+			}
 		}
 		if err := co.packCfg(k.rt.cfg); err != nil {
 			return err

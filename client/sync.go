@@ -175,6 +175,10 @@ func (s *session) stage(ctx context.Context, comment string) error {
 		if err != nil {
 			return fmt.Errorf("parcel %s: %w", st.Parcel, err)
 		}
+		root.Cfg, root.CfgSize = seal.Ref{}, 0
+		if len(archive) == 0 {
+			break
+		}
 		ref, sealed, err := co.sealer().Seal(archive)
 		if err != nil {
 			return err

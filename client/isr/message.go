@@ -71,11 +71,27 @@ func (s *screen) fail(err error) int {
 	}
 	s.finish()
 	s.print("31", "error: %s", strings.ReplaceAll(err.Error(), "\n", ": "))
+	kind := parcel.KindOf(err)
+	hint := hints[kind]
 	var hinted *parcel.Error
 	if errors.As(err, &hinted) && hinted.Hint != "" {
-		s.print("", "hint: %s", hinted.Hint)
+		hint = hinted.Hint
 	}
-	return int(parcel.KindOf(err))
+	if hint != "" {
+		s.print("", "hint: %s", hint)
+	}
+	return int(kind)
+}
+
+// hints are what to do about an error that does not say it itself.
+var hints = map[parcel.Kind]string{
+	parcel.NoParcel:    "isr ls shows which there are",
+	parcel.NoVersion:   "isr ls -L 20 shows which there are",
+	parcel.Unreachable: "look at the network and at the server's name; what is hoarded runs without: isr resume -d",
+	parcel.Denied:      "try ssh -v with the same host and user; the server's administrator adds keys with isr-locksrv user add",
+	parcel.Full:        "make room, then run it again",
+	parcel.NoObject:    "ask the server's administrator to run isr-locksrv check",
+	parcel.Damaged:     "ask the server's administrator to run isr-locksrv check -c",
 }
 
 // finish ends what is shown of progress.
@@ -182,7 +198,10 @@ func (s *screen) Confirm(prompt string) (bool, error) {
 	if s.in == nil {
 		s.in = bufio.NewReader(os.Stdin)
 	}
-	fmt.Fprintf(os.Stderr, "%s [y/N] ", prompt)
+	if !strings.HasSuffix(prompt, " ") {
+		prompt += " [y/N] "
+	}
+	fmt.Fprint(os.Stderr, prompt)
 	line, err := s.in.ReadString('\n')
 	if err != nil {
 		fmt.Fprintln(os.Stderr)

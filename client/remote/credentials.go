@@ -30,7 +30,8 @@ type Notifier interface {
 // All methods may be called at the same time; copies must not be made.
 type Credentials struct {
 	mu       sync.Mutex
-	asking   sync.Mutex // one question at a time, whoever dials
+	asking   chan struct{}   // holds a token while a question is open: one at a time, whoever dials
+	shown    map[string]bool // notices given: several connections say the same things
 	agent    string
 	keys     map[string][]byte // path of the key file → the private key, PEM, without passphrase
 	password map[string][]byte // destination → password
@@ -144,7 +145,7 @@ type asker struct {
 // errNobody: there is nobody to ask, or no answer came.
 var errNobody = errors.New("no answer")
 
-func (a *asker) present() bool { return a != nil && a.prompter != nil }
+func (a *asker) present() bool { return a.prompter != nil }
 
 func (a *asker) secret(ctx context.Context, prompt string) (string, error) {
 	return ask(ctx, a, func(p Prompter) (string, error) { return p.Secret(prompt) })
@@ -158,12 +159,44 @@ func (a *asker) confirm(ctx context.Context, prompt string) (bool, error) {
 	return yes, err
 }
 
+// turn waits until nobody else is being asked. What was to be asked may have been answered meanwhile.
+func (a *asker) turn(ctx context.Context) (done func(), err error) {
+	resume := func() {}
+	if a.pause != nil {
+		resume = a.pause()
+	}
+	c := a.creds
+	c.mu.Lock()
+	if c.asking == nil {
+		c.asking = make(chan struct{}, 1)
+	}
+	asking := c.asking
+	c.mu.Unlock()
+	select {
+	case asking <- struct{}{}:
+		return func() { <-asking; resume() }, nil
+	case <-ctx.Done():
+		resume()
+		return nil, ctx.Err()
+	}
+}
+
+// notice shows a text, once for all who share the credentials.
 func (a *asker) notice(format string, args ...any) {
-	if a == nil {
+	n, ok := a.prompter.(Notifier)
+	if !ok {
 		return
 	}
-	if n, ok := a.prompter.(Notifier); ok {
-		n.Notice(fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	a.creds.mu.Lock()
+	again := a.creds.shown[text]
+	if a.creds.shown == nil {
+		a.creds.shown = map[string]bool{}
+	}
+	a.creds.shown[text] = true
+	a.creds.mu.Unlock()
+	if !again {
+		n.Notice(text)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -278,8 +279,11 @@ func (s *identities) unlocked(path string) (ssh.Signer, error) {
 
 // unlock asks for a passphrase, once for all who share the credentials, and remembers the key.
 func (s *identities) unlock(ctx context.Context, path string) (ssh.Signer, error) {
-	s.creds.asking.Lock()
-	defer s.creds.asking.Unlock()
+	done, err := s.asker.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if signer, err := s.unlocked(path); err != nil || signer != nil {
 		return signer, err // another connection has asked meanwhile
 	}
@@ -339,6 +343,9 @@ func (s *identities) remember(path string, raw any) {
 	}
 }
 
+// agentPatience is how long an agent may take to list its keys, which asks nobody.
+const agentPatience = 10 * time.Second
+
 // agentKeys lists what the agent holds. A missing agent is no error: files remain.
 func (s *identities) agentKeys(ctx context.Context) []*identity {
 	socket := s.creds.agentSocket(s.r)
@@ -346,7 +353,9 @@ func (s *identities) agentKeys(ctx context.Context) []*identity {
 		return nil
 	}
 	var keys []*agent.Key
-	err := withAgent(ctx, socket, func(a agent.ExtendedAgent) (err error) {
+	soon, cancel := context.WithTimeout(ctx, agentPatience)
+	defer cancel()
+	err := withAgent(soon, socket, func(a agent.ExtendedAgent) (err error) {
 		keys, err = a.List()
 		return err
 	})
@@ -371,7 +380,7 @@ func (s *identities) agentKeys(ctx context.Context) []*identity {
 				flags := map[string]agent.SignatureFlags{
 					ssh.KeyAlgoRSASHA256: agent.SignatureFlagRsaSha256, ssh.KeyAlgoRSASHA512: agent.SignatureFlagRsaSha512}[algo]
 				// An agent that wants a touch or a confirmation keeps the person busy, not the line.
-				if s.asker != nil && s.asker.pause != nil {
+				if s.asker.pause != nil {
 					defer s.asker.pause()()
 				}
 				err = withAgent(ctx, socket, func(a agent.ExtendedAgent) error {

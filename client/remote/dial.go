@@ -87,8 +87,8 @@ type route struct {
 func (d *dialer) dial(ctx context.Context) (*ssh.Client, error) {
 	rt, err := d.connect(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
+		if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+			err = fmt.Errorf("connect to %s: %w", d.r.destination(), ctx.Err())
 		}
 		return nil, err
 	}
@@ -412,8 +412,11 @@ func (a *authenticator) password(prompt string) (string, error) {
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
 	}
-	c.asking.Lock()
-	defer c.asking.Unlock()
+	done, err := a.asker.turn(a.ctx)
+	if err != nil {
+		return "", err
+	}
+	defer done()
 	if b, ok := c.get(&c.password, key); ok { // typed meanwhile, for another connection
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
@@ -441,13 +444,22 @@ func (a *authenticator) answer(name, instruction string, questions []string, ech
 		if len(questions) == 1 && !echos[0] && strings.Contains(strings.ToLower(q), "password") {
 			answers[i], err = a.password(prompt)
 		} else {
-			answers[i], err = a.asker.secret(a.ctx, prompt)
+			answers[i], err = a.question(prompt)
 		}
 		if err != nil {
 			return nil, a.abort()
 		}
 	}
 	return answers, nil
+}
+
+func (a *authenticator) question(prompt string) (string, error) {
+	done, err := a.asker.turn(a.ctx)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	return a.asker.secret(a.ctx, prompt)
 }
 
 // abort: a person who gives no answer is not asked again.

@@ -100,6 +100,31 @@ func TestDialKey(t *testing.T) {
 	works(t, c, err)
 }
 
+func TestDialIPv6(t *testing.T) {
+	noAgent(t)
+	if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
+		t.Skipf("no IPv6 here: %v", err)
+	} else {
+		l.Close()
+	}
+	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "ListenAddress ::1\n"})
+	home := s.Home(t, "StrictHostKeyChecking accept-new\nHashKnownHosts no\n")
+	host, port, err := ParseHostPort(fmt.Sprintf("[::1]:%d", s.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		c, err := Dial(within(t), Target{Host: host, Port: port, Home: home}, nil, nil)
+		works(t, c, err)
+	}
+	if got, want := read(t, filepath.Join(home, ".ssh", "known_hosts")), fmt.Sprintf("\n[::1]:%d ssh-ed25519 ", s.Port); strings.Count(got, want) != 1 {
+		t.Errorf("known_hosts: got %q; want one line %q", got, want)
+	}
+	if _, err := Dial(within(t), Target{Host: host, Port: port, Home: home, Options: map[string]string{"AddressFamily": "inet"}}, nil, nil); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("IPv4 only: got %v; want ErrUnreachable", err)
+	}
+}
+
 func TestDialPassphrase(t *testing.T) {
 	noAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
@@ -593,6 +618,26 @@ func TestDialSlowPerson(t *testing.T) {
 	tg.Options = map[string]string{"ConnectTimeout": "1"}
 	c, err := Dial(within(t), tg, slow(1500*time.Millisecond), nil)
 	works(t, c, err)
+}
+
+// Nor is the time that one connection waits for what another one's person is asked.
+func TestDialSlowPersonTogether(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	home := s.Home(t, "ConnectTimeout 1\n")
+	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
+	creds := new(Credentials)
+	ctx := within(t)
+	var clients [3]*ssh.Client
+	var errs [3]error
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() { clients[i], errs[i] = Dial(ctx, target(s, home), slow(1500*time.Millisecond), creds) })
+	}
+	wg.Wait()
+	for i := range clients {
+		works(t, clients[i], errs[i])
+	}
 }
 
 type slow time.Duration

@@ -174,7 +174,11 @@ func (g *group) pump() {
 		r.place = nil
 		l.send(r)
 	}
-	if k := g.wanted(); k != nil {
+	for {
+		k := g.wanted()
+		if k == nil {
+			break
+		}
 		g.opening = append(g.opening, k)
 		k.use()
 		go g.open(k)
@@ -231,8 +235,11 @@ func (g *group) wanted() *link {
 		}
 		return nil
 	}
-	if g.waiting.Len() == 0 || len(g.opening) > 0 || len(g.lanes) >= s.lanes() {
+	switch n := len(g.opening); {
+	case g.waiting.Len() == 0, len(g.lanes)+n >= s.lanes(), g.waiting.Len() <= n*firstDepth:
 		return nil
+	case len(g.lanes) == 0 && n > 0:
+		return nil // one shows how far away the server is
 	}
 	for _, l := range g.lanes {
 		if !l.narrow() {
@@ -317,7 +324,7 @@ type lane struct {
 }
 
 const (
-	firstDepth = 4
+	firstDepth = 4 // doubles each round trip
 	minDepth   = 2
 	maxDepth   = 1024
 	// window is what an SSH channel carries in a round trip.

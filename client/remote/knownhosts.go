@@ -284,8 +284,11 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 	}
 	if f.verdict == hostUnknown || f.verdict == hostOtherTypes {
 		// One question at a time; another connection may have settled it while this one waited.
-		h.creds.asking.Lock()
-		defer h.creds.asking.Unlock()
+		done, err := h.asker.turn(ctx)
+		if err != nil {
+			return err
+		}
+		defer done()
 		if f, err = h.look(remote, key); err != nil {
 			return err
 		}

@@ -275,7 +275,7 @@ type openSFTP struct {
 
 func (c *conn) openSFTP(o *openSFTP) {
 	c.begin()
-	o.client, o.err = sftp.NewClient(c.client, sftp.UseConcurrentWrites(true))
+	o.client, o.err = sftp.NewClient(c.client, sftp.UseConcurrentWrites(true), sftp.MaxPacketUnchecked(192<<10))
 	c.end()
 	if o.err != nil {
 		o.err = c.refused(fmt.Errorf("sftp: %w", o.err))

@@ -1,0 +1,480 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"isr/client/remote/sshdtest"
+)
+
+// raceEnabled says that the tests run under the race detector: so do the
+// programs then.
+var raceEnabled bool
+
+// programs is where isr and isr-locksrv are, built once for all tests.
+var programs string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "isr-bin")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	programs = dir
+	args := []string{"build", "-o", dir}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	build := exec.Command("go", append(args, "isr/client/isr", "isr/locksrv/isr-locksrv")...)
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		return 1
+	}
+	// A keeper's exit status is nobody's: its races go to a file.
+	races := filepath.Join(dir, "race")
+	os.Setenv("GORACE", "log_path="+races+" atexit_sleep_ms=0")
+	status := m.Run()
+	found, _ := filepath.Glob(races + ".*")
+	for _, f := range found {
+		text, _ := os.ReadFile(f)
+		fmt.Printf("%s\n", text)
+		status = 1
+	}
+	return status
+}
+
+// server is a way to run a realm's lock server, with its parcels at root.
+type server interface {
+	// hostKeys is for known_hosts: type and key, a line each.
+	hostKeys() []string
+	login() string // what stands before @ in -s, or ""
+	port() int
+	start(t testing.TB)   // again, at the same port
+	stop(t testing.TB)    // in good order, if there is such a thing
+	kill(t testing.TB)    // with all its connections, at once
+	log() string          // what it said
+	secrets() (pid []int) // processes, for ps
+}
+
+// kinds are the servers that every story is told to.
+var kinds = []struct {
+	name  string
+	serve func(t testing.TB, w *world) server
+}{{"serve", newDaemon}, {"sshd", newSSHD}}
+
+// world is a realm, a server, and hosts: a home directory each.
+type world struct {
+	dir, root string
+	server    server
+	keys      map[string]string // of users: the private key's file
+	port      int               // where hosts connect: the server's, or a proxy's
+	log       func(format string, args ...any)
+}
+
+// newWorld makes a realm with alice and bob under dir, and starts its server.
+func newWorld(t testing.TB, dir, kind string) *world {
+	t.Helper()
+	requireFUSE(t)
+	w := &world{dir: dir, root: filepath.Join(dir, "root"), keys: make(map[string]string), log: t.Logf}
+	for _, d := range []string{"run", "keys", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"alice", "bob", "mallory"} {
+		w.keys[name] = filepath.Join(dir, "keys", name)
+		newKey(t, w.keys[name])
+	}
+	for _, name := range []string{"alice", "bob"} {
+		w.must(t, "isr-locksrv", "user", "add", name, "--key", w.keys[name]+".pub")
+	}
+	for _, k := range kinds {
+		if k.name == kind {
+			w.server = k.serve(t, w)
+		}
+	}
+	w.port = w.server.port()
+	return w
+}
+
+// requireFUSE skips a test, or fails it under ISR_TEST_REQUIRE=1, where there
+// are no mounts to be had.
+func requireFUSE(t testing.TB) {
+	t.Helper()
+	sshdtest.Require(t, "fusermount3")
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		if os.Getenv("ISR_TEST_REQUIRE") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+}
+
+// shortDir is a directory for a world: below it lie Unix sockets, whose paths
+// have 107 bytes at most.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "isr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func newKey(t testing.TB, file string) {
+	t.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeKey(t, file, private)
+}
+
+func writeKey(t testing.TB, file string, private any) {
+	t.Helper()
+	block, err := ssh.MarshalPrivateKey(private, filepath.Base(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, file, string(pem.EncodeToMemory(block)))
+	writeFile(t, file+".pub", string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+}
+
+func writeFile(t testing.TB, file, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// home makes host's home directory, of user, with a key and a configuration.
+func (w *world) home(t testing.TB, host, user, key string) string {
+	t.Helper()
+	home := filepath.Join(w.dir, host)
+	for _, suffix := range []string{"", ".pub"} {
+		text, err := os.ReadFile(w.keys[key] + suffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(home, ".ssh", "id_ed25519"+suffix), string(text))
+	}
+	w.point(t, home, host, user)
+	return home
+}
+
+// point writes where a home's server is.
+func (w *world) point(t testing.TB, home, host, user string) {
+	t.Helper()
+	var known strings.Builder
+	for _, key := range w.server.hostKeys() {
+		fmt.Fprintf(&known, "[127.0.0.1]:%d %s\n", w.port, key)
+	}
+	writeFile(t, filepath.Join(home, ".ssh", "known_hosts"), known.String())
+	writeFile(t, filepath.Join(home, ".openisrrc"), fmt.Sprintf("server = %s\nuserid = %s\nhostname = host%s\n", w.addr(), user, host))
+}
+
+// addr is the server as -s has it.
+func (w *world) addr() string {
+	login := w.server.login()
+	if login != "" {
+		login += "@"
+	}
+	return fmt.Sprintf("%s127.0.0.1:%d", login, w.port)
+}
+
+// env is the environment of host, and nothing of the test's own beside PATH.
+func (w *world) env(host string) []string {
+	return []string{"PATH=" + programs + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + filepath.Join(w.dir, host),
+		"XDG_RUNTIME_DIR=" + filepath.Join(w.dir, "run"), "TMPDIR=" + filepath.Join(w.dir, "tmp"), "SHELL=/bin/sh",
+		"ISR_ROOT=" + w.root, "GORACE=" + os.Getenv("GORACE")}
+}
+
+// command is a program on host, which "" is the server's.
+func (w *world) command(host, name string, args ...string) *exec.Cmd {
+	path := name
+	if !strings.Contains(name, "/") {
+		if p := filepath.Join(programs, name); exists(p) {
+			path = p
+		}
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = w.env(host)
+	return cmd
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// result is what a program did.
+type result struct {
+	out, err string
+	status   int // 128+N after signal N
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("status %d\n%s%s", r.status, r.out, r.err)
+}
+
+// execute runs a command to its end.
+func execute(cmd *exec.Cmd, stdin string) result {
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	err := cmd.Run()
+	return result{out.String(), errs.String(), statusOf(cmd, err)}
+}
+
+func statusOf(cmd *exec.Cmd, err error) int {
+	if cmd.ProcessState == nil {
+		return -1
+	}
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// isr runs isr on host.
+func (w *world) isr(host string, args ...string) result {
+	return execute(w.command(host, "isr", args...), "")
+}
+
+// ok runs isr on host and wants it to succeed.
+func (w *world) ok(t testing.TB, host string, args ...string) result {
+	t.Helper()
+	r := w.isr(host, args...)
+	if r.status != 0 {
+		t.Fatalf("%s: isr %s: %v", host, strings.Join(args, " "), r)
+	}
+	return r
+}
+
+// disk runs a line of shell with the parcel's images.
+func (w *world) disk(t testing.TB, host, parcel, line string) string {
+	t.Helper()
+	r := execute(w.command(host, "isr", "resume", parcel, "-m", "shell"), line+"\n")
+	if r.status != 0 {
+		t.Fatalf("%s: isr resume %s: %s: %v", host, parcel, line, r)
+	}
+	return r.out
+}
+
+// must runs a program on the server and gives its output.
+func (w *world) must(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	r := execute(w.command("", name, args...), "")
+	if r.status != 0 {
+		t.Fatalf("%s %s: %v", name, strings.Join(args, " "), r)
+	}
+	return r.out
+}
+
+// mounts are the mounts below the world's runtime directory.
+func (w *world) mounts(t testing.TB) []string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ms []string
+	for _, line := range strings.Split(string(text), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], w.dir+"/") {
+			ms = append(ms, f[1])
+		}
+	}
+	return ms
+}
+
+// files are the files below dir.
+func files(t testing.TB, dir string) []string {
+	t.Helper()
+	var fs_ []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && !d.IsDir() {
+			fs_ = append(fs_, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fs_
+}
+
+// daemon is isr-locksrv serve.
+type daemon struct {
+	w    *world
+	p    int
+	cmd  *exec.Cmd
+	done chan struct{}
+	said *lockedBuffer
+}
+
+// The daemon makes an RSA key if it has none, which takes long: all share one.
+var hostRSA = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
+func newDaemon(t testing.TB, w *world) server {
+	t.Helper()
+	key, err := hostRSA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeKey(t, filepath.Join(w.root, "hostkeys", "ssh_host_rsa_key"), key)
+	newKey(t, filepath.Join(w.root, "hostkeys", "ssh_host_ed25519_key"))
+	d := &daemon{w: w, said: new(lockedBuffer)}
+	d.start(t)
+	t.Cleanup(func() {
+		d.kill(t)
+		if t.Failed() {
+			t.Logf("log of the daemon:\n%s", d.log())
+		}
+	})
+	return d
+}
+
+func (d *daemon) start(t testing.TB) {
+	t.Helper()
+	cmd := d.w.command("", "isr-locksrv", "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", d.p))
+	cmd.Stderr = d.said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err == nil {
+		_, err = fmt.Sscanf(line, "listening on 127.0.0.1:%d", &d.p)
+	}
+	done := make(chan struct{})
+	go func() { cmd.Wait(); close(done) }()
+	d.cmd, d.done = cmd, done
+	if err != nil {
+		t.Fatalf("daemon: %q: %v\n%s", line, err, d.log())
+	}
+}
+
+func (d *daemon) end(sig syscall.Signal) {
+	if d.cmd != nil {
+		d.cmd.Process.Signal(sig)
+		<-d.done
+		d.cmd = nil
+	}
+}
+
+func (d *daemon) stop(testing.TB) { d.end(syscall.SIGTERM) }
+func (d *daemon) kill(testing.TB) { d.end(syscall.SIGKILL) }
+func (d *daemon) port() int       { return d.p }
+func (d *daemon) login() string   { return "" }
+func (d *daemon) log() string     { return d.said.String() }
+func (d *daemon) secrets() []int  { return []int{d.cmd.Process.Pid} }
+
+func (d *daemon) hostKeys() []string {
+	var keys []string
+	pubs, _ := filepath.Glob(filepath.Join(d.w.root, "hostkeys", "*.pub"))
+	for _, f := range pubs {
+		text, _ := os.ReadFile(f)
+		keys = append(keys, strings.TrimSpace(string(text)))
+	}
+	return keys
+}
+
+// sshd is Debian's, with isr-locksrv as the forced command of each key.
+type sshd struct {
+	*sshdtest.Server
+	user string
+}
+
+func newSSHD(t testing.TB, w *world) server {
+	t.Helper()
+	u, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &sshd{sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: w.must(t, "isr-locksrv", "authorized-keys")}), u.Username}
+}
+
+func (s *sshd) hostKeys() []string {
+	return []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.HostKey)))}
+}
+func (s *sshd) login() string      { return s.user }
+func (s *sshd) port() int          { return s.Port }
+func (s *sshd) start(t testing.TB) { s.Restart(t) }
+func (s *sshd) stop(testing.TB)    { s.Stop() }
+func (s *sshd) kill(testing.TB)    { s.Stop() } // that is a kill
+func (s *sshd) log() string        { return s.Log() }
+func (s *sshd) secrets() []int     { return nil }
+
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// freeAddr is a loopback address where nobody listens.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// within waits until f says so, asking often; what and how it stands are told
+// if it never does.
+func within(t testing.TB, d time.Duration, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(d); !f(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v", what, d)
+		}
+	}
+}
