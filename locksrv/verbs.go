@@ -292,6 +292,9 @@ func release(name string, force bool) runner {
 		if err != nil {
 			return err
 		}
+		// For people to read only: by the time it is broken it may be another.
+		held, herr := p.Holder()
+		free := held == nil && herr == nil
 		nonce := ""
 		if !force && !c.Admin {
 			if nonce, err = readNonce(stdin); err != nil {
@@ -309,15 +312,17 @@ func release(name string, force bool) runner {
 		if err != nil {
 			return err
 		}
-		if l == nil {
-			return nil
-		}
-		if nonce == "" {
+		switch {
+		case nonce == "" && free:
+			if c.Admin {
+				fmt.Fprintf(c.errors, "%s/%s: there was no semaphore\n", c.User, name)
+			}
+		case nonce == "":
 			c.Log.Warn("lock broken", "parcel", name, "holder", l.String(), "epoch", l.Epoch)
 			if c.Admin {
 				fmt.Fprintf(c.errors, "%s/%s: semaphore removed; it was held by %s\n", c.User, name, l)
 			}
-		} else {
+		default:
 			c.Log.Info("released", "parcel", name, "host", l.Host, "epoch", l.Epoch)
 		}
 		return writeLock(stdout, l.Public())

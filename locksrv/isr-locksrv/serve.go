@@ -100,10 +100,11 @@ func (c *authorizedKeys) Run(e *env) error {
 		if users, err = s.Users(); err != nil {
 			return err
 		}
-	} else if err := parcel.CheckName(c.User); err != nil {
-		return err
 	}
 	for _, user := range users {
+		if _, _, err := s.UserDirs(user); err != nil {
+			return err
+		}
 		command := shellQuote(program) + " --root " + shellQuote(root) + " shell --user " + shellQuote(user)
 		text, err := os.ReadFile(filepath.Join(root, "users", user, "authorized_keys"))
 		if errors.Is(err, fs.ErrNotExist) {

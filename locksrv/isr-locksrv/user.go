@@ -2,9 +2,9 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -33,11 +33,12 @@ func (c *userAdd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	err = s.AddUser(c.Name, keys)
-	if errors.Is(err, parcel.ErrExists) && len(keys) > 0 {
+	if users, err := s.Users(); err != nil {
+		return err
+	} else if slices.Contains(users, c.Name) && len(keys) > 0 {
 		return s.AddKeys(c.Name, keys)
 	}
-	return err
+	return s.AddUser(c.Name, keys)
 }
 
 // readKeys is the keys in a file of public keys, a line each, without options.

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"isr/client/remote/sshdtest"
+	"isr/locksrv/locksrvtest"
+	"isr/locksrv/proto"
+)
+
+func TestMain(m *testing.M) {
+	names := map[string]func(){"isr-locksrv": main}
+	for _, verb := range []string{proto.ListParcels, proto.CatConfig, proto.CatKeyroot, proto.Acquire, proto.Release} {
+		names[verb] = main
+	}
+	testscript.Main(m, names)
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("ISR_ROOT", filepath.Join(e.WorkDir, "root"))
+			return os.WriteFile(filepath.Join(e.WorkDir, "alice.pub"),
+				[]byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEtJEaQcVHGkYWtYjz0ptJO7/hc27xOI7EF7+PF7zQc alice@laptop\n"), 0o644)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status},
+	})
+}
+
+// status N COMMAND... runs a command that must end with that exit status, and
+// leaves its output for stdout and stderr as exec does.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N COMMAND [ARG...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := err.(*exec.ExitError); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%s: %v", args[1], err)
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("%s: exit status %d, want %s", strings.Join(args[1:], " "), got, args[0])
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for text, want := range map[string]int64{"0": 0, "1": 1, "4096": 4096, "128K": 128 << 10, "256M": 256 << 20, "10G": 10 << 30, "1T": 1 << 40,
+		"2g": 2 << 30, "9223372036854775807": math.MaxInt64, "8388607T": 8388607 << 40} {
+		if got, err := parseSize(text); err != nil || got != want {
+			t.Errorf("%s: got %d, %v; want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "K", "-1", "+1", "1.5G", "1KB", "1 K", "0x10", "9223372036854775808", "8388608T", "18446744073709551615", "99999999999999999999", "1P"} {
+		if got, err := parseSize(text); err == nil {
+			t.Errorf("%q: got %d, want an error", text, got)
+		}
+	}
+}
+
+func TestRootDir(t *testing.T) {
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "locksrv.conf")
+	t.Setenv("ISR_ROOT", "")
+	t.Setenv("HOME", dir)
+	t.Setenv("XDG_DATA_HOME", "")
+	check := func(option, want string) {
+		t.Helper()
+		if got, err := rootDir(option, conf); err != nil || got != want {
+			t.Errorf("--root %q: got %s, %v; want %s", option, got, err, want)
+		}
+	}
+	check("", defaultRoot())
+	if err := os.WriteFile(conf, []byte("# where\nROOT:=/srv/isr\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	check("", "/srv/isr")
+	t.Setenv("ISR_ROOT", "/env")
+	check("", "/env")
+	check("/option", "/option")
+	t.Setenv("ISR_ROOT", "")
+	for _, text := range []string{"nonsense\n", "ROOT:=relative\n"} {
+		if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := rootDir("", conf); err == nil {
+			t.Errorf("%q: got %s, want an error", text, got)
+		}
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	for _, s := range []string{"plain", "/usr/bin/isr-locksrv", "with space", `it's "quoted"`, "$HOME", "", "a;b", "ü"} {
+		out, err := exec.Command("/bin/sh", "-c", "printf %s "+shellQuote(s)).Output()
+		if err != nil || string(out) != s {
+			t.Errorf("%q: the shell reads %q, %v", s, out, err)
+		}
+	}
+}
+
+// program is this program as others run it.
+func program(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("isr-locksrv") // testscript.Main made it
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The story of a parcel behind Debian's sshd: the user is the forced command's.
+func TestStoryOverSSHD(t *testing.T) {
+	sshdtest.Require(t, "sshd", "ssh", "sftp")
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	r.AddParcel(t, "bob", "other")
+	keys, err := exec.Command(program(t), "--root", r.Root, "authorized-keys").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(string(keys), "command="); got != 2 {
+		t.Fatalf("authorized-keys: %d lines, want one for alice and one for bob:\n%s", got, keys)
+	}
+	server := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: string(keys)})
+	args := locksrvtest.SSHArgs(r.Files["alice"], fmt.Sprint(server.Port), filepath.Join(t.TempDir(), "known_hosts"))
+	peer := locksrvtest.OpenSSH{Args: append(args, server.User+"@"+server.Host)}
+	c, err := r.Dial(server.Addr, server.User, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	locksrvtest.Story(t, &locksrvtest.Client{Peer: locksrvtest.Conn{Client: c}, Parcel: "winxp"})
+
+	// Alice's key is alice, whatever she asks for.
+	for _, command := range []string{"isr_cat_parcel_cfg other", "isr_acquire_lock other h"} {
+		if _, errs, status := peer.Exec(command, nil); status != 10 {
+			t.Errorf("%s: status %d, %s; want 10", command, status, errs)
+		}
+	}
+	// The subsystem is the jail, not sshd's own.
+	f, err := peer.SFTP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	infos, err := f.ReadDir("/")
+	if err != nil || len(infos) != 1 || infos[0].Name() != "winxp" {
+		t.Errorf("/: %v, %v; want winxp alone", infos, err)
+	}
+	// Without a command there is no shell.
+	cmd := exec.Command("ssh", append([]string{"-T"}, peer.Args...)...)
+	cmd.Stdin = strings.NewReader("id\n")
+	out, err := cmd.CombinedOutput()
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), proto.Acquire) || strings.Contains(string(out), "uid=") {
+		t.Errorf("no command: %v, %s; want status 2 and the verbs", err, out)
+	}
+	// A stranger's key is nobody's.
+	stranger := peer
+	r.NewKey(t, "stranger")
+	stranger.Args = append([]string{}, peer.Args...)
+	for i, a := range stranger.Args {
+		if a == r.Files["alice"] {
+			stranger.Args[i] = r.Files["stranger"]
+		}
+	}
+	if _, _, status := stranger.Exec("isr_list_parcels", nil); status != 255 {
+		t.Errorf("stranger: status %d, want 255", status)
+	}
+}
+
+// The same with the server's own ForceCommand instead of a key's.
+func TestStoryOverForceCommand(t *testing.T) {
+	sshdtest.Require(t, "sshd")
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	pub, err := os.ReadFile(r.Files["alice"] + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: string(pub),
+		ForceCommand: program(t) + " --root " + shellQuote(r.Root) + " shell --user alice",
+		ExtraConfig:  "DisableForwarding yes\nPermitTTY no\n"})
+	c, err := r.Dial(server.Addr, server.User, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	locksrvtest.Story(t, &locksrvtest.Client{Peer: locksrvtest.Conn{Client: c}, Parcel: "winxp"})
+}
+
+// The fragment in contrib is one that sshd takes.
+func TestSSHDFragment(t *testing.T) {
+	sshdtest.Require(t, "sshd")
+	fragment, err := os.ReadFile("../../contrib/sshd/sshd_config.isr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	key := filepath.Join(dir, "host")
+	sshdtest.NewKey(t, key, "ed25519", "")
+	conf := filepath.Join(dir, "sshd_config")
+	if err := os.WriteFile(conf, append([]byte("HostKey "+key+"\n"), fragment...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path, err := exec.LookPath("sshd")
+	if err != nil {
+		path = "/usr/sbin/sshd"
+	}
+	out, err := exec.Command(path, "-T", "-f", conf, "-C", "user=isr,host=h,addr=127.0.0.1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("sshd -T: %v\n%s", err, out)
+	}
+	for _, want := range []string{"authorizedkeyscommand /usr/bin/isr-locksrv --root /var/lib/isr authorized-keys --key %k", "disableforwarding yes", "permittty no"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("sshd does not read %q from it", want)
+		}
+	}
+}
+
+// serve says where it listens, and ends with status 0 when told to.
+func TestServe(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		cmd := exec.Command(program(t), "--root", r.Root, "serve", "--listen", "127.0.0.1:0")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		log := new(locksrvtest.Log)
+		cmd.Stderr = log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := false
+		defer func() {
+			if !ended {
+				cmd.Process.Kill()
+				cmd.Wait()
+			}
+		}()
+		var addr string
+		if _, err := fmt.Fscanf(out, "listening on %s\n", &addr); err != nil {
+			t.Fatalf("first line: %v\n%s", err, log)
+		}
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil || host != "127.0.0.1" {
+			t.Errorf("listening on %q: %v", addr, err)
+		}
+		c, err := r.Dial(addr, "alice", "alice")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		got, errs, code := locksrvtest.Exec(c, proto.ListParcels, nil)
+		if code != 0 || string(got) != "winxp\n" {
+			t.Errorf("list: %d, %q, %q", code, got, errs)
+		}
+		if !strings.Contains(log.String(), "SHA256:") {
+			t.Errorf("no fingerprint in the log:\n%s", log)
+		}
+		start := time.Now()
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		err = cmd.Wait()
+		ended = true
+		if err != nil {
+			t.Errorf("%v: %v\n%s", signal, err, log)
+		}
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("%v: took %v to stop", signal, took)
+		}
+	}
+	for _, name := range []string{"ssh_host_ed25519_key", "ssh_host_rsa_key"} {
+		fi, err := os.Stat(filepath.Join(r.Root, "hostkeys", name))
+		if err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600", name, fi, err)
+		}
+	}
+}
