@@ -87,7 +87,7 @@ type route struct {
 func (d *dialer) dial(ctx context.Context) (*ssh.Client, error) {
 	rt, err := d.connect(ctx)
 	if err != nil {
-		if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+		if ctx.Err() != nil && errors.Is(err, ErrUnreachable) {
 			err = fmt.Errorf("connect to %s: %w", d.r.destination(), ctx.Err())
 		}
 		return nil, err
