@@ -199,14 +199,14 @@ func (s *Server) start() error {
 	s.cmd, s.exited = cmd, make(chan struct{})
 	listening := make(chan bool, 1)
 	exited := s.exited
+	missing := strings.Count(s.config, "ListenAddress ")
 	go func() {
 		sc := bufio.NewScanner(out)
 		for sc.Scan() {
 			s.log.add(sc.Text())
 			if strings.Contains(sc.Text(), "Server listening on") {
-				select {
-				case listening <- true:
-				default:
+				if missing--; missing == 0 {
+					listening <- true
 				}
 			}
 		}
