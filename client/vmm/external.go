@@ -164,6 +164,9 @@ func (d *External) call(ctx context.Context, m *Machine, mode string, suspend <-
 		}
 		lines <- heard{s, err}
 	}()
+	if mode == "run" {
+		m.started()
+	}
 	asked := false
 	for {
 		select {

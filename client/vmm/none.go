@@ -26,6 +26,7 @@ func (d None) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Out
 	if err != nil {
 		return Outcome{}, err
 	}
+	m.started()
 	select {
 	case <-suspend:
 		return Outcome{}, nil

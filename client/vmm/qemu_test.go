@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,6 +151,8 @@ func (r *rig) run() *running {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	stop := make(chan struct{})
 	x := &running{rig: r, suspend: sync.OnceFunc(func() { close(stop) }), kill: cancel, end: make(chan ended, 1)}
+	started := make(chan struct{})
+	r.m.Started = func() { close(started) }
 	go func() {
 		out, err := (&QEMU{}).Run(ctx, r.m, stop)
 		x.end <- ended{out, err}
@@ -183,6 +187,13 @@ func (r *rig) run() *running {
 				r.Fatal(err)
 			}
 		}
+	}
+	select {
+	case <-started:
+	case e := <-x.end:
+		r.Fatalf("run: %+v, %v", e.out, e.err)
+	case <-time.After(limit):
+		r.Fatal("the machine does not start")
 	}
 	return x
 }
@@ -318,5 +329,273 @@ func TestQEMULife(t *testing.T) {
 	}
 	if err := r.console.Check(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Memory comes on demand, and suspending fetches nothing: with the kernel's
+// word on what was changed, and with what was asked for alone.
+func TestQEMUMemoryOnDemand(t *testing.T) {
+	r := newRig(t, guest.Image(t), testMemory)
+	path := r.m.Memory
+	f := r.lazyMemory(t, path)
+	x := r.run()
+	r.tick(2)
+	r.command("mem 100")
+	sum := r.command("memsum")
+	x.suspended()
+	for round, without := range []bool{false, true, true} {
+		noPagemap = without
+		defer func() { noPagemap = false }()
+		f = r.lazyMemory(t, path)
+		x = r.run()
+		last := r.console.Last()
+		if n := r.tick(last + 1); n != last+1 {
+			t.Errorf("round %d: tick after resume: got %d, want %d", round, n, last+1)
+		}
+		f.mu.Lock()
+		fetched := f.fetched
+		f.mu.Unlock()
+		if fetched*lazyChunk > 100<<20 {
+			t.Errorf("round %d: fetched %d MiB before the first tick", round, fetched*lazyChunk>>20)
+		}
+		if round == 2 { // what two lazy rounds made of it is whole
+			if got := r.command("memsum"); got != sum {
+				t.Errorf("memory: got %s, want %s", got, sum)
+			}
+		}
+		before := f.fetched
+		x.suspended()
+		// Between the count and the stop the guest may touch some more; a fetch of everything it is not.
+		if f.fetched-before > 200 {
+			t.Errorf("round %d: suspending fetched %d chunks", round, f.fetched-before)
+		}
+		if f.faked == 0 {
+			t.Errorf("round %d: no read was answered with zeros", round)
+		}
+		t.Logf("round %d: fetched %d of %d chunks up to the first tick, %d in all", round, fetched, testMemory/lazyChunk, f.fetched)
+	}
+	if err := r.console.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A machine without a system is enough for what follows.
+
+func TestQEMUKilled(t *testing.T) {
+	for name, how := range map[string]func(x *running, pid int) error{
+		"cancelled": func(x *running, pid int) error { x.kill(nil); return context.Canceled },
+		"crashed":   func(x *running, pid int) error { syscall.Kill(pid, syscall.SIGSEGV); return &ExitError{} },
+		"quit":      func(x *running, pid int) error { syscall.Kill(pid, syscall.SIGTERM); return ErrNotSaved },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, "", 16<<20)
+			x := r.run()
+			pid := r.pid()
+			want := how(x, pid)
+			e := x.wait()
+			var exit *ExitError
+			if !errors.Is(e.err, want) && !(errors.As(want, &exit) && errors.As(e.err, &exit)) || e.out.Suspended {
+				t.Errorf("got %+v, %v, want %v", e.out, e.err, want)
+			}
+			if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+				t.Errorf("QEMU after the run: %v", err)
+			}
+			if left, _ := filepath.Glob(filepath.Join(r.m.CfgDir, "*")); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// pid is the running QEMU's.
+func (r *rig) pid() int {
+	r.Helper()
+	b, err := os.ReadFile(filepath.Join(r.m.RunDir, pidName))
+	if err != nil {
+		r.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(b), &pid); err != nil {
+		r.Fatal(err)
+	}
+	return pid
+}
+
+// A suspend that finds no space waits for some; another error loses the memory, and says so.
+func TestQEMUSaveErrors(t *testing.T) {
+	t.Run("space", func(t *testing.T) {
+		r := newRig(t, "", 16<<20)
+		n := 0
+		r.pages.fail = func() error {
+			if n++; n < 3 {
+				return &os.PathError{Op: "write", Path: "overlay", Err: syscall.ENOSPC}
+			}
+			return nil
+		}
+		noPagemap = true
+		defer func() { noPagemap = false }()
+		x := r.run()
+		x.suspended()
+		if r.pages.wrote < testMemory/16 || n < 3 || !r.heard("until there is space") {
+			t.Errorf("wrote %d bytes in %d writes, said %q", r.pages.wrote, n, r.said)
+		}
+		x = r.run() // and it is whole
+		x.suspended()
+	})
+	t.Run("broken", func(t *testing.T) {
+		r := newRig(t, "", 16<<20)
+		r.pages.fail = func() error { return syscall.EIO }
+		noPagemap = true
+		defer func() { noPagemap = false }()
+		x := r.run()
+		x.suspend()
+		e := x.wait()
+		if !errors.Is(e.err, ErrNotSaved) || !errors.Is(e.err, syscall.EIO) || e.out.Suspended {
+			t.Errorf("got %+v, %v", e.out, e.err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(r.m.CfgDir, "*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
+}
+
+// Told to suspend before anything ran: what there was is still there.
+func TestQEMUSuspendBeforeStart(t *testing.T) {
+	r := newRig(t, "", 16<<20)
+	stop := make(chan struct{})
+	close(stop)
+	out, err := (&QEMU{}).Run(t.Context(), r.m, stop)
+	if err != nil || out.Suspended {
+		t.Errorf("cold: got %+v, %v", out, err)
+	}
+	x := r.run()
+	x.suspended()
+	wrote := r.pages.wrote
+	out, err = (&QEMU{}).Run(t.Context(), r.m, stop)
+	if err != nil || !out.Suspended || out.Requires[reqMachine] == "" || r.pages.wrote != wrote {
+		t.Errorf("suspended: got %+v, %v, wrote %d", out, err, r.pages.wrote-wrote)
+	}
+	x = r.run()
+	x.suspended()
+}
+
+// A read the disk image cannot serve stops the machine instead of reaching the
+// guest, and it goes on when the image can again. One that hangs can be cancelled.
+func TestQEMUDiskTrouble(t *testing.T) {
+	r := newRig(t, "", 16<<20)
+	f := newLazy(t, r.m.Disk)
+	f.errno = syscall.EIO
+	r.m.Disk = filepath.Join(mountLazy(t, map[string]*lazyFile{"disk": f}), "disk")
+	x := r.run()
+	wait(t, "the machine to stand still", func() bool { return r.heard("stands still") })
+	f.mu.Lock()
+	f.errno = 0
+	f.mu.Unlock()
+	wait(t, "the disk to be read", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.fetched > 0 })
+	f.mu.Lock()
+	f.errno = 0
+	f.mu.Unlock()
+	x.suspended()
+
+	r = newRig(t, "", 16<<20)
+	path := r.m.Memory
+	g := r.lazyMemory(t, path)
+	g.block = make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	end := make(chan error, 1)
+	go func() {
+		_, err := (&QEMU{}).Run(ctx, r.m, nil)
+		end <- err
+	}()
+	<-g.reading
+	cancel()
+	select {
+	case <-end:
+		t.Log("killed with a read under way")
+	case <-time.After(time.Second):
+		// The kernel lets a process die in a page fault once the read is answered or interrupted.
+		g.unblock()
+		if err := <-end; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		t.Error("a read that hangs keeps QEMU alive")
+	}
+}
+
+func wait(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no end of waiting for %s", what)
+		}
+	}
+}
+
+// Cleanup ends a QEMU whose keeper is gone, and nothing else.
+func TestQEMUCleanup(t *testing.T) {
+	dir := t.TempDir()
+	m := &Machine{UUID: "6ab4f1d0-0f3c-4c57-9a51-4d0e8f2c9b11", RunDir: dir, CfgDir: t.TempDir()}
+	path := filepath.Join(dir, pidName)
+	sleeper := func(args ...string) *child {
+		c, err := start(exec.Command("sh", append([]string{"-c", "sleep 60; true", "sh"}, args...)...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.kill)
+		return c
+	}
+	alive := func(c *child) bool {
+		select {
+		case <-c.done:
+			return false
+		case <-time.After(50 * time.Millisecond):
+			return true
+		}
+	}
+	ours := sleeper("-uuid", m.UUID)
+	other := sleeper("-uuid", "another")
+	for name, c := range map[string]struct {
+		child *child
+		start string
+	}{
+		"another machine's": {other, ""},
+		"number reused":     {ours, "1"},
+	} {
+		pid := c.child.cmd.Process.Pid
+		if c.start == "" {
+			if err := writePidFile(path, pid); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := os.WriteFile(path, fmt.Appendf(nil, "%d %s\n", pid, c.start), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := (&QEMU{}).Cleanup(t.Context(), m); err != nil || !alive(c.child) {
+			t.Errorf("%s: %v, alive %v", name, err, alive(c.child))
+		}
+	}
+	if err := writePidFile(path, ours.cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(filepath.Join(m.CfgDir, stateName+".tmp"), nil, 0o600)
+	os.WriteFile(filepath.Join(m.CfgDir, stateName), nil, 0o600)
+	if err := (&QEMU{}).Cleanup(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	<-ours.done
+	for p, want := range map[string]bool{path: false, filepath.Join(m.CfgDir, stateName+".tmp"): false, filepath.Join(m.CfgDir, stateName): true} {
+		if _, err := os.Stat(p); (err == nil) != want {
+			t.Errorf("%s: %v, want it there: %v", p, err, want)
+		}
+	}
+	for range 2 { // nothing to do is fine
+		if err := errors.Join((&QEMU{}).Cleanup(t.Context(), m), (&QEMU{}).Poweroff(t.Context(), m)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, text := range []string{"", "x", "0 1", "-1 1", "1 1", "99999999 1"} {
+		os.WriteFile(path, []byte(text), 0o600)
+		if err := (&QEMU{}).Cleanup(t.Context(), m); err != nil {
+			t.Errorf("pid file %q: %v", text, err)
+		}
 	}
 }

@@ -172,6 +172,7 @@ func (g *instance) live(ctx context.Context, suspend <-chan struct{}) (Outcome, 
 		return Outcome{}, err
 	}
 
+	g.m.started()
 	var retry <-chan time.Time
 	wait := retryLow
 	for {

@@ -65,6 +65,7 @@ func (d Shell) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 		return Outcome{}, err
 	}
 	defer giveBack()
+	m.started()
 	var late <-chan time.Time
 	told := false
 	for {

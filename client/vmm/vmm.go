@@ -66,7 +66,7 @@ func (e *ExitError) Error() string { return fmt.Sprintf("%s: exit status %d", e.
 type Pages interface {
 	// BeginSave: from now on only the saving driver reads the image: bytes nobody ever asked
 	// for read as zeros and cause no fetch. There is no way back: the machine must not run
-	// again on this mapping. A driver calls it once or more, with the machine stopped.
+	// again on this mapping. A driver calls it once, with the machine stopped.
 	BeginSave() error
 	// Asked reports whether any byte of [off, off+n) was ever handed out or written before
 	// BeginSave; pages never asked for cannot have been modified.
@@ -99,6 +99,13 @@ type Machine struct {
 
 	Stdin, Stdout, Stderr *os.File
 	Say                   func(format string, args ...any) // one-line notices; may be nil
+	Started               func()                           // called when the machine begins to run; may be nil
+}
+
+func (m *Machine) started() {
+	if m.Started != nil {
+		m.Started()
+	}
 }
 
 func (m *Machine) say(format string, args ...any) {
