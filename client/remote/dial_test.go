@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -696,4 +697,43 @@ func waitFor(t *testing.T, what string, done func() bool) {
 			t.Fatalf("waited 15 s for %s", what)
 		}
 	}
+}
+
+// What is dialled and closed, or not let in, leaves no goroutine, process or descriptor behind.
+func TestDialLeavesNothing(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{})
+	gate := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: read(t, s.KeyFile+".pub")})
+	home := s.Home(t, fmt.Sprintf("Host gate\n HostName 127.0.0.1\n Port %d\n", gate.Port))
+	write(t, filepath.Join(home, ".ssh", "known_hosts"), s.KnownHostsLine+gate.KnownHostsLine)
+	descriptors := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("no /proc")
+		}
+		return len(list)
+	}
+	once := func() {
+		for _, options := range []map[string]string{nil, {"ProxyJump": "gate"}, {"ProxyCommand": fmt.Sprintf("ssh -F none -o BatchMode=yes -o IdentityAgent=none -o UserKnownHostsFile=%s/.ssh/known_hosts -i %s -p %d -W %%h:%%p 127.0.0.1", home, s.KeyFile, gate.Port)},
+			{"IdentityFile": "none"}, {"IdentityFile": "none", "ProxyJump": "gate"}, {"UserKnownHostsFile": "none", "ProxyJump": "gate", "BatchMode": "yes"}} {
+			tg := target(s, home)
+			tg.Options = options
+			c, err := Dial(within(t), tg, nil, nil)
+			if options["IdentityFile"] == "none" || options["BatchMode"] != "" {
+				if err == nil {
+					t.Errorf("%v: got in, want an error", options)
+				}
+				continue
+			}
+			works(t, c, err)
+		}
+	}
+	once() // what the libraries start once and keep
+	goroutines, files := runtime.NumGoroutine(), descriptors()
+	for range 3 {
+		once()
+	}
+	waitFor(t, "goroutines and descriptors to go", func() bool {
+		return runtime.NumGoroutine() <= goroutines && descriptors() <= files && s.Processes() == 0 && gate.Processes() == 0
+	})
 }
