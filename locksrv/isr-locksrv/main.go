@@ -51,24 +51,29 @@ type cli struct {
 	Help           help           `cmd:"" help:"Describe the commands, or one." hidden:""`
 }
 
+// endings are the signals that ask the program to end.
+var endings = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+
 // exited carries the status of kong's own exits, such as that of --help.
 type exited int
 
 // run is the program: it returns the exit status.
 func run(argv []string, stdout, stderr *os.File) (status int) {
 	name := filepath.Base(argv[0])
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
 	root, rest, err := leadingRoot(argv[1:])
 	switch {
 	case err != nil:
 		return complain(stderr, "isr-locksrv", err)
 	case strings.HasPrefix(name, scriptPrefix):
-		return script(ctx, root, append([]string{name}, rest...), stdout, stderr)
+		return script(root, append([]string{name}, rest...), stdout, stderr)
 	case len(rest) > 0 && strings.HasPrefix(rest[0], scriptPrefix):
-		return script(ctx, root, rest, stdout, stderr)
+		return script(root, rest, stdout, stderr)
 	}
 
+	// The first signal lets a command clean up; a second one ends it.
+	ctx, stop := signal.NotifyContext(context.Background(), endings...)
+	defer stop()
+	context.AfterFunc(ctx, stop)
 	defer func() {
 		if p := recover(); p != nil {
 			code, ok := p.(exited)

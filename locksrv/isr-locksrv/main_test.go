@@ -1,7 +1,10 @@
 package main
 
 import (
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
@@ -17,6 +20,7 @@ import (
 	"isr/client/remote/sshdtest"
 	"isr/locksrv/locksrvtest"
 	"isr/locksrv/proto"
+	"isr/store/parcel"
 )
 
 func TestMain(m *testing.M) {
@@ -290,6 +294,87 @@ func TestServe(t *testing.T) {
 		fi, err := os.Stat(filepath.Join(r.Root, "hostkeys", name))
 		if err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v; want mode 0600", name, fi, err)
+		}
+	}
+}
+
+// An import that is interrupted leaves nothing, and says so by its status.
+func TestInterruptedImport(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	image := filepath.Join(t.TempDir(), "image")
+	f, err := os.Create(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.CopyN(f, rand.Reader, 128<<20); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program(t), "--root", r.Root, "parcel", "import", "alice", "box", image, "--vmm", "none", "--chunk-size", "4K")
+	errs := new(locksrvtest.Log)
+	cmd.Stderr = errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	// Once something of it is there, it is in the middle.
+	content := filepath.Join(r.Root, "users/alice/isr")
+	for begun := false; !begun; {
+		select {
+		case err := <-ended:
+			t.Fatalf("it ended before it was interrupted: %v\n%s", err, errs)
+		default:
+			entries, err := os.ReadDir(content)
+			begun = err == nil && len(entries) > 0
+		}
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	err = <-ended
+	if cmd.ProcessState.ExitCode() != 130 || errs.String() != "isr-locksrv: error: interrupted\n" {
+		t.Errorf("got %v and %q; want status 130 and that it was interrupted", err, errs)
+	}
+	if names, err := r.Store.Parcels("alice"); err != nil || len(names) > 0 {
+		t.Errorf("parcels: %v, %v; want none", names, err)
+	}
+	out, err := exec.Command(program(t), "--root", r.Root, "check").CombinedOutput()
+	if err != nil {
+		t.Errorf("check: %v\n%s", err, out)
+	}
+	if entries, err := os.ReadDir(content); err != nil || len(entries) > 0 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
+// A verb that waits for its input ends with a signal.
+func TestSignalEndsSessionThatWaits(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	for _, signal := range endings {
+		cmd := exec.Command(program(t), "--root", r.Root, "shell", "--user", "alice")
+		cmd.Env = append(os.Environ(), "SSH_ORIGINAL_COMMAND=isr_get winxp")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(in, strings.Repeat("ab", 32)+"\n")
+		if _, err := proto.ReadFrame(out); !errors.Is(err, parcel.ErrNoObject) {
+			t.Errorf("first answer: %v", err)
+		}
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Errorf("%v: it ended well", signal)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -31,9 +32,16 @@ func (s streams) Close() error {
 	return os.Stdin.Close()
 }
 
+// unstoppable is for verbs that wait for input: until they change something a
+// signal ends the program as always, and from then on it is not heeded.
+func unstoppable() bool {
+	signal.Ignore(endings...)
+	return true
+}
+
 // script runs one of the pilot's scripts for an administrator on the host: the
 // verb of that name, whose first argument is the user.
-func script(ctx context.Context, root string, words []string, stdout, stderr *os.File) int {
+func script(root string, words []string, stdout, stderr *os.File) int {
 	err := func() error {
 		if len(words) < 2 || strings.HasPrefix(words[1], "-") {
 			return parcel.NewError(parcel.Usage, "%s: want the name of a user first", words[0])
@@ -51,7 +59,7 @@ func script(ctx context.Context, root string, words []string, stdout, stderr *os
 		if err != nil {
 			host = "server"
 		}
-		return service(s, dir).RunWords(ctx, locksrv.Session{User: user, Admin: true, Host: host},
+		return service(s, dir).RunWords(context.Background(), locksrv.Session{User: user, Admin: true, Host: host, Begin: unstoppable},
 			append([]string{verb}, words[2:]...), streams{os.Stdin, stdout, stderr})
 	}()
 	return complain(stderr, words[0], err)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -58,7 +59,8 @@ type shell struct {
 	User string `help:"Whose key it was." required:"" placeholder:"USER"`
 }
 
-func (c *shell) Run(ctx context.Context, e *env) error {
+func (c *shell) Run(e *env) error {
+	signal.Reset(endings...)
 	if err := parcel.CheckName(c.User); err != nil {
 		return err
 	}
@@ -67,7 +69,7 @@ func (c *shell) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	host, _, _ := strings.Cut(os.Getenv("SSH_CONNECTION"), " ")
-	status := service(s, root).Run(ctx, locksrv.Session{User: c.User, Host: host},
+	status := service(s, root).Run(context.Background(), locksrv.Session{User: c.User, Host: host, Begin: unstoppable},
 		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
 	if status != 0 {
 		return status_(status)
