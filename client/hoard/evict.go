@@ -34,10 +34,14 @@ func (h *Hoard) Evict(ctx context.Context) (Freed, error) {
 
 	before := h.added.Swap(0)
 	total, byMinute := int64(0), make(map[int64]int64)
-	for shard := range 256 {
-		pinned, err := h.pinnedIn(byte(shard))
+	shards, err := h.shards()
+	if err != nil {
+		return freed, err
+	}
+	for _, shard := range shards {
+		pinned, err := h.pinnedIn(shard)
 		if err == nil {
-			err = h.walkShard(ctx, byte(shard), func(o Object) error {
+			err = h.walkShard(ctx, shard, func(o Object) error {
 				total += o.Size
 				if !pinned[o.Tag] {
 					byMinute[o.Used.Unix()/60] += o.Size
@@ -50,9 +54,8 @@ func (h *Hoard) Evict(ctx context.Context) (Freed, error) {
 			return freed, fmt.Errorf("hoard: evict: %w", err)
 		}
 	}
-	var err error
 	if h.quota > 0 && total > h.quota {
-		err = h.evict(ctx, total-h.quota+h.quota/slack, byMinute, &freed)
+		err = h.evict(ctx, shards, total-h.quota+h.quota/slack, byMinute, &freed)
 	}
 	unlock, lerr := h.lock()
 	if lerr != nil {
@@ -66,13 +69,13 @@ func (h *Hoard) Evict(ctx context.Context) (Freed, error) {
 }
 
 // evict frees excess bytes, oldest minute first.
-func (h *Hoard) evict(ctx context.Context, excess int64, byMinute map[int64]int64, freed *Freed) error {
+func (h *Hoard) evict(ctx context.Context, shards []byte, excess int64, byMinute map[int64]int64, freed *Freed) error {
 	// The cut is the minute within which the excess is reached: all that is
 	// older goes, and of the minute itself as much as is still needed.
 	cut, older := cutMinute(byMinute, excess)
 	last := excess - older
-	for shard := range 256 {
-		err := h.reap(ctx, byte(shard), freed, func(o Object) bool {
+	for _, shard := range shards {
+		err := h.reap(ctx, shard, freed, func(o Object) bool {
 			switch minute := o.Used.Unix() / 60; {
 			case minute < cut:
 				return true

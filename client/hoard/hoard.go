@@ -228,12 +228,16 @@ type Usage struct {
 // Usage counts what is there. It looks at every file's size, not its content.
 func (h *Hoard) Usage(ctx context.Context) (Usage, error) {
 	u := Usage{Quota: h.quota}
-	for shard := range 256 {
-		pinned, err := h.pinnedIn(byte(shard))
+	shards, err := h.shards()
+	if err != nil {
+		return u, err
+	}
+	for _, shard := range shards {
+		pinned, err := h.pinnedIn(shard)
 		if err != nil {
 			return u, err
 		}
-		err = h.walkShard(ctx, byte(shard), func(o Object) error {
+		err = h.walkShard(ctx, shard, func(o Object) error {
 			u.Objects++
 			u.Bytes += o.Size
 			if pinned[o.Tag] {
@@ -479,12 +483,35 @@ type Object struct {
 // Walk calls f for every object, in ascending order of tag, until f returns an
 // error. It looks at no content. What is not an object is passed over.
 func (d *Dir) Walk(ctx context.Context, f func(Object) error) error {
-	for shard := range 256 {
-		if err := d.walkShard(ctx, byte(shard), f); err != nil {
+	shards, err := d.shards()
+	if err != nil {
+		return err
+	}
+	for _, shard := range shards {
+		if err := d.walkShard(ctx, shard, f); err != nil {
 			return err
 		}
 	}
-	return nil
+	return ctx.Err()
+}
+
+// shards is the first bytes of tags for which there is a directory, ascending.
+func (d *Dir) shards() ([]byte, error) {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var shards []byte
+	for _, e := range entries {
+		b, err := hex.DecodeString(e.Name())
+		if err == nil && len(b) == 1 && hex.EncodeToString(b) == e.Name() {
+			shards = append(shards, b[0])
+		}
+	}
+	return shards, nil
 }
 
 // walkShard is Walk over the objects whose tag begins with the byte shard.

@@ -130,15 +130,19 @@ func (h *Hoard) Drop(ctx context.Context, id string) (Freed, error) {
 	if err := h.Unpin(id); err != nil {
 		return freed, err
 	}
-	for shard := range 256 {
+	shards, err := h.shards()
+	if err != nil {
+		return freed, err
+	}
+	for _, shard := range shards {
 		mine := make(map[seal.Tag]bool)
-		if err := f.shard(byte(shard), mine); err != nil {
+		if err := f.shard(shard, mine); err != nil {
 			return freed, err
 		}
 		if len(mine) == 0 {
 			continue
 		}
-		err := h.reap(ctx, byte(shard), &freed, func(o Object) bool { return mine[o.Tag] })
+		err := h.reap(ctx, shard, &freed, func(o Object) bool { return mine[o.Tag] })
 		if err != nil {
 			return freed, err
 		}
@@ -170,15 +174,19 @@ func (h *Hoard) Present(ctx context.Context, id string) (objects, bytes int64, e
 		return 0, 0, err
 	}
 	defer f.Close()
-	for shard := range 256 {
+	shards, err := h.shards()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, shard := range shards {
 		tags := make(map[seal.Tag]bool)
-		if err := f.shard(byte(shard), tags); err != nil {
+		if err := f.shard(shard, tags); err != nil {
 			return 0, 0, err
 		}
 		if len(tags) == 0 {
 			continue
 		}
-		err := h.walkShard(ctx, byte(shard), func(o Object) error {
+		err := h.walkShard(ctx, shard, func(o Object) error {
 			if tags[o.Tag] && o.Size > 0 {
 				objects++
 				bytes += o.Size
