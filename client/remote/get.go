@@ -51,9 +51,8 @@ func (o *Objects) VerifiesTags() {}
 // reached it goes on trying: see OnOutage and WithPolicy.
 func (o *Objects) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 	var sealed []byte
-	err := o.s.persist(ctx, func() Policy {
-		return o.s.patience(ctx, fetch.ClassOf(ctx) == fetch.Demand)
-	}, func() (err error) {
+	demand := func() bool { return fetch.ClassOf(ctx) == fetch.Demand }
+	err := o.s.persist(ctx, demand, func() Policy { return o.s.patience(ctx, demand()) }, func() (err error) {
 		sealed, err = o.get(ctx, tag)
 		if errors.Is(err, parcel.ErrNoObject) {
 			o.s.isUp()

@@ -103,7 +103,7 @@ func (u *upload) work(ctx context.Context, k *link) error {
 			return err
 		}
 		s := u.o.s
-		err = s.persist(ctx, func() Policy { return s.patience(ctx, false) }, func() error {
+		err = s.persist(ctx, never, func() Policy { return s.patience(ctx, false) }, func() error {
 			return u.put(ctx, k, tag, sealed)
 		})
 		if err != nil {

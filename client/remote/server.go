@@ -101,7 +101,7 @@ func (s *Server) Close() error {
 // Host is the server's name as it was given.
 func (s *Server) Host() string { return s.target.Host }
 
-// OnOutage has f called when requests begin to wait for a server that cannot
+// OnOutage has f called when a demand begins to wait for a server that cannot
 // be reached, with the reason, and when it is back. With it, demand waits as
 // long as its context lets it; without, a minute. f must not block.
 func (s *Server) OnOutage(f func(down bool, err error)) {
@@ -279,7 +279,7 @@ func (o *outage) wait(ctx context.Context) {
 	}
 }
 
-// down notes that someone waits for the server.
+// isDown notes that a demand waits for the server.
 func (s *Server) isDown(err error) {
 	s.outage.mu.Lock()
 	first := !s.outage.told
@@ -325,9 +325,9 @@ func (s *Server) patience(ctx context.Context, demand bool) Policy {
 }
 
 // persist calls f until it returns something other than an error of kind
-// Unreachable, or the patience or ctx ends; patience is asked anew each time,
-// for the work may have become urgent.
-func (s *Server) persist(ctx context.Context, patience func() Policy, f func() error) error {
+// Unreachable, or the patience or ctx ends. Patience, and whether it is a
+// demand, are asked anew each time: the work may have become one.
+func (s *Server) persist(ctx context.Context, demand func() bool, patience func() Policy, f func() error) error {
 	var began time.Time
 	quick := true
 	for {
@@ -353,10 +353,15 @@ func (s *Server) persist(ctx context.Context, patience func() Policy, f func() e
 			quick = false // at once on a new connection
 			continue
 		}
-		s.isDown(err)
+		if demand() {
+			s.isDown(err)
+		}
 		s.outage.wait(ctx)
 		quick = true
 	}
 }
+
+// never is the urgency of what no guest waits for.
+func never() bool { return false }
 
 func (s *Server) String() string { return fmt.Sprintf("server %s", s.target.Host) }

@@ -262,7 +262,7 @@ func (s *Server) again(ctx context.Context, r repeat, f func() error) error {
 	if !given {
 		// Once more, if the connection was there and turned out dead.
 		tried := false
-		return s.persist(ctx, func() Policy { return Policy{} }, func() error {
+		return s.persist(ctx, never, func() Policy { return Policy{} }, func() error {
 			err := f()
 			var fail *failure
 			if !tried && errors.As(err, &fail) && fail.broke && ctx.Err() == nil && s.life.Err() == nil {
@@ -272,7 +272,7 @@ func (s *Server) again(ctx context.Context, r repeat, f func() error) error {
 			return err
 		})
 	}
-	return s.persist(ctx, func() Policy { return p }, f)
+	return s.persist(ctx, never, func() Policy { return p }, f)
 }
 
 // maxAnswer bounds what a verb may answer, bytes.
