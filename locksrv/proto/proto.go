@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -104,7 +105,7 @@ func ParseCommitRequest(p []byte) (CommitRequest, error) {
 	r, err := parcel.ParseRecord(p)
 	if err == nil {
 		c.Nonce, c.ID = r.Get("NONCE"), r.Get("COMMIT")
-		if _, serr := fmt.Sscanf(r.Get("PARENT"), "%d", &c.Parent); serr != nil {
+		if c.Parent, err = strconv.Atoi(r.Get("PARENT")); err != nil || c.Parent < 0 {
 			err = errors.New("PARENT: want a version number")
 		} else {
 			c.Keyroot, err = seal.ParseRef(r.Get("KEYROOT"))
