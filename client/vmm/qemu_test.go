@@ -151,8 +151,8 @@ func (r *rig) run() *running {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	stop := make(chan struct{})
 	x := &running{rig: r, suspend: sync.OnceFunc(func() { close(stop) }), kill: cancel, end: make(chan ended, 1)}
-	started := make(chan struct{})
-	r.m.Started = func() { close(started) }
+	started, begin := make(chan struct{}), time.Now()
+	r.m.Started = func() { close(started); r.Logf("runs after %v", time.Since(begin).Round(time.Millisecond)) }
 	go func() {
 		out, err := (&QEMU{}).Run(ctx, r.m, stop)
 		x.end <- ended{out, err}
@@ -217,8 +217,10 @@ func (x *running) wait() ended {
 // suspended suspends, and records the outcome as a driver's caller does.
 func (x *running) suspended() {
 	x.Helper()
+	begin := time.Now()
 	x.suspend()
 	e := x.wait()
+	x.Logf("suspended in %v", time.Since(begin).Round(time.Millisecond))
 	if e.err != nil || !e.out.Suspended {
 		x.Fatalf("suspend: got %+v, %v", e.out, e.err)
 	}
@@ -340,7 +342,7 @@ func TestQEMUMemoryOnDemand(t *testing.T) {
 	f := r.lazyMemory(t, path)
 	x := r.run()
 	r.tick(2)
-	r.command("mem 100")
+	r.command("mem 32")
 	sum := r.command("memsum")
 	x.suspended()
 	for round, without := range []bool{false, true, true} {
