@@ -29,8 +29,9 @@ import (
 
 // UI is told what happens. Methods may be called from several goroutines.
 type UI interface {
-	Say(format string, args ...any)  // what happened, unless quiet
-	Warn(format string, args ...any) // what should not have
+	Say(format string, args ...any)    // what happened, unless quiet
+	Detail(format string, args ...any) // each step, if verbose
+	Warn(format string, args ...any)   // what should not have
 	// Progress begins a long piece of work; total is in unit ("bytes",
 	// "chunks"), 0 if not known.
 	Progress(what, unit string, total int64) Progress
@@ -63,6 +64,7 @@ type Client struct {
 	Options
 	creds   *remote.Credentials
 	servers map[remoteKey]*remote.Server // opened so far: a command dials once
+	noted   Traffic                      // of these, what a checkout's counters have already
 }
 
 // remoteKey is a server as a checkout names it.

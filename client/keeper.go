@@ -145,11 +145,13 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 
 	m := co.machine(k.rt, &k.o)
 	m.Say = k.ui.Say
+	k.ui.Detail("parcel %s: shown at %s, run by %s", st.Parcel, k.rt.mount, driver.Name())
 	if k.s.images[keyring.Memory] != nil {
 		m.Pages = pages{k}
 	}
 	out, runErr := driver.Run(ctx, m, suspend)
 
+	k.ui.Detail("parcel %s: the run ended, suspended: %t", st.Parcel, out.Suspended)
 	stop()
 	wg.Wait()
 	mountErr := mount.Close()
@@ -157,6 +159,7 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	if err := k.settle(driver.Name(), before, out, runErr, trace()); err != nil {
 		return err
 	}
+	k.ui.Detail("parcel %s: all of it is on this host's disk", st.Parcel)
 	closed = true
 	if err := k.s.close(); err != nil {
 		return err

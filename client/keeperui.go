@@ -46,6 +46,9 @@ func (u *keeperUI) send(e event) {
 }
 
 func (u *keeperUI) Say(format string, args ...any) { u.send(event{Say: fmt.Sprintf(format, args...)}) }
+func (u *keeperUI) Detail(format string, args ...any) {
+	u.send(event{Say: fmt.Sprintf(format, args...), Detail: true})
+}
 func (u *keeperUI) Warn(format string, args ...any) {
 	u.send(event{Say: fmt.Sprintf(format, args...), Warn: true})
 }

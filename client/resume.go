@@ -46,6 +46,7 @@ type errand struct {
 type event struct {
 	Say      string
 	Warn     bool
+	Detail   bool
 	Progress *progressEvent
 	Done     bool
 	Kind     parcel.Kind // with Done: of the error, 0 if there was none
@@ -124,12 +125,13 @@ func (co *Checkout) prepare(ctx context.Context, o *ResumeOptions) error {
 		return err
 	}
 	if o.Offline {
-		return nil
+		return co.wantHoarded(ctx)
 	}
 	srv, err := co.client.server(co.State.Server, co.State.User)
 	if err != nil {
 		return err
 	}
+	defer co.noteTraffic(srv)
 	return co.checkLock(ctx, srv)
 }
 
@@ -180,6 +182,7 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 		there.Close()
 		return err
 	}
+	c.UI.Detail("parcel %s: keeper started, process %d", co.State.Parcel, cmd.Process.Pid)
 	there.Close()
 	defer cmd.Wait()
 	enc := json.NewEncoder(conn)
@@ -230,6 +233,8 @@ func (c *Client) follow(dec *json.Decoder, co *Checkout) error {
 			return nil
 		case e.Done:
 			return &parcel.Error{Kind: e.Kind, Msg: e.Say, Hint: e.Hint}
+		case e.Detail:
+			c.UI.Detail("%s", e.Say)
 		case e.Warn:
 			c.UI.Warn("%s", e.Say)
 		default:

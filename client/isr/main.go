@@ -71,7 +71,7 @@ func run() int {
 	if err != nil {
 		return s.fail(parcel.NewError(parcel.Usage, "%v", err).WithHint("isr help lists the commands, isr(1) explains them"))
 	}
-	s.quiet = g.Quiet
+	s.quiet, s.verbose = g.Quiet, g.Verbose > 0
 	s.yes = g.Yes || g.Quiet
 	if k.Command() == "keeper <parcel>" {
 		return s.fail(client.Keeper())

@@ -28,6 +28,8 @@ import (
 type screen struct {
 	mu      sync.Mutex
 	quiet   bool
+	verbose bool
+	begun   time.Time
 	batch   bool // never ask
 	yes     bool // the answer to every yes-or-no question
 	tty     bool
@@ -39,7 +41,7 @@ type screen struct {
 
 func newScreen() *screen {
 	tty := term.IsTerminal(int(os.Stderr.Fd()))
-	return &screen{tty: tty, colour: tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	return &screen{begun: time.Now(), tty: tty, colour: tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
 func (s *screen) print(colour, format string, args ...any) {
@@ -59,6 +61,12 @@ func (s *screen) print(colour, format string, args ...any) {
 func (s *screen) Say(format string, args ...any) {
 	if !s.quiet {
 		s.print("", format, args...)
+	}
+}
+
+func (s *screen) Detail(format string, args ...any) {
+	if s.verbose {
+		s.print("2", "%7.3f s: "+format, append([]any{time.Since(s.begun).Seconds()}, args...)...)
 	}
 }
 
