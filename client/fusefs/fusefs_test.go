@@ -429,6 +429,19 @@ func TestInvalidateReachesPrivateMappings(t *testing.T) {
 	}
 }
 
+// TestTouchReadsLittleAround: a page touched in a mapping should not bring in
+// what lies in other chunks.
+func TestTouchReadsLittleAround(t *testing.T) {
+	memory := newMemImage(4 << 20)
+	var asked atomic.Int64
+	memory.onRead(func(_ context.Context, _ int64, n int) error { asked.Add(int64(n)); return nil })
+	m := mountTest(t, map[string]Image{"memory": memory}, nil)
+	startHelper(t, "map", filepath.Join(m.Dir(), "memory")).line(t) // touches two pages
+	if got := asked.Load(); got < 2*4096 || got > 2*maxReadAhead {
+		t.Errorf("two touches read %d bytes, want %d or fewer", got, 2*maxReadAhead)
+	}
+}
+
 // TestUnprivileged mounts through fusermount3, with a device that anybody may
 // open, as distributions have it.
 func TestUnprivileged(t *testing.T) {
