@@ -151,6 +151,7 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 	if err != nil {
 		return err
 	}
+	c.UI.Detail("parcel %s: version %d, keyring read", name, head.cfg.Version)
 	if o.Run {
 		then := head.root
 		if o.Rollback != 0 {
@@ -171,6 +172,7 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 		return err
 	}
 	held = true
+	c.UI.Detail("parcel %s: lock acquired, number %d", name, lock.Epoch)
 	if err := co.keepLock(lock); err != nil {
 		return err
 	}
@@ -189,7 +191,11 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 			return fmt.Errorf("parcel %s: cfg archive: %w", name, err)
 		}
 	}
-	return co.complete(ctx, head)
+	if err := co.complete(ctx, head); err != nil {
+		return err
+	}
+	co.noteTraffic(srv)
+	return nil
 }
 
 // head is the newest version on the server.
@@ -256,7 +262,7 @@ func (c *Client) runnable(ctx context.Context, cfg *parcel.Config, root *keyring
 func (c *Client) canRun(ctx context.Context, m *vmm.Machine, driver string) error {
 	d, err := vmm.Lookup(driver)
 	if err != nil {
-		return err
+		return driverError(m.Name, err)
 	}
 	if m.Suspended != "" && m.Suspended != driver {
 		return parcel.NewError(parcel.Unrunnable, "parcel %s: holds a memory image of %s, not of %s", m.Name, m.Suspended, driver).
@@ -264,7 +270,7 @@ func (c *Client) canRun(ctx context.Context, m *vmm.Machine, driver string) erro
 	}
 	info, err := d.Info(ctx, m)
 	if err != nil {
-		return err
+		return driverError(m.Name, err)
 	}
 	if !info.Runnable {
 		return parcel.NewError(parcel.Unrunnable, "parcel %s: cannot run here: %s", m.Name, info.Reason).WithHint("%s", info.Hint)

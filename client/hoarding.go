@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"isr/client/fetch"
 	"isr/client/hoard"
+	"isr/client/image"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -40,6 +42,9 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 	srv, err := c.server(server, user)
 	if err != nil {
 		return Hoarded{}, err
+	}
+	if version != 0 {
+		defer co.noteTraffic(srv)
 	}
 	cfg, _, err := srv.Config(ctx, name)
 	if err != nil {
@@ -122,4 +127,75 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 	}
 	ladder.Wait()
 	return done, nil
+}
+
+// wantHoarded is an error unless all that an unlocked checkout may want while
+// it runs is on this host. A guest whose disk fails under it is worse off
+// than one that did not start.
+func (co *Checkout) wantHoarded(ctx context.Context) error {
+	st := &co.State
+	h, err := co.client.hoard()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	local := co.local()
+	here := co.client.ladder(local, h, nil)
+	has := func(tag seal.Tag) bool {
+		_, err := h.Size(tag)
+		if err != nil {
+			_, err = local.Size(tag)
+		}
+		return err == nil
+	}
+	lacking := func(what string, args ...any) error {
+		return parcel.NewError(parcel.Unreachable, "parcel %s: not fully hoarded: %s", st.Parcel, fmt.Sprintf(what, args...)).
+			WithHint("connect and run isr checkout -d %s", st.Parcel)
+	}
+	root, err := co.root(ctx, st.pristine, here)
+	switch {
+	case errors.Is(err, parcel.ErrNoObject):
+		return lacking("its keyring is not here")
+	case err != nil:
+		return err
+	}
+	if _, err := os.Stat(co.path("cfg", cfgFile)); err != nil && !root.Cfg.IsNil() && !has(root.Cfg.Tag) {
+		return lacking("the files of its VMM are not here")
+	}
+	for _, im := range root.Images {
+		changed := make(map[int64]bool)
+		if im.Name == keyring.Memory {
+			if st.Memory == "" {
+				continue
+			}
+			// A chunk that a suspended guest changed came here first, or was
+			// written whole.
+			ov, err := image.OpenOverlay(co.path("hdk"), im.Name, im.Size, im.ChunkSize, co.key)
+			if err != nil {
+				return fmt.Errorf("parcel %s: %w", st.Parcel, err)
+			}
+			for n := range ov.Modified() {
+				changed[n] = true
+			}
+			ov.Close()
+		}
+		missing := 0
+		err := keyring.Walk(ctx, co.sealer(), here, im, func(level int, n int64, ref seal.Ref) error {
+			if level == 0 && changed[n] || has(ref.Tag) {
+				return nil
+			}
+			missing++
+			if level > 0 {
+				return keyring.SkipBelow
+			}
+			return nil
+		})
+		switch {
+		case err != nil:
+			return fmt.Errorf("parcel %s: %w", st.Parcel, err)
+		case missing > 0:
+			return lacking("of its %s, %d objects or more are not here", im.Name, missing)
+		}
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"isr/client/image"
+	"isr/client/remote"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -99,8 +100,24 @@ func (k *keeper) keepStats() {
 	sum.Network.In += now.Network.In
 	sum.Network.Out += now.Network.Out
 	sum.Images = now.Images
-	if p, err := json.Marshal(sum); err == nil {
-		os.WriteFile(k.co.path("stats"), p, 0o600)
+	k.co.writeStats(sum)
+}
+
+// noteTraffic adds to the checkout's counters what srv has carried for this
+// command.
+func (co *Checkout) noteTraffic(srv *remote.Server) {
+	in, out := srv.Traffic()
+	noted := &co.client.noted
+	sum := co.pastStats()
+	sum.Network.In += in - noted.In
+	sum.Network.Out += out - noted.Out
+	*noted = Traffic{in, out}
+	co.writeStats(sum)
+}
+
+func (co *Checkout) writeStats(st sessionStats) {
+	if p, err := json.Marshal(st); err == nil {
+		os.WriteFile(co.path("stats"), p, 0o600)
 	}
 }
 

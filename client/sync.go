@@ -89,6 +89,7 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 	if err != nil {
 		return Committed{}, err
 	}
+	defer co.noteTraffic(srv)
 	if err := co.checkLock(ctx, srv); err != nil {
 		return Committed{}, err
 	}
@@ -209,6 +210,7 @@ func (s *session) stage(ctx context.Context, comment string) error {
 	if err := local.Sync(); err != nil {
 		return err
 	}
+	co.client.UI.Detail("parcel %s: sealed", st.Parcel)
 	st.staged, st.Status = keyroot, Staged
 	return co.save()
 }
@@ -230,6 +232,7 @@ func (s *session) upload(ctx context.Context, root *keyring.Root) (Committed, er
 	if err != nil {
 		return Committed{}, s.co.lost(err)
 	}
+	s.co.client.UI.Detail("parcel %s: %d objects are new, the server lacks %d", st.Parcel, len(tags), len(missing))
 	local := s.co.local()
 	var total int64
 	for _, t := range missing {

@@ -27,6 +27,8 @@ import (
 //	set VAR [PATH]           VAR becomes the last stdout, or a value in it
 //	objects VAR USER PARCEL  VAR becomes the number of objects on the server
 //	server start|stop        the server
+//	realm NAME               another realm with a server of its own: $NAME is
+//	                         its server, $NAME_ROOT its root
 //	clean                    no mount, nothing in the runtime directory, no
 //	                         temporary file is left
 //
@@ -57,7 +59,7 @@ func TestStories(t *testing.T) {
 				},
 				Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 					"host": scriptHost, "status": scriptStatus, "disk": scriptDisk, "json": scriptJSON, "set": scriptSet,
-					"objects": scriptObjects, "server": scriptServer, "clean": scriptClean,
+					"objects": scriptObjects, "server": scriptServer, "realm": scriptRealm, "clean": scriptClean,
 				},
 			})
 		})
@@ -198,6 +200,34 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("server %s: start or stop it", args[0])
 	}
 }
+
+func scriptRealm(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, len(args) == 1, "realm NAME")
+	w, t := worldOf(ts)
+	other := newWorld(outliving{t, w.t}, filepath.Join(w.dir, args[0]), w.kind)
+	// The same people, known to the same hosts.
+	for _, name := range []string{"alice", "bob"} {
+		other.must(t, "isr-locksrv", "user", "add", name, "--key", w.keys[name]+".pub")
+	}
+	if s, ok := other.server.(*sshd); ok {
+		writeFile(t, filepath.Join(s.Dir, "authorized_keys"), other.must(t, "isr-locksrv", "authorized-keys"))
+	}
+	known := filepath.Join(ts.Getenv("HOME"), ".ssh", "known_hosts")
+	writeFile(t, known, ts.ReadFile(known)+other.known())
+	ts.Setenv(args[0], other.addr())
+	ts.Setenv(args[0]+"_ROOT", other.root)
+}
+
+// outliving fails a script, and cleans up after its test.
+type outliving struct {
+	testing.TB
+	t testing.TB
+}
+
+func (o outliving) Cleanup(f func())                { o.t.Cleanup(f) }
+func (o outliving) TempDir() string                 { return o.t.TempDir() }
+func (o outliving) Failed() bool                    { return o.t.Failed() }
+func (o outliving) Logf(format string, args ...any) { o.t.Logf(format, args...) }
 
 func scriptClean(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, len(args) == 0, "clean")

@@ -90,14 +90,15 @@ type world struct {
 	server    server
 	keys      map[string]string // of users: the private key's file
 	port      int               // where hosts connect: the server's, or a proxy's
-	log       func(format string, args ...any)
+	kind      string
+	t         testing.TB
 }
 
 // newWorld makes a realm with alice and bob under dir, and starts its server.
 func newWorld(t testing.TB, dir, kind string) *world {
 	t.Helper()
 	requireFUSE(t)
-	w := &world{dir: dir, root: filepath.Join(dir, "root"), keys: make(map[string]string), log: t.Logf}
+	w := &world{dir: dir, root: filepath.Join(dir, "root"), keys: make(map[string]string), kind: kind, t: t}
 	for _, d := range []string{"run", "keys", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
@@ -195,12 +196,17 @@ func (w *world) home(t testing.TB, host, user, key string) string {
 // point writes where a home's server is.
 func (w *world) point(t testing.TB, home, host, user string) {
 	t.Helper()
-	var known strings.Builder
-	for _, key := range w.server.hostKeys() {
-		fmt.Fprintf(&known, "[127.0.0.1]:%d %s\n", w.port, key)
-	}
-	writeFile(t, filepath.Join(home, ".ssh", "known_hosts"), known.String())
+	writeFile(t, filepath.Join(home, ".ssh", "known_hosts"), w.known())
 	writeFile(t, filepath.Join(home, ".openisrrc"), fmt.Sprintf("server = %s\nuserid = %s\nhostname = host%s\n", w.addr(), user, host))
+}
+
+// known is the server for known_hosts.
+func (w *world) known() string {
+	var b strings.Builder
+	for _, key := range w.server.hostKeys() {
+		fmt.Fprintf(&b, "[127.0.0.1]:%d %s\n", w.port, key)
+	}
+	return b.String()
 }
 
 // addr is the server as -s has it.
