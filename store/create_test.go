@@ -153,6 +153,17 @@ func TestImportExport(t *testing.T) {
 	}
 }
 
+// The last chunk is filled up with zeros, whatever buffer it was read into.
+func TestImportPadding(t *testing.T) {
+	s := newStore(t)
+	const size = 50*testChunk - 100
+	p, err := s.Import(ctx, "alice", "box", writeFile(t, size, map[int64][]byte{0: random(size, 1)}), CreateOptions{ChunkSize: testChunk, Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantChunk(t, p, 1, 49, string(random(size, 1)[49*testChunk:]))
+}
+
 // wantSame fails unless the disk of version v equals the file image.
 func wantSame(t testing.TB, p *Parcel, v int, image string) {
 	t.Helper()

@@ -2,10 +2,14 @@ package store
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -170,5 +174,60 @@ func TestAcquireRace(t *testing.T) {
 		if _, err := p.Release(winner.Nonce, false); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Who waits for the flock of a parcel that is removed and made again gets that
+// of the new one.
+func TestLockFileReplaced(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "p")
+	name := filepath.Join(dir, flockFile)
+	os.Mkdir(dir, 0o700)
+	unlock, err := lockFile(name, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := fmt.Sprintf(":%d 0 EOF", fi.Sys().(*syscall.Stat_t).Ino)
+	got := make(chan func())
+	go func() {
+		unlock, err := lockFile(name, false)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- unlock
+	}()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Skip(err)
+		}
+		if slices.ContainsFunc(strings.Split(string(locks), "\n"), func(l string) bool {
+			return strings.Contains(l, "-> FLOCK") && strings.HasSuffix(l, waiting)
+		}) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits")
+		}
+	}
+	os.Rename(dir, dir+"2")
+	os.Mkdir(dir, 0o700)
+	unlock()
+	unlock = <-got
+	if other, err := tryLockFile(name); other != nil || err != nil {
+		t.Errorf("two have the flock, %v", err)
+	}
+	unlock()
+	if other, err := tryLockFile(name); other == nil || err != nil {
+		t.Errorf("nobody can have the flock, %v", err)
+	}
+	// And of one that is gone for good, none.
+	os.RemoveAll(dir)
+	if _, err := lockFile(name, false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -177,6 +177,9 @@ func isFile(l *flock.Flock, name string) (bool, error) {
 		return false, err
 	}
 	there, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}

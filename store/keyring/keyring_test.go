@@ -301,6 +301,39 @@ func TestTreeConcurrent(t *testing.T) {
 	}
 }
 
+// What is set while a flush is at work is not in it, and not lost.
+func TestSetDuringFlush(t *testing.T) {
+	o := newObjects()
+	tree := NewTree(sealer, NewImage(Disk, 600*testChunk, testChunk), o)
+	tree.Set(1, ref(1))
+	tree.Set(2, ref(1))
+	im, err := tree.Flush(ctx, putFunc(func(tag seal.Tag, sealed []byte) error {
+		tree.Set(1, ref(2))
+		tree.Set(599, ref(3))
+		return o.Put(ctx, tag, sealed)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := NewTree(sealer, im, o).Ref(ctx, 1); got != ref(1) || err != nil {
+		t.Errorf("flushed: got %s, %v", got, err)
+	}
+	for range 2 {
+		for n, want := range map[int64]seal.Ref{1: ref(2), 2: ref(1), 599: ref(3)} {
+			if got, err := tree.Ref(ctx, n); got != want || err != nil {
+				t.Errorf("chunk %d: got %s, %v, want %s", n, got, err, want)
+			}
+		}
+		if _, err := tree.Flush(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type putFunc func(seal.Tag, []byte) error
+
+func (f putFunc) Put(_ context.Context, tag seal.Tag, sealed []byte) error { return f(tag, sealed) }
+
 // A flush that fails half-way loses nothing: the next one completes it.
 func TestFlushFails(t *testing.T) {
 	o := newObjects()
