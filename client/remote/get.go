@@ -485,7 +485,8 @@ func (l *lane) ended(err error) {
 	} else {
 		l.x.session.Close()
 	}
-	if werr := l.x.wait(); werr != nil && !errors.Is(werr, parcel.ErrUnreachable) {
+	var fail *failure
+	if werr := l.x.wait(); werr != nil && !errors.As(werr, &fail) {
 		err = werr // what the verb said
 	} else {
 		err = l.x.c.lost(err)

@@ -121,9 +121,12 @@ func (u *upload) work(ctx context.Context, k *link) error {
 
 // put puts one object, once.
 func (u *upload) put(ctx context.Context, k *link, tag seal.Tag, sealed []byte) error {
-	c, err := k.get(ctx)
+	c, err := k.extra(ctx)
 	if err != nil {
-		return err
+		// A server may have enough of our connections.
+		if c, err = u.o.s.main.get(ctx); err != nil {
+			return err
+		}
 	}
 	files, err := c.sftp(ctx)
 	if err != nil {

@@ -523,3 +523,57 @@ func TestPutThroughOutage(t *testing.T) {
 		})
 	}
 }
+
+// A connection of before the host slept is found dead sooner than one that
+// was just in use.
+func TestDeadAfterSleep(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(1, 1000)
+	s := r.open()
+	s.stall = 4 * time.Second
+	o := s.Objects("box")
+	getAll(t, bg, o, all)
+	s.main.live().tap.wall.Add(-int64(time.Hour)) // as if it had slept
+	r.Stall(true)
+	began := time.Now()
+	var once sync.Once
+	s.OnOutage(func(down bool, err error) {
+		once.Do(func() {
+			r.Cut()
+			r.Stall(false)
+		})
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for s.main.live() != nil { // given up
+			time.Sleep(10 * time.Millisecond)
+		}
+		r.Cut()
+		r.Stall(false)
+	}()
+	getAll(t, bg, o, all)
+	<-done
+	if took := time.Since(began); took < s.stall/2 || took > s.stall*3/2 {
+		t.Errorf("given up after %v, want little over %v", took, s.stall/2)
+	}
+}
+
+// When the server has enough of our connections, work goes on over those
+// there are.
+func TestFewConnections(t *testing.T) {
+	r := newRealm(t)
+	r.RTT(40 * time.Millisecond)
+	s := r.open()
+	r.held(s)
+	r.Refuse(true)
+	all := newObjects(150, 64<<10)
+	o := s.Objects("box")
+	if err := o.PutAll(bg, tagsOf(all), opener(all), nil); err != nil {
+		t.Fatal(err)
+	}
+	getAll(t, fetch.WithClass(bg, fetch.Prefetch), o, all)
+	if now, _ := r.Conns(); now != 1 {
+		t.Errorf("%d connections", now)
+	}
+}
