@@ -25,7 +25,7 @@ import (
 
 // patience is for one step of a guest without hardware acceleration, on a
 // busy host. No test waits for it unless something is wrong.
-const patience = 1 * time.Minute
+const patience = 3 * time.Minute
 
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
