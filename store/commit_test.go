@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"isr/store/keyring"
@@ -356,6 +357,48 @@ func TestCommitOnDamagedParent(t *testing.T) {
 	if _, sum := check(t, s, CheckOptions{}); sum.Errors == 0 {
 		t.Errorf("version 2 is sound?")
 	}
+}
+
+// After a failed sync nothing staged is believed, whatever its hash says: the
+// kernel may hold pages for clean that never reached the disk.
+func TestCommitSyncFails(t *testing.T) {
+	s := newStore(t)
+	p := newParcel(t, s)
+	r := holding(t, p, change{1: chunkOf("one")})
+	real := syncfs
+	defer func() { syncfs = real }()
+	for fail := range 2 {
+		n := 0
+		syncfs = func(dir string) error {
+			if n++; n == fail+1 {
+				return syscall.EIO
+			}
+			return real(dir)
+		}
+		if v, err := p.Commit(ctx, r); v != 0 || !errors.Is(err, syscall.EIO) {
+			t.Errorf("sync %d fails: got %d, %v", fail, v, err)
+		}
+		if got := head(t, p); got != 1 {
+			t.Errorf("sync %d fails: head is %d", fail, got)
+		}
+		if entries, _ := os.ReadDir(p.staging()); len(entries) != 0 {
+			t.Errorf("sync %d fails: %d objects are still staged", fail, len(entries))
+		}
+		if fail == 0 {
+			if _, err := p.Commit(ctx, r); !errors.Is(err, parcel.ErrNoObject) {
+				t.Errorf("sync %d failed: commit again: got %v", fail, err)
+			}
+		}
+		stageVersion(t, p, change{1: chunkOf("one")}, "")
+	}
+	syncfs = real
+	keyroot, _ := stageVersion(t, p, change{1: chunkOf("one")}, "")
+	r.Keyroot, r.ID = keyroot, parcel.NewID()
+	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
+		t.Errorf("got %d, %v", v, err)
+	}
+	p.Release(r.Nonce, false)
+	wantSound(t, s)
 }
 
 func TestStage(t *testing.T) {

@@ -216,6 +216,9 @@ func TestLockFileReplaced(t *testing.T) {
 	}
 	os.Rename(dir, dir+"2")
 	os.Mkdir(dir, 0o700)
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	unlock()
 	unlock = <-got
 	if other, err := tryLockFile(name); other != nil || err != nil {

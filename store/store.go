@@ -187,8 +187,9 @@ func isFile(l *flock.Flock, name string) (bool, error) {
 }
 
 // syncfs makes everything on dir's file system durable: thousands of objects
-// at the price of one. After an error none of it is to be trusted.
-func syncfs(dir string) error {
+// at the price of one. After an error none of it is to be trusted. Tests
+// replace it.
+var syncfs = func(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -1,0 +1,92 @@
+package store
+
+import (
+	"fmt"
+	"testing"
+
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// BenchmarkImport: an image of 64 MiB, by codec.
+func BenchmarkImport(b *testing.B) {
+	const size = 64 << 20
+	image := writeFile(b, size, map[int64][]byte{0: random(size, 1)})
+	for _, codec := range []seal.Codec{seal.None, seal.Gzip, seal.Zstd} {
+		b.Run(string(codec), func(b *testing.B) {
+			s := newStore(b)
+			b.SetBytes(size)
+			for n := 0; b.Loop(); n++ {
+				if _, err := s.Import(ctx, "alice", fmt.Sprint("p", n), image, CreateOptions{Format: "raw", Compress: codec}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkCommit: what the server does at a sync of n changed chunks of
+// 128 KiB, after they have arrived.
+func BenchmarkCommit(b *testing.B) {
+	for _, n := range []int{1, 100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := newStore(b)
+			p, err := s.Create(ctx, "alice", "winxp", CreateOptions{DiskSize: 10 << 30})
+			if err != nil {
+				b.Fatal(err)
+			}
+			l, err := p.Acquire("alice", "h", "id")
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(n) << 17)
+			for v := 1; b.Loop(); v++ {
+				b.StopTimer()
+				c := change{}
+				for i := range n {
+					plain := random(128<<10, 1)
+					copy(plain, fmt.Sprint(v, i))
+					c[int64(i)*70] = plain
+				}
+				keyroot, _ := stageVersion(b, p, c, "")
+				b.StartTimer()
+				if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: v, Keyroot: keyroot, ID: parcel.NewID()}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkCopy: a parcel of 8192 objects.
+func BenchmarkCopy(b *testing.B) {
+	s := newStore(b)
+	const size = 8192 * testChunk
+	if _, err := s.Import(ctx, "alice", "gold", writeFile(b, size, map[int64][]byte{0: random(size, 1)}), CreateOptions{Format: "raw", ChunkSize: testChunk}); err != nil {
+		b.Fatal(err)
+	}
+	for n := 0; b.Loop(); n++ {
+		if _, err := s.Copy(ctx, "alice", "gold", "bob", fmt.Sprint("p", n)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCheck: 8192 objects, without and with their content.
+func BenchmarkCheck(b *testing.B) {
+	s := newStore(b)
+	const size = 8192 * testChunk
+	if _, err := s.Import(ctx, "alice", "gold", writeFile(b, size, map[int64][]byte{0: random(size, 1)}), CreateOptions{Format: "raw", ChunkSize: testChunk}); err != nil {
+		b.Fatal(err)
+	}
+	for _, content := range []bool{false, true} {
+		b.Run(fmt.Sprint("content=", content), func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				if _, err := s.Check(ctx, CheckOptions{Content: content}, func(Problem) {}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
