@@ -93,6 +93,19 @@ func TestPrincipal(t *testing.T) {
 	}
 }
 
+// What the library says was the key, and what was verified, must agree.
+func TestLoginWithoutProofHasNoKey(t *testing.T) {
+	key, other := newSigner(t).PublicKey(), newSigner(t).PublicKey()
+	for _, test := range []struct {
+		proven, said, want ssh.PublicKey
+	}{{key, key, key}, {nil, key, nil}, {other, key, nil}, {key, nil, nil}, {nil, nil, nil}} {
+		c := &conn{proven: test.proven}
+		if got := c.login("alice", "alice", test.said); (got.key != nil) != (test.want != nil) || got.changed {
+			t.Errorf("proven %v, said %v: got %v, changed %v; want %v", test.proven, test.said, got.key, got.changed, test.want)
+		}
+	}
+}
+
 func TestHostKeys(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "hostkeys")
 	// Several daemons that start at once on one realm have the same keys.

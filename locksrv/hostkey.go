@@ -75,15 +75,7 @@ func newHostKey(name string, generate func() (crypto.PrivateKey, error)) (ssh.Si
 	if err != nil {
 		return nil, err
 	}
-	fresh := name + ".new-" + fmt.Sprint(os.Getpid())
-	if err := atomicfile.Write(fresh, pem.EncodeToMemory(block), 0o600); err != nil {
-		return nil, err
-	}
-	defer os.Remove(fresh)
-	if err := os.Link(fresh, name); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	if err := atomicfile.SyncDir(filepath.Dir(name)); err != nil {
+	if err := atomicfile.WriteNew(name, pem.EncodeToMemory(block), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	text, err := os.ReadFile(name)
