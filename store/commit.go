@@ -34,8 +34,8 @@ type CommitRequest struct {
 // the first object that is lacking: then nothing has happened, and those that
 // isr_missing names may be put and the commit repeated.
 func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err error) {
-	if r.Keyroot.IsNil() || r.ID == "" || r.Parent < 1 {
-		return 0, p.errorf(parcel.Usage, "commit without keyroot, parent or id")
+	if r.Keyroot.IsNil() || r.ID == "" || r.ID != parcel.Clean(r.ID) || r.Parent < 1 {
+		return 0, p.errorf(parcel.Usage, "commit without keyroot, parent or a printable id")
 	}
 	err = p.exclusive(func() error {
 		head, cfg, err := p.published(0)

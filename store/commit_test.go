@@ -42,6 +42,7 @@ func TestCommitRefused(t *testing.T) {
 		"later parent": {with(func(c *CommitRequest) { c.Parent = 2 }), parcel.ErrConflict},
 		"no parent":    {with(func(c *CommitRequest) { c.Parent = 0 }), parcel.ErrUsage},
 		"no id":        {with(func(c *CommitRequest) { c.ID = "" }), parcel.ErrUsage},
+		"id of lines":  {with(func(c *CommitRequest) { c.ID = "a\nKEYROOT:=-" }), parcel.ErrUsage},
 		"no keyroot":   {with(func(c *CommitRequest) { c.Keyroot = seal.Ref{} }), parcel.ErrUsage},
 		"unknown root": {with(func(c *CommitRequest) { c.Keyroot = unknown }), parcel.ErrNoObject},
 		"wrong key":    {with(func(c *CommitRequest) { c.Keyroot = wrongKey }), seal.ErrCorrupt},
