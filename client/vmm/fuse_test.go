@@ -96,6 +96,13 @@ func (f *lazyFile) Write(ctx context.Context, _ fs.FileHandle, data []byte, off 
 	return uint32(n), fs.ToErrno(err)
 }
 
+// counts are the chunks fetched, and the reads answered with zeros, so far.
+func (f *lazyFile) counts() (fetched, faked int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fetched, f.faked
+}
+
 // lazyFile is its own Pages.
 
 func (f *lazyFile) BeginSave() error {
@@ -122,7 +129,7 @@ func (f *lazyFile) Asked(off int64, n int) bool {
 func (f *lazyFile) WriteAt(b []byte, off int64) (int, error) { return f.back.WriteAt(b, off) }
 
 // mountLazy mounts files for one run: caches do not outlive it.
-func mountLazy(t *testing.T, files map[string]*lazyFile) (dir string) {
+func mountLazy(t testing.TB, files map[string]*lazyFile) (dir string) {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		lacking(t, "fuse: %v", err)
@@ -160,7 +167,7 @@ func (f *lazyFile) unblock() {
 	}
 }
 
-func newLazy(t *testing.T, path string) *lazyFile {
+func newLazy(t testing.TB, path string) *lazyFile {
 	t.Helper()
 	back, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -175,7 +182,7 @@ func newLazy(t *testing.T, path string) *lazyFile {
 }
 
 // lazyMemory gives the rig's machine its memory by a mount of its own, as each run of a parcel has.
-func (r *rig) lazyMemory(t *testing.T, path string) *lazyFile {
+func (r *rig) lazyMemory(t testing.TB, path string) *lazyFile {
 	f := newLazy(t, path)
 	r.m.Memory = filepath.Join(mountLazy(t, map[string]*lazyFile{"memory": f}), "memory")
 	r.m.Pages = f

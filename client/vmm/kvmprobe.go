@@ -29,7 +29,7 @@ import (
 var probeCode []byte
 
 const (
-	probeCPU   = 800 * time.Millisecond // of processor time; then it is no acceleration
+	probeCPU   = 800 * time.Millisecond  // of processor time; then it is no acceleration
 	probeTime  = 2800 * time.Millisecond // in all
 	probeROM   = 64 << 10
 	probeOK    = 0x2a<<1 | 1 // isa-debug-exit's status for what the guest wrote

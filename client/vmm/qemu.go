@@ -29,7 +29,8 @@ import (
 // Options:
 //
 //	display=none|window|gtk|sdl|vnc=HOST:DISPLAY|vnc=unix:PATH
-//	                  default: window if there is an X display, else none. Closing a window suspends.
+//	                  default: window if there is an X display, else gtk on Wayland, else none.
+//	                  Closing window suspends; gtk and sdl are QEMU's own, which cannot be closed.
 //	serial=FILE       the first serial port's output, appended to FILE
 //	serial=unix:PATH  the first serial port as a Unix socket to connect to
 //	accel=kvm|tcg     default: kvm where it really runs a guest (kvmprobe.go), else tcg
@@ -207,7 +208,7 @@ func (d *QEMU) plan(ctx context.Context, m *Machine) (*plan, Info, error) {
 			return nil, i, nil
 		}
 	}
-	if err := p.chooseDisplay(m); err != nil {
+	if err := p.chooseDisplay(ctx, m); err != nil {
 		return nil, refuse(title, "", "%v", err), nil
 	}
 	return p, Info{Title: title, Runnable: true}, nil
@@ -376,14 +377,19 @@ func (*QEMU) stateIsBad(title string, m *Machine, p *plan) (Info, bool) {
 }
 
 // chooseDisplay settles display= for this host.
-func (p *plan) chooseDisplay(m *Machine) error {
-	x := os.Getenv("DISPLAY") != ""
+func (p *plan) chooseDisplay(ctx context.Context, m *Machine) error {
+	x, wayland := os.Getenv("DISPLAY") != "", os.Getenv("WAYLAND_DISPLAY") != ""
+	own := "QEMU's own window does not suspend the machine when it is closed: interrupt isr for that"
 	switch p.display {
 	case "":
 		p.display = "none"
-		if x {
+		switch {
+		case x:
 			p.display = "window"
-		} else if m.Options["serial"] == "" {
+		case wayland && hasDisplay(ctx, p.program, "gtk"):
+			p.display = "gtk"
+			p.notices = append(p.notices, own)
+		case m.Options["serial"] == "":
 			p.notices = append(p.notices, "no display here: the machine runs without a screen")
 		}
 	case "window":
@@ -391,11 +397,24 @@ func (p *plan) chooseDisplay(m *Machine) error {
 			return errors.New("display=window needs an X display (DISPLAY is not set)")
 		}
 	case "gtk", "sdl":
-		if !x && os.Getenv("WAYLAND_DISPLAY") == "" {
+		if !x && !wayland {
 			return fmt.Errorf("display=%s needs a display (neither DISPLAY nor WAYLAND_DISPLAY is set)", p.display)
 		}
+		if !hasDisplay(ctx, p.program, p.display) {
+			return fmt.Errorf("%s has no display %s (Debian: install qemu-system-gui)", p.program, p.display)
+		}
+		p.notices = append(p.notices, own)
+	}
+	if host, _, is := strings.Cut(strings.TrimPrefix(p.display, "vnc="), ":"); is && host != "127.0.0.1" && host != "localhost" && host != "unix" {
+		p.notices = append(p.notices, "the machine's screen is open to anyone who reaches "+p.display)
 	}
 	return nil
+}
+
+// hasDisplay asks a QEMU whether it can show a machine that way.
+func hasDisplay(ctx context.Context, program, display string) bool {
+	out, err := exec.CommandContext(ctx, program, "-display", "help").Output()
+	return err == nil && slices.Contains(strings.Fields(string(out)), display)
 }
 
 // requires is what to record with the version.

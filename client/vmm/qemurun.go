@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,6 +52,14 @@ func (d *QEMU) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 	if err := checkImages(m, p); err != nil {
 		return Outcome{}, err
 	}
+	if path, is := strings.CutPrefix(p.serial, "file:"); is {
+		// QEMU would make it as the umask has it; what a guest says is private.
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return Outcome{}, err
+		}
+		f.Close()
+	}
 	for _, n := range p.notices {
 		m.say("%s", n)
 	}
@@ -58,17 +67,40 @@ func (d *QEMU) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 		return Outcome{}, err
 	}
 	g := &instance{m: m, p: p, stderr: &tail{}, resumed: m.Suspended == "qemu"}
-	if err := g.start(ctx); err != nil {
-		return Outcome{}, err
+	defer g.end()
+
+	// Until the machine runs, a request to suspend has nothing to wait for: a
+	// start that hangs, for memory that does not arrive, is simply undone.
+	startCtx, started := context.WithCancel(ctx)
+	defer started()
+	go func() {
+		select {
+		case <-suspend:
+			started()
+		case <-startCtx.Done():
+		}
+	}()
+	err = g.prepare(startCtx)
+	if isClosed(suspend) && ctx.Err() == nil {
+		return Outcome{Suspended: g.resumed, Requires: m.Requires}, nil
 	}
-	defer os.Remove(filepath.Join(m.RunDir, pidName))
-	defer g.q.close()
-	defer g.c.kill()
-	out, err := g.live(ctx, suspend)
+	var out Outcome
+	if err == nil {
+		out, err = g.live(ctx, suspend)
+	}
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err()
 	}
 	return out, err
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // checkImages makes sure that the files QEMU is pointed at are the ones m speaks of.
@@ -102,19 +134,36 @@ func newGUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-func (g *instance) start(ctx context.Context) error {
+// prepare starts QEMU and, if there is one, loads the device state. Nothing runs yet.
+func (g *instance) prepare(ctx context.Context) error {
+	t := time.AfterFunc(patience, func() { g.m.say("waiting for memory the machine needs to start") })
+	defer t.Stop()
 	args := arguments(g.m, g.p, newGUID(), g.resumed)
-	c, q, err := spawn(ctx, g.p.program, args, g.stderr)
-	if err != nil {
+	var err error
+	if g.c, g.q, err = spawn(ctx, g.p.program, args, g.stderr); err != nil {
 		return err
 	}
-	g.c, g.q = c, q
-	if err := writePidFile(filepath.Join(g.m.RunDir, pidName), c.cmd.Process.Pid); err != nil {
-		c.kill()
-		q.close()
+	if err := writePidFile(filepath.Join(g.m.RunDir, pidName), g.c.cmd.Process.Pid); err != nil {
 		return err
+	}
+	if g.p.net == "none" {
+		if err := g.q.execute(ctx, "set_link", map[string]any{"name": "nic0", "up": false}, nil); err != nil {
+			return err
+		}
+	}
+	if g.resumed {
+		return g.load(ctx)
 	}
 	return nil
+}
+
+// end kills what is left of QEMU.
+func (g *instance) end() {
+	if g.c != nil {
+		g.c.kill()
+		g.q.close()
+		os.Remove(filepath.Join(g.m.RunDir, pidName))
+	}
 }
 
 // patiently runs one QMP command, and says what for if it takes long.
@@ -141,24 +190,8 @@ func (g *instance) dead(ctx context.Context) error {
 	return crashed(g.c, g.stderr)
 }
 
-// live is a run from the first command to the last.
+// live is a run from the machine's start to its end.
 func (g *instance) live(ctx context.Context, suspend <-chan struct{}) (Outcome, error) {
-	if g.p.net == "none" {
-		if err := g.q.execute(ctx, "set_link", map[string]any{"name": "nic0", "up": false}, nil); err != nil {
-			return Outcome{}, err
-		}
-	}
-	if g.resumed {
-		if err := g.load(ctx); err != nil {
-			return Outcome{}, err
-		}
-	}
-	select {
-	case <-suspend:
-		// Nothing has run, so all there was is still there.
-		return Outcome{Suspended: g.resumed, Requires: g.m.Requires}, nil
-	default:
-	}
 	window, closed, err := g.openWindow(ctx)
 	if err != nil {
 		return Outcome{}, err
@@ -358,8 +391,6 @@ func (g *instance) load(ctx context.Context) error {
 		}
 		sent <- err
 	}()
-	t := time.AfterFunc(patience, func() { g.m.say("waiting for memory the machine needs to start") })
-	defer t.Stop()
 	if err := g.migrated(ctx); err != nil {
 		return fmt.Errorf("device state of %s: %w", g.m.Name, err)
 	}

@@ -379,8 +379,11 @@ func (s *ramSplitter) pageRecord(addr, flags uint64) error {
 			s.put8(fill)
 			return nil
 		}
-		for i := range page {
-			page[i] = fill
+		clear(page) // nearly always it is zero
+		if fill != 0 {
+			for i := range page {
+				page[i] = fill
+			}
 		}
 	} else {
 		if _, err := io.ReadFull(s.r, page); err != nil {
