@@ -1,0 +1,433 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// objectState is what is known of one object of a parcel.
+type objectState struct {
+	size    int64
+	bad     string // what is wrong with it, "" nothing
+	reached bool
+}
+
+// parcelCheck is the check of one parcel.
+type parcelCheck struct {
+	*checker
+	p       *Parcel
+	cfg     *parcel.Config
+	objects map[seal.Tag]*objectState
+	blocks  map[seal.Ref]int // damaged references at or below each block walked
+	told    map[seal.Tag]bool
+	damaged bool // some version
+}
+
+func (c *checker) parcel(ctx context.Context, p *Parcel) error {
+	c.sum.Parcels++
+	pc := &parcelCheck{checker: c, p: p, objects: make(map[seal.Tag]*objectState),
+		blocks: make(map[seal.Ref]int), told: make(map[seal.Tag]bool)}
+	pc.lockSide()
+	cfg, err := p.Config()
+	if err != nil {
+		c.bad(err)
+		return ctx.Err()
+	}
+	pc.cfg = cfg
+	if cfg.User != p.user.name || cfg.Parcel != p.name {
+		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
+	}
+	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
+		return ctx.Err() // as the user's check said
+	}
+	if c.opts.Version > cfg.Version {
+		_, _, err := p.published(c.opts.Version)
+		return err
+	}
+	if err := pc.hdk(ctx); err != nil {
+		return err
+	}
+	versions, err := pc.versions()
+	if err != nil {
+		c.bad(err)
+	}
+	// The newest first: damage that versions share is reported for the newest.
+	for _, v := range slices.Backward(versions) {
+		if c.opts.Version == 0 || c.opts.Version == v {
+			c.where.Version = v
+			pc.version(ctx, v)
+			c.sum.Versions++
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	c.where.Version = 0
+	if c.opts.Version == 0 {
+		pc.rest()
+		pc.contentSide()
+	}
+	return ctx.Err()
+}
+
+// lockSide looks at the lock, and who can see it.
+func (c *parcelCheck) lockSide() {
+	p := c.p
+	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile}
+	c.known(p.lock, append(names, "keys", unfinishedFile)...)
+	for _, n := range append(names, "", "keys") {
+		c.private(filepath.Join(p.lock, n))
+	}
+	c.known(filepath.Join(p.lock, "keys"), "0*", "keyroot")
+	if _, err := os.Lstat(filepath.Join(p.lock, unfinishedFile)); err == nil {
+		c.problem(Note, "the next acquire or commit repairs it", "the process that made the parcel was killed right after")
+	}
+	l, err := p.held()
+	if err != nil {
+		c.bad(err)
+	}
+	if _, err := p.released(); err != nil {
+		c.bad(err)
+	}
+	epoch, err := p.epoch()
+	if err != nil {
+		c.bad(err)
+	} else if l != nil && l.Epoch > epoch {
+		c.problem(Bad, "write the larger one into it", "epoch is %d, the holder's is %d", epoch, l.Epoch)
+	}
+}
+
+// hdk reads the names of all objects, and with Content the objects.
+func (c *parcelCheck) hdk(ctx context.Context) error {
+	var mu sync.Mutex
+	dirs, err := os.ReadDir(c.p.hdk())
+	if err != nil {
+		c.bad(err)
+	}
+	for _, d := range dirs {
+		dir := filepath.Join(c.p.hdk(), d.Name())
+		entries, err := os.ReadDir(dir)
+		if err != nil || len(d.Name()) != 2 {
+			c.problem(Note, "", "%s: unknown file", dir)
+			continue
+		}
+		err = parallel(ctx, runtime.GOMAXPROCS(0), slices.All(entries), func(_ context.Context, _ int, e fs.DirEntry) error {
+			o, tag, err := c.object(dir, e, &mu)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				c.problem(Note, "", "%s: unknown file", filepath.Join(dir, e.Name()))
+				return nil
+			}
+			c.objects[tag] = o
+			c.sum.Objects++
+			c.sum.Bytes += o.size
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// object looks at one file below hdk; the error says that it is none of ours.
+func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*objectState, seal.Tag, error) {
+	tag, err := seal.ParseTag(e.Name())
+	if err != nil {
+		return nil, "", err
+	}
+	if !strings.HasPrefix(e.Name(), filepath.Base(dir)) {
+		return nil, "", errors.New("in the wrong directory")
+	}
+	path := filepath.Join(dir, e.Name())
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return nil, "", err
+	}
+	o := &objectState{size: fi.Size()}
+	switch {
+	case !fi.Mode().IsRegular():
+		o.bad = "is not a file"
+	case fi.Size() == 0:
+		o.bad = "is empty"
+	case len(tag) != c.cfg.Crypto.HashSize():
+		o.bad = fmt.Sprintf("is of another suite than %s", c.cfg.Crypto)
+	case c.opts.Content:
+		st := fi.Sys().(*syscall.Stat_t)
+		id := inode{uint64(st.Dev), st.Ino, tag}
+		mu.Lock()
+		whole := c.whole[id]
+		mu.Unlock()
+		if whole {
+			break
+		}
+		if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
+			o.bad = "does not match its name"
+		} else if err != nil {
+			o.bad = "cannot be read: " + err.Error()
+		} else {
+			mu.Lock()
+			c.whole[id] = true
+			mu.Unlock()
+		}
+	}
+	if fi.Mode().IsRegular() && fi.Mode().Perm() != objectMode {
+		mu.Lock()
+		c.problem(Note, "chmod 0400 it", "object %s: mode %04o", tag, fi.Mode().Perm())
+		mu.Unlock()
+	}
+	return o, tag, nil
+}
+
+// versions are the versions that are there; the others it reports.
+func (c *parcelCheck) versions() ([]int, error) {
+	head := c.cfg.Version
+	recorded, err := c.p.recorded()
+	if err != nil {
+		return nil, err
+	}
+	dirs, keyed := make(map[int]bool), make(map[int]bool)
+	for _, v := range recorded {
+		keyed[v] = true
+	}
+	entries, _ := os.ReadDir(c.p.content)
+	for _, e := range entries {
+		if v, ok := parcel.ParseVersionDir(e.Name()); ok {
+			dirs[v] = true
+		}
+	}
+	there := recorded[:0:0]
+	gone := 0 // first of a run of versions that were removed
+	flush := func(end int) {
+		switch {
+		case gone == 0:
+		case gone == end:
+			c.problem(Note, "", "version %d: removed", gone)
+		default:
+			c.problem(Note, "", "versions %d to %d: removed", gone, end)
+		}
+		gone = 0
+	}
+	for v := 1; v <= head; v++ {
+		if keyed[v] || dirs[v] || v == head {
+			flush(v - 1)
+		} else if gone == 0 {
+			gone = v
+		}
+		c.where.Version = v
+		switch {
+		case keyed[v]:
+			there = append(there, v)
+		case v == head || dirs[v]:
+			c.problem(Bad, fmt.Sprintf("restore %s from a backup", c.p.versionFile(v)),
+				"keyroot is missing: the version cannot be opened")
+		}
+		c.where.Version = 0
+	}
+	flush(head)
+	for _, v := range recorded {
+		dirs[v] = true
+	}
+	for _, v := range slices.Sorted(maps.Keys(dirs)) {
+		if v > head {
+			c.problem(Note, "the next commit overwrites it", "version %d: unfinished: the head is %d", v, head)
+		}
+	}
+	return there, nil
+}
+
+// version walks one version.
+func (c *parcelCheck) version(ctx context.Context, v int) {
+	rec, err := c.p.version(v)
+	if err != nil {
+		c.bad(err)
+		return
+	}
+	damaged := c.present(rec.keyroot.Tag, "root block")
+	var root *keyring.Root
+	if damaged == 0 {
+		if root, err = c.p.openRoot(ctx, c.p, c.cfg, rec.keyroot); err != nil {
+			c.bad(err)
+			damaged++
+		}
+	}
+	if root != nil {
+		if !root.Cfg.IsNil() {
+			damaged += c.present(root.Cfg.Tag, "cfg archive")
+		}
+		for _, im := range root.Images {
+			damaged += c.tree(ctx, im, im.Ref, im.Depth, 0)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	if damaged > 0 {
+		c.damaged = true
+		c.problem(Bad, "put the objects back from a backup, a client's hoard or a copy of the parcel",
+			"cannot be restored whole: damage in %d places", damaged)
+	}
+	c.directory(rec, root, damaged == 0)
+}
+
+// present is the number of damaged objects, 0 or 1, at tag.
+func (c *parcelCheck) present(tag seal.Tag, what string) int {
+	o := c.objects[tag]
+	if o == nil {
+		// It may have come after hdk was listed.
+		fi, err := os.Lstat(filepath.Join(c.p.hdk(), objectName(tag)))
+		if err != nil {
+			o = &objectState{bad: "is missing"}
+		} else {
+			o = &objectState{size: fi.Size()}
+		}
+		c.objects[tag] = o
+	}
+	o.reached = true
+	if o.bad == "" {
+		return 0
+	}
+	if !c.told[tag] {
+		c.told[tag] = true
+		c.problem(Bad, "", "%s: object %s %s", what, tag, o.bad)
+	}
+	return 1
+}
+
+// tree is the number of damaged objects at and below ref, one of im's on
+// level with number n there.
+func (c *parcelCheck) tree(ctx context.Context, im keyring.Image, ref seal.Ref, level int, n int64) int {
+	if ref.IsNil() || ctx.Err() != nil {
+		return 0
+	}
+	if level == 0 {
+		return c.present(ref.Tag, fmt.Sprintf("%s: chunk %d", im.Name, n))
+	}
+	if damaged, ok := c.blocks[ref]; ok {
+		return damaged
+	}
+	what := fmt.Sprintf("%s: keyring block %d of level %d", im.Name, n, level)
+	damaged := c.present(ref.Tag, what)
+	if damaged == 0 {
+		b, err := keyring.GetBlock(ctx, c.cfg.Sealer(), c.p, ref, level)
+		if err != nil {
+			c.bad(fmt.Errorf("%s: %w", what, err))
+			damaged++
+		} else {
+			for i, r := range b {
+				damaged += c.tree(ctx, im, r, level-1, n*keyring.Fanout+int64(i))
+			}
+		}
+	}
+	c.blocks[ref] = damaged
+	return damaged
+}
+
+// directory looks at a version's directory, which is derived.
+func (c *parcelCheck) directory(rec *version, root *keyring.Root, whole bool) {
+	state := "its content is whole, and can still be checked out"
+	if !whole {
+		state = "and its content is damaged"
+	}
+	hint := ""
+	if rec.Version == c.cfg.Version {
+		hint = "the next acquire or commit makes it again"
+	}
+	dir := filepath.Join(c.p.content, parcel.VersionDir(rec.Version))
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		c.problem(Note, hint, "directory is missing; %s", state)
+		return
+	}
+	links := []link{{"keyring.enc", filepath.Join("..", "hdk", objectName(rec.keyroot.Tag))}}
+	if root != nil && !root.Cfg.IsNil() {
+		links = append(links, link{"cfg.tgz.enc", filepath.Join("..", "hdk", objectName(root.Cfg.Tag))})
+	}
+	for _, l := range links {
+		if !isLink(filepath.Join(dir, l.name), l.target) {
+			c.problem(Note, hint, "link %s is missing or wrong; %s", l.name, state)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "info")); err != nil {
+		c.problem(Note, "", "info is missing; %s", state)
+	} else if public, err := rec.public().Encode(); err == nil && !bytes.Contains(b, public) {
+		c.problem(Note, "", "info is not as the version's record has it")
+	}
+	c.known(dir, "keyring.enc", "cfg.tgz.enc", "info")
+}
+
+// rest reports what no version reaches.
+func (c *parcelCheck) rest() {
+	var count, bytes int64
+	for tag, o := range c.unreached() {
+		count++
+		bytes += o.size
+		if o.bad != "" && o.bad != "is missing" {
+			// A later commit would take it for whole.
+			c.problem(Bad, "remove it", "object %s, which no version needs, %s", tag, o.bad)
+		}
+	}
+	what := ""
+	if c.damaged {
+		what = " that is whole"
+	}
+	if count > 0 {
+		c.problem(Note, "", "%d objects of %d bytes are needed by no version%s", count, bytes, what)
+	}
+}
+
+func (c *parcelCheck) unreached() iter.Seq2[seal.Tag, *objectState] {
+	return func(yield func(seal.Tag, *objectState) bool) {
+		for tag, o := range c.objects {
+			if !o.reached && !yield(tag, o) {
+				return
+			}
+		}
+	}
+}
+
+// contentSide looks at what surrounds versions and objects.
+func (c *parcelCheck) contentSide() {
+	p := c.p
+	c.private(p.content)
+	c.known(p.content, "hdk", "staging", "keys", "last", "cfg.tgz.enc", "0*")
+	c.known(filepath.Join(p.content, "keys"), "keyring.enc")
+	const hint = "the next acquire or commit repairs it"
+	if rec, err := p.version(c.cfg.Version); err == nil {
+		for _, l := range p.links(rec) {
+			if !isLink(filepath.Join(p.content, l.name), l.target) {
+				c.problem(Note, hint, "link %s is missing or wrong", l.name)
+			}
+		}
+	}
+	l, err := p.held()
+	if err == nil {
+		public, perr := readLock(filepath.Join(p.lock, holderFile))
+		if l == nil && perr == nil || l != nil && (perr != nil || public.Epoch != l.Epoch) {
+			c.problem(Note, hint, "lockholder does not say who holds the parcel")
+		}
+	}
+	if entries, err := os.ReadDir(p.staging()); errors.Is(err, fs.ErrNotExist) {
+		c.problem(Note, hint, "staging is missing")
+	} else if err != nil {
+		c.bad(err)
+	} else if l == nil && len(entries) > 0 {
+		c.problem(Note, "the next release removes them", "%d files wait in staging, and nobody holds the parcel", len(entries))
+	}
+}
