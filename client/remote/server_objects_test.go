@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,15 +125,51 @@ func TestOneRoundTrip(t *testing.T) {
 	getAll(t, bg, o, all)
 	const rtt = 60 * time.Millisecond
 	r.RTT(rtt)
+	best := time.Hour // a busy machine may be late, but not each time
 	for tag := range all {
 		began := time.Now()
 		if _, err := o.Get(bg, tag); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took < rtt || took > rtt*18/10 {
-			t.Errorf("get took %v on a link of %v, want one round trip", took, rtt)
+		best = min(best, time.Since(began))
+	}
+	if best < rtt || best > rtt*18/10 {
+		t.Errorf("a get took %v on a link of %v, want one round trip", best, rtt)
+	}
+}
+
+// Close ends everything, whatever is under way.
+func TestClose(t *testing.T) {
+	r := newRealm(t)
+	all := r.stock(100, 64<<10)
+	r.Rate(1<<20, 1<<20)
+	before := runtime.NumGoroutine()
+	s := Open(r.target(), nil, nil)
+	s.OnOutage(func(bool, error) {})
+	o := s.Objects("box")
+	var wg sync.WaitGroup
+	started := make(chan struct{})
+	var once sync.Once
+	for tag := range all {
+		for _, class := range []fetch.Class{fetch.Demand, fetch.Prefetch} {
+			wg.Go(func() {
+				_, err := o.Get(fetch.WithClass(bg, class), tag)
+				once.Do(func() { close(started) })
+				if err != nil && !errors.Is(err, parcel.ErrUnreachable) {
+					t.Errorf("get while closing: %v", err)
+				}
+			})
 		}
 	}
+	<-started
+	s.Close()
+	inTime(t, 10*time.Second, "gets of a closed server", wg.Wait)
+	inTime(t, 10*time.Second, "goroutines of a closed server", func() {
+		// The link's own are gone when it has noticed.
+		for now, _ := r.Conns(); now > 0 || runtime.NumGoroutine() > before+1; now, _ = r.Conns() {
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
 }
 
 // A demand overtakes bulk requests that fill a slow link.
@@ -530,7 +567,7 @@ func TestDeadAfterSleep(t *testing.T) {
 	r := newRealm(t)
 	all := r.stock(1, 1000)
 	s := r.open()
-	s.stall = 4 * time.Second
+	s.stall = 2 * time.Second
 	o := s.Objects("box")
 	getAll(t, bg, o, all)
 	s.main.live().tap.wall.Add(-int64(time.Hour)) // as if it had slept

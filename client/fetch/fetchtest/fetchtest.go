@@ -1,4 +1,6 @@
-// Package fetchtest proves that a Source keeps the promises of fetch.Source.
+// Package fetchtest proves that a Source keeps the promises of fetch.Source:
+// what it has, what it lacks, many at once, and copies that were spoilt. It is
+// for tests; it knows no source by name.
 package fetchtest
 
 import (
