@@ -33,6 +33,9 @@ var raceEnabled bool
 // programs is where isr and isr-locksrv are, built once for all tests.
 var programs string
 
+// drivers is where isr-vmm-toy is.
+var drivers string
+
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
@@ -43,6 +46,10 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	programs = dir
+	if drivers, err = filepath.Abs("testdata/vmm"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	args := []string{"build", "-o", dir}
 	if raceEnabled {
 		args = append(args, "-race")
@@ -220,7 +227,7 @@ func (w *world) addr() string {
 
 // env is the environment of host, and nothing of the test's own beside PATH.
 func (w *world) env(host string) []string {
-	return []string{"PATH=" + programs + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + filepath.Join(w.dir, host),
+	return []string{"PATH=" + programs + ":" + drivers + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + filepath.Join(w.dir, host),
 		"XDG_RUNTIME_DIR=" + filepath.Join(w.dir, "run"), "TMPDIR=" + filepath.Join(w.dir, "tmp"), "SHELL=/bin/sh",
 		"ISR_ROOT=" + w.root, "GORACE=" + os.Getenv("GORACE")}
 }
