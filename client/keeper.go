@@ -62,7 +62,8 @@ func Keeper() error {
 	wish := func() { once.Do(func() { close(suspend) }) }
 	// The terminal's signals are for the isr in front; TERM is the host going
 	// down, and then there may be nobody in front.
-	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGTTOU)
+	// Caught, not ignored: a program that we start would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	go func() { <-term; wish() }()

@@ -177,13 +177,13 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	defer reclaimTerminal()()
 	if err := cmd.Start(); err != nil {
 		there.Close()
 		return err
 	}
 	c.UI.Detail("parcel %s: keeper started, process %d", co.State.Parcel, cmd.Process.Pid)
 	there.Close()
+	defer reclaimTerminal()()
 	defer cmd.Wait()
 	enc := json.NewEncoder(conn)
 	if err := enc.Encode(errand{Dir: c.Dir, Host: c.Host, Home: c.Home, Server: co.State.Server, User: co.State.User, Batch: c.Batch,
@@ -250,6 +250,10 @@ func reclaimTerminal() func() {
 	if !term.IsTerminal(fd) {
 		return func() {}
 	}
-	signal.Ignore(syscall.SIGTTOU)
-	return func() { foreground(fd) }
+	return func() {
+		// We are in the background still, and would be stopped for it.
+		signal.Ignore(syscall.SIGTTOU)
+		defer signal.Reset(syscall.SIGTTOU)
+		foreground(fd)
+	}
 }
