@@ -4,8 +4,8 @@
 //	DIR/stats/NAME  a counter file, made anew at each open, 0400
 //
 // It promises that fsync of an image returns when the image says its writes
-// are durable, that a read which blocks holds up no other read, and that an
-// interrupted reader's context is cancelled. The kernel's page cache is used,
+// are durable, that a read which blocks holds up no other read, and that the
+// context of a reader which is being killed is cancelled. The kernel's page cache is used,
 // so an image may be mapped, and an image changed from below must be told to
 // the kernel by Invalidate.
 //
@@ -33,7 +33,7 @@ import (
 // Image is a byte array of fixed size. Its methods are called concurrently.
 type Image interface {
 	// ReadAt fills p from off, short only at the end of the image (io.EOF or
-	// nil). ctx is cancelled when the reader is interrupted or the mount is
+	// nil). ctx is cancelled when the reader is being killed or the mount is
 	// closed; it is not valid after the return. ReadAt must not keep p.
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	// WriteAt is like ReadAt the other way.
@@ -390,65 +390,89 @@ func errnoOf(err error) syscall.Errno {
 	return syscall.EIO
 }
 
-// callContext is the context of one request: done when its reader is
-// interrupted or the mount closes. Most calls never ask, so the channel that
-// joins the two is made on the first Done.
+// callContext is the context of one request: done when its reader is being
+// killed or the mount closes. Most calls never ask, so what watches for that
+// is started by the first Done.
+//
+// A signal alone does not count, though the kernel tells us of any: a file's
+// reader does not expect it, and a page fault that ends in EINTR is a SIGBUS.
+// So a guest whose memory is fetched would die of the signals by which a VMM
+// wakes its threads.
 type callContext struct {
-	context.Context
-	closing <-chan struct{}
+	context.Context // the request's: done at any signal
+	closing         <-chan struct{}
 
-	mu     sync.Mutex
-	joined chan struct{}
-	over   chan struct{} // closed at the end of the call
-	ended  bool
+	mu   sync.Mutex
+	done chan struct{} // nil until asked for
+	over chan struct{} // closed at the end of the call
+	err  error
 }
 
-// closedChan is the Done of a context used after its call.
-var closedChan = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
+// dyingPoll is how often it is looked whether an interrupted reader is being
+// killed: the kernel tells us of its first signal only.
+const dyingPoll = 100 * time.Millisecond
 
 func (c *callContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.joined == nil {
-		if c.ended {
-			return closedChan
-		}
-		c.joined = make(chan struct{})
+	if c.done == nil {
+		c.done = make(chan struct{})
 		c.over = make(chan struct{})
-		go func(interrupt <-chan struct{}) {
-			select {
-			case <-interrupt:
-			case <-c.closing:
-			case <-c.over:
-			}
-			close(c.joined)
-		}(c.Context.Done())
+		if c.err != nil {
+			close(c.done) // used after its call
+			return c.done
+		}
+		go c.watch(c.done, c.Context.Done())
 	}
-	return c.joined
+	return c.done
+}
+
+func (c *callContext) watch(done chan<- struct{}, interrupt <-chan struct{}) {
+	defer close(done)
+	select {
+	case <-interrupt:
+	case <-c.closing:
+		c.cancel()
+		return
+	case <-c.over:
+		return
+	}
+	tick := time.NewTicker(dyingPoll)
+	defer tick.Stop()
+	for !dying(c.Context) {
+		select {
+		case <-tick.C:
+		case <-c.closing:
+			c.cancel()
+			return
+		case <-c.over:
+			return
+		}
+	}
+	c.cancel()
+}
+
+func (c *callContext) cancel() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = context.Canceled
 }
 
 func (c *callContext) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended {
-		return context.Canceled
-	}
 	select {
 	case <-c.closing:
 		return context.Canceled
 	default:
-		return c.Context.Err()
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
 }
 
 func (c *callContext) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ended = true
+	c.err = context.Canceled
 	if c.over != nil {
 		close(c.over)
 	}

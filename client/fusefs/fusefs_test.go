@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -271,33 +272,85 @@ func TestBlockedReadsHoldUpNoOthers(t *testing.T) {
 	}
 }
 
-func TestInterruptCancelsTheRead(t *testing.T) {
+// gatedImage stops all reads, and says how each stopped read ended.
+func gatedImage() (*memImage, *gate, chan error) {
 	disk := newMemImage(1 << 20)
 	g := newGate(0, 1<<20)
-	disk.onRead(g.hook)
-	cancelled := make(chan error, 10)
-	hook := func(ctx context.Context, off int64, n int) error {
+	ended := make(chan error, 1000)
+	disk.onRead(func(ctx context.Context, off int64, n int) error {
 		err := g.hook(ctx, off, n)
-		cancelled <- err
+		ended <- err
 		return err
+	})
+	return disk, g, ended
+}
+
+func TestKillCancelsTheRead(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGKILL} {
+		disk, g, ended := gatedImage()
+		m := mountTest(t, map[string]Image{"disk": disk}, nil)
+		cmd := exec.Command("dd", "if="+filepath.Join(m.Dir(), "disk"), "of=/dev/null", "bs=4k", "count=1", "iflag=direct", "status=none")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		<-g.arrived
+		cmd.Process.Signal(sig)
+		select {
+		case err := <-ended:
+			if err != context.Canceled {
+				t.Errorf("%v: context of the read of a killed process: %v", sig, err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Errorf("%v did not reach the image", sig)
+		}
+		cmd.Wait()
 	}
-	disk.onRead(hook)
+}
+
+// TestSignalsDoNotReachAPageFault: a process that handles a signal goes on to
+// wait for its page. The helper's runtime sends itself one every 10 ms.
+func TestSignalsDoNotReachAPageFault(t *testing.T) {
+	disk, g, ended := gatedImage()
 	m := mountTest(t, map[string]Image{"disk": disk}, nil)
-	cmd := exec.Command("dd", "if="+filepath.Join(m.Dir(), "disk"), "of=/dev/null", "bs=4k", "count=1", "iflag=direct", "status=none")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	h := startHelper(t, "fault", filepath.Join(m.Dir(), "disk"))
+	if line := h.line(t); line != "ready" {
+		t.Fatal(line)
 	}
 	<-g.arrived
-	cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case err := <-cancelled:
-		if err != context.Canceled {
-			t.Errorf("context of an interrupted read: %v", err)
-		}
-	case <-time.After(30 * time.Second):
-		t.Error("interrupt did not reach the image")
+	case err := <-ended:
+		t.Fatalf("a signal ended the read: %v", err)
+	case <-time.After(3 * dyingPoll): // would have been seen by then
 	}
-	cmd.Wait()
+	close(g.open)
+	if err := <-ended; err != nil {
+		t.Errorf("the read ended with %v", err)
+	}
+	disk.mu.Lock()
+	want := fmt.Sprint("page ", disk.b[0])
+	disk.mu.Unlock()
+	if line := h.line(t); line != want {
+		t.Errorf("helper: %q, want %q", line, want)
+	}
+	// One that was interrupted before and is killed now is let go, too.
+	g2 := newGate(0, 1<<20)
+	disk.onRead(func(ctx context.Context, off int64, n int) error {
+		err := g2.hook(ctx, off, n)
+		ended <- err
+		return err
+	})
+	h.say(t, "next")
+	<-g2.arrived
+	select {
+	case err := <-ended:
+		t.Fatalf("a signal ended the read: %v", err)
+	case <-time.After(dyingPoll):
+	}
+	h.cmd.Process.Kill()
+	h.cmd.Wait()
+	if err := <-ended; err != context.Canceled {
+		t.Errorf("killed after a signal: %v", err)
+	}
 }
 
 func TestErrorsReachTheReader(t *testing.T) {
@@ -597,6 +650,17 @@ func helperMain(what string) {
 		for in.Scan() {
 			fmt.Println(b[0], b[1<<20])
 		}
+	case "fault":
+		f, err := os.Open(os.Args[1])
+		die(err)
+		b, err := unix.Mmap(int(f.Fd()), 0, 1<<20, unix.PROT_READ, unix.MAP_PRIVATE)
+		die(err)
+		die(unix.Madvise(b, unix.MADV_RANDOM)) // or the kernel reads in the background
+		debug.SetGCPercent(-1)                 // it would wait for the fault
+		fmt.Println("ready")
+		fmt.Println("page", b[0])
+		in.Scan()
+		fmt.Println("page", b[1<<19])
 	case "once":
 		im := newMemImage(1 << 20)
 		m, err := New(os.Args[1], map[string]Image{"disk": im}, nil)
