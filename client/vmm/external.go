@@ -231,6 +231,12 @@ func (d *External) Run(ctx context.Context, m *Machine, suspend <-chan struct{})
 		return Outcome{}, err
 	}
 	out := Outcome{Suspended: s["SUSPENDED"] == "yes", Requires: map[string]string{"vmm": d.name}}
+	if out.Suspended && m.Pages != nil {
+		// It wrote the memory through the path it has, so there is nothing left to save.
+		if err := m.Pages.BeginSave(); err != nil {
+			return Outcome{}, fmt.Errorf("%w: %w", ErrNotSaved, err)
+		}
+	}
 	for k, v := range s {
 		if key, ok := strings.CutPrefix(k, "REQUIRE_"); ok && key != "" {
 			out.Requires[key] = v

@@ -450,6 +450,9 @@ func findQEMU(program string) (string, error) {
 
 // Poweroff deletes the device state.
 func (*QEMU) Poweroff(ctx context.Context, m *Machine) error {
+	if m.CfgDir == "" {
+		return nil
+	}
 	var errs []error
 	for _, name := range []string{stateName, stateName + ".tmp"} {
 		if err := os.Remove(filepath.Join(m.CfgDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

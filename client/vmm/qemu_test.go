@@ -470,8 +470,8 @@ func TestQEMUSuspendBeforeStart(t *testing.T) {
 	x.suspended()
 	wrote := r.pages.wrote
 	out, err = (&QEMU{}).Run(t.Context(), r.m, stop)
-	if err != nil || !out.Suspended || out.Requires[reqMachine] == "" || r.pages.wrote != wrote {
-		t.Errorf("suspended: got %+v, %v, wrote %d", out, err, r.pages.wrote-wrote)
+	if err != nil || !out.Suspended || out.Requires[reqMachine] == "" || r.pages.wrote != wrote || r.pages.begun != 2 {
+		t.Errorf("suspended: got %+v, %v, wrote %d, began %d saves", out, err, r.pages.wrote-wrote, r.pages.begun)
 	}
 	x = r.run()
 	x.suspended()

@@ -41,12 +41,7 @@ func arguments(m *Machine, p *plan, guid string, incoming bool) []string {
 		// The run state is ours: nothing runs before cont, and a guest's power-off leaves QEMU there to be asked.
 		"-S", "-no-shutdown",
 	}
-	switch p.accel {
-	case "kvm":
-		a = append(a, "-accel", "kvm")
-	case "tcg":
-		a = append(a, "-accel", "tcg,thread=multi")
-	}
+	a = append(a, "-accel", p.accel)
 
 	// Disk. Host cache with flushes passed on: a guest's flush is an fsync of the image. An
 	// error stops the machine instead of reaching the guest.

@@ -82,6 +82,12 @@ func (d *QEMU) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 	}()
 	err = g.prepare(startCtx)
 	if isClosed(suspend) && ctx.Err() == nil {
+		if g.resumed {
+			g.end()
+			if err := m.Pages.BeginSave(); err != nil { // of no page: all there was is still there
+				return Outcome{}, fmt.Errorf("%w: %w", ErrNotSaved, err)
+			}
+		}
 		return Outcome{Suspended: g.resumed, Requires: m.Requires}, nil
 	}
 	var out Outcome
@@ -238,7 +244,7 @@ func (g *instance) live(ctx context.Context, suspend <-chan struct{}) (Outcome, 
 				}
 				switch state {
 				case "internal-error":
-					return Outcome{}, fmt.Errorf("qemu: the processor stopped with an internal error: %s", g.stderr.last(3))
+					return Outcome{}, fmt.Errorf("qemu: the processor stopped with an internal error (under %s): %s", g.p.accel, g.stderr.last(3))
 				case "io-error":
 					if retry == nil {
 						retry = time.After(wait)

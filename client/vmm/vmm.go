@@ -4,7 +4,7 @@
 // directory for its own files. It boots the machine, or lets it go on from the
 // memory image, and says in the end whether the machine was suspended or
 // powered off. The package knows nothing of chunks, versions or servers, and
-// imports no other package of this project.
+// imports no other package of this project than its own window (viewer).
 //
 // Drivers built in:
 //
@@ -139,7 +139,7 @@ func refuse(title, hint, reason string, args ...any) Info {
 
 // Outcome is how a run ended.
 type Outcome struct {
-	Suspended bool              // a memory image was saved; false: the machine was powered off
+	Suspended bool              // there is a memory image, and Pages.BeginSave was called; false: the machine was powered off
 	Requires  map[string]string // to be recorded with the version and handed back in Machine.Requires
 }
 

@@ -345,9 +345,11 @@ esac
 			}
 		}
 	}()
+	pages := &filePages{}
+	m.Pages = pages
 	out, err = d.Run(t.Context(), m, stop)
-	if err != nil || !out.Suspended || out.Requires["version"] != "3" {
-		t.Errorf("suspend: %+v, %v", out, err)
+	if err != nil || !out.Suspended || out.Requires["version"] != "3" || pages.begun != 1 {
+		t.Errorf("suspend: %+v, %v, began %d saves", out, err, pages.begun)
 	}
 	if b, _ := os.ReadFile(filepath.Join(m.CfgDir, "toy")); string(b) != "state\n" {
 		t.Errorf("state: %q", b)
