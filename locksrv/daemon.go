@@ -37,7 +37,7 @@ import (
 // before Serve and not changed after.
 type Daemon struct {
 	*Service
-	Log              *slog.Logger  // what happens; never a secret
+	Log              *slog.Logger  // what happens, never a secret; nil: nowhere
 	HostKeys         []ssh.Signer  // at least one
 	Limits           Limits        // zero: the defaults
 	HandshakeTimeout time.Duration // from connection to login; default 20 s
@@ -109,6 +109,9 @@ func (d *Daemon) Serve(ctx context.Context, ln net.Listener) error {
 	defer ln.Close()
 	if len(d.HostKeys) == 0 {
 		return errors.New("daemon: no host key")
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
 	}
 	verbs, cancelVerbs := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelVerbs()
