@@ -13,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"isr/client/vmm/viewer"
 )
 
 const (
@@ -534,7 +532,7 @@ func (g *instance) openWindow(ctx context.Context) (shut func(), closed <-chan s
 	ch, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		err := viewer.Run(wctx, ours, "", g.m.Name, g.m.Fullscreen)
+		err := showWindow(wctx, ours, "", g.m.Name, g.m.Fullscreen)
 		select {
 		case <-wctx.Done():
 			return

@@ -4,7 +4,7 @@
 // directory for its own files. It boots the machine, or lets it go on from the
 // memory image, and says in the end whether the machine was suspended or
 // powered off. The package knows nothing of chunks, versions or servers, and
-// imports no other package of this project than its own window (viewer).
+// imports no other package of this project.
 //
 // Drivers built in:
 //

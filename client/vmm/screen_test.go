@@ -1,4 +1,4 @@
-package viewer
+package vmm
 
 import (
 	"bufio"
@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,33 +19,6 @@ import (
 	"github.com/jezek/xgb/xproto"
 	"github.com/jezek/xgb/xtest"
 )
-
-func xServer(t *testing.T) string {
-	t.Helper()
-	if _, err := exec.LookPath("Xvfb"); err != nil {
-		if os.Getenv("ISR_TEST_REQUIRE") == "1" {
-			t.Fatalf("Xvfb: %v", err)
-		}
-		t.Skipf("Xvfb: %v", err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("Xvfb", "-displayfd", "3", "-screen", "0", "640x480x24", "-nolisten", "tcp")
-	cmd.ExtraFiles = []*os.File{w}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	w.Close()
-	line, err := bufio.NewReader(r).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("XAUTHORITY", os.DevNull)
-	return ":" + strings.TrimSpace(line)
-}
 
 // screen plays the machine: it shows one picture and reports what it is sent.
 type screen struct {
@@ -157,8 +129,9 @@ func (s *screen) expect(t *testing.T, want ...string) {
 	}
 }
 
-func TestViewer(t *testing.T) {
-	display := xServer(t)
+func TestWindow(t *testing.T) {
+	xServer(t)
+	display := os.Getenv("DISPLAY")
 	x, err := xgb.NewConnDisplay(display)
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +146,7 @@ func TestViewer(t *testing.T) {
 	s := newScreen(theirs)
 	go s.serve()
 	result := make(chan error, 1)
-	go func() { result <- Run(t.Context(), ours, display, "alice/box", false) }()
+	go func() { result <- showWindow(t.Context(), ours, display, "alice/box", false) }()
 	<-s.asks // everything
 	pixels := strings.Repeat("\x11\x22\x33\x00", screenW*screenH)
 	s.update(rectangle(0, 0, screenW, screenH, encRaw, []byte(pixels)...))
@@ -261,14 +234,15 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestViewerEnds(t *testing.T) {
-	display := xServer(t)
+func TestWindowEnds(t *testing.T) {
+	xServer(t)
+	display := os.Getenv("DISPLAY")
 	t.Run("machine", func(t *testing.T) {
 		theirs, ours := pair(t)
 		s := newScreen(theirs)
 		go s.serve()
 		go func() { <-s.asks; theirs.Close() }()
-		if err := Run(t.Context(), ours, display, "x", false); !errors.Is(err, io.EOF) {
+		if err := showWindow(t.Context(), ours, display, "x", false); !errors.Is(err, io.EOF) {
 			t.Errorf("got %v, want EOF", err)
 		}
 	})
@@ -278,13 +252,13 @@ func TestViewerEnds(t *testing.T) {
 		go s.serve()
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { <-s.asks; cancel() }()
-		if err := Run(ctx, ours, display, "x", true); !errors.Is(err, context.Canceled) {
+		if err := showWindow(ctx, ours, display, "x", true); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want cancelled", err)
 		}
 	})
 	t.Run("no display", func(t *testing.T) {
 		_, ours := pair(t)
-		if err := Run(t.Context(), ours, ":64999", "x", false); err == nil {
+		if err := showWindow(t.Context(), ours, ":64999", "x", false); err == nil {
 			t.Error("got no error")
 		}
 	})
@@ -298,7 +272,7 @@ func TestScanCode(t *testing.T) {
 	}
 }
 
-type deafEvents struct{ s *server }
+type deafEvents struct{ s *screenServer }
 
 func (d deafEvents) drawn(r image.Rectangle) {
 	if !r.In(image.Rectangle{Max: d.s.size}) {

@@ -1,4 +1,4 @@
-package viewer
+package vmm
 
 // Scan codes: what a PC keyboard sends (set 1), keys with prefix e0 with the top bit set.
 const (

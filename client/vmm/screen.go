@@ -1,4 +1,4 @@
-package viewer
+package vmm
 
 import (
 	"bufio"
@@ -8,6 +8,7 @@ import (
 	"image"
 	"io"
 	"net"
+	"slices"
 	"sync"
 )
 
@@ -32,8 +33,8 @@ type pixelFormat struct {
 	_              struct{}
 }
 
-// server is the machine's end of the screen. Its methods that send may be called at the same time.
-type server struct {
+// screenServer is the machine's end of the screen. Its methods that send may be called at the same time.
+type screenServer struct {
 	conn net.Conn
 	r    *bufio.Reader
 	name string
@@ -51,8 +52,8 @@ type screenEvents interface {
 	resized(size image.Point)
 }
 
-func handshake(conn net.Conn, pf pixelFormat) (*server, error) {
-	s := &server{conn: conn, r: bufio.NewReaderSize(conn, 256<<10)}
+func handshake(conn net.Conn, pf pixelFormat) (*screenServer, error) {
+	s := &screenServer{conn: conn, r: bufio.NewReaderSize(conn, 256<<10)}
 	var hello [12]byte
 	if _, err := io.ReadFull(s.r, hello[:]); err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func handshake(conn net.Conn, pf pixelFormat) (*server, error) {
 		return nil, err
 	}
 	const none = 1
-	if !contains(types, none) {
+	if !slices.Contains(types, none) {
 		return nil, errors.New("screen: the server wants authentication")
 	}
 	if _, err := conn.Write([]byte{none}); err != nil {
@@ -129,28 +130,19 @@ func handshake(conn net.Conn, pf pixelFormat) (*server, error) {
 	return s, nil
 }
 
-func contains(b []byte, c byte) bool {
-	for _, v := range b {
-		if v == c {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *server) u16() (uint16, error) {
+func (s *screenServer) u16() (uint16, error) {
 	var b [2]byte
 	_, err := io.ReadFull(s.r, b[:])
 	return binary.BigEndian.Uint16(b[:]), err
 }
 
-func (s *server) u32() (uint32, error) {
+func (s *screenServer) u32() (uint32, error) {
 	var b [4]byte
 	_, err := io.ReadFull(s.r, b[:])
 	return binary.BigEndian.Uint32(b[:]), err
 }
 
-func (s *server) resize(w, h int) error {
+func (s *screenServer) resize(w, h int) error {
 	if w < 1 || h < 1 || w > maxScreen || h > maxScreen {
 		return fmt.Errorf("screen of %d x %d pixels", w, h)
 	}
@@ -160,7 +152,7 @@ func (s *server) resize(w, h int) error {
 }
 
 // ask requests an update: of everything, or of what changes.
-func (s *server) ask(all bool) error {
+func (s *screenServer) ask(all bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := []byte{3, 1}
@@ -175,7 +167,7 @@ func (s *server) ask(all bool) error {
 }
 
 // serve reads the server's messages until the connection ends.
-func (s *server) serve(to screenEvents) error {
+func (s *screenServer) serve(to screenEvents) error {
 	if err := s.ask(true); err != nil {
 		return err
 	}
@@ -226,7 +218,7 @@ func (s *server) serve(to screenEvents) error {
 }
 
 // update reads one update. all: everything has to be asked for, because the size changed.
-func (s *server) update(to screenEvents) (all bool, err error) {
+func (s *screenServer) update(to screenEvents) (all bool, err error) {
 	if _, err := s.r.Discard(1); err != nil {
 		return false, err
 	}
@@ -285,14 +277,14 @@ func (s *server) update(to screenEvents) (all bool, err error) {
 	return all, nil
 }
 
-func (s *server) inside(r image.Rectangle) error {
+func (s *screenServer) inside(r image.Rectangle) error {
 	if r.Max.X > s.size.X || r.Max.Y > s.size.Y { // not r.In, which takes any empty one
 		return fmt.Errorf("screen: rectangle %v of a screen of %v", r, s.size)
 	}
 	return nil
 }
 
-func (s *server) raw(r image.Rectangle, to screenEvents) error {
+func (s *screenServer) raw(r image.Rectangle, to screenEvents) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.inside(r); err != nil {
@@ -308,7 +300,7 @@ func (s *server) raw(r image.Rectangle, to screenEvents) error {
 	return nil
 }
 
-func (s *server) copyRect(r image.Rectangle, from image.Point, to screenEvents) error {
+func (s *screenServer) copyRect(r image.Rectangle, from image.Point, to screenEvents) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	src := image.Rectangle{from, from.Add(r.Size())}
@@ -327,7 +319,7 @@ func (s *server) copyRect(r image.Rectangle, from image.Point, to screenEvents) 
 }
 
 // key sends a key by its scan code; where the server takes none, it has no keyboard.
-func (s *server) key(code uint8, down bool) error {
+func (s *screenServer) key(code uint8, down bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.codes || code == 0 {
@@ -342,7 +334,7 @@ func (s *server) key(code uint8, down bool) error {
 }
 
 // pointer sends the pointer's position, or how far it moved if that is wanted, and the pressed buttons.
-func (s *server) pointer(at, before image.Point, buttons uint8) error {
+func (s *screenServer) pointer(at, before image.Point, buttons uint8) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x, y := min(max(at.X, 0), s.size.X-1), min(max(at.Y, 0), s.size.Y-1)

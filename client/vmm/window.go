@@ -1,17 +1,4 @@
-// Package viewer shows a machine's screen in an X11 window and passes on its
-// keyboard and pointer.
-//
-// It exists because QEMU's own windows end QEMU when they are closed, whatever
-// it was told to do on shutdown, and with it the machine. This one
-// is a client of the machine's screen (RFB, over a socket it is given), and its end is only an event.
-//
-// It promises that Run returns nil when, and only when, the user closed the
-// window or the X server went away. It does not scale, and has no clipboard or sound.
-//
-// Keys go to the machine, except with the right Ctrl key, as in the first ISR
-// viewers: with Q the window is closed, with F it fills the screen or stops
-// doing so, and Del, Backspace and F1 to F12 are sent together with Ctrl and Alt.
-package viewer
+package vmm
 
 import (
 	"context"
@@ -28,7 +15,17 @@ import (
 	"github.com/jezek/xgb/xproto"
 )
 
-// The library would write every lost connection to standard error; Run returns it.
+// A window of ours shows the machine's screen. It exists because QEMU's own
+// windows end QEMU when they are closed, whatever it was told to do on
+// shutdown, and with it the machine (seen with gtk and sdl of 7.2). This one is a client
+// of the screen, over a socket it is given, and its end is only an event. It does not scale, and
+// has no clipboard or sound.
+//
+// Keys go to the machine, except with the right Ctrl key, as in the first ISR
+// viewers: with Q the window is closed, with F it fills the screen or stops
+// doing so, and Del, Backspace and F1 to F12 are sent together with Ctrl and Alt.
+
+// The library would write every lost connection to standard error; showWindow returns it.
 func init() { xgb.Logger.SetOutput(io.Discard) }
 
 // window is the X11 side.
@@ -40,7 +37,7 @@ type window struct {
 	gc    xproto.Gcontext
 	atoms map[string]xproto.Atom
 	band  int // bytes of pixels that fit into one request
-	s     *server
+	s     *screenServer
 	over  atomic.Bool // the machine's end of the screen ended
 
 	// guarded by s.mu
@@ -54,12 +51,12 @@ type window struct {
 	used    bool           // and a key was pressed with it
 }
 
-// Run shows the screen behind conn, which it closes in the end, on the X
+// showWindow shows the screen behind conn, which it closes in the end, on the X
 // display named display ("" for $DISPLAY). It returns nil when the window is
 // closed; ctx's error when cancelled; else what broke, io.EOF if the machine ended.
-func Run(ctx context.Context, conn net.Conn, display, title string, fullscreen bool) error {
+func showWindow(ctx context.Context, conn net.Conn, display, title string, fullscreen bool) error {
 	defer conn.Close()
-	w, err := connect(display)
+	w, err := openX(display)
 	if err != nil {
 		return err
 	}
@@ -72,7 +69,7 @@ func Run(ctx context.Context, conn net.Conn, display, title string, fullscreen b
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if w.s, err = handshake(conn, pf); err != nil {
-		return cause(ctx, err)
+		return screenError(ctx, err)
 	}
 	if err := w.open(title, fullscreen); err != nil {
 		return err
@@ -89,11 +86,11 @@ func Run(ctx context.Context, conn net.Conn, display, title string, fullscreen b
 	if closed && ctx.Err() == nil {
 		return nil
 	}
-	return cause(ctx, err)
+	return screenError(ctx, err)
 }
 
-// cause is the error to return for err of the machine's connection.
-func cause(ctx context.Context, err error) error {
+// screenError is the error to return for err of the machine's connection.
+func screenError(ctx context.Context, err error) error {
 	var broken *net.OpError
 	switch {
 	case ctx.Err() != nil:
@@ -104,7 +101,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-func connect(display string) (*window, error) {
+func openX(display string) (*window, error) {
 	x, err := xgb.NewConnDisplay(display)
 	if err != nil {
 		return nil, fmt.Errorf("X display: %w", err)
@@ -216,7 +213,7 @@ func (w *window) resized(size image.Point) {
 
 // events works until the window is closed (true), or the connection to the X
 // server ends: by itself, which closes the window too, or because the machine
-// did, which Run can tell from what serve returned first.
+// did, which showWindow can tell from what serve returned first.
 func (w *window) events() bool {
 	var held xgb.Event // read ahead
 	for {
