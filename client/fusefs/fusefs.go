@@ -138,6 +138,21 @@ func (m *Mount) Invalidate(name string) error {
 	return nil
 }
 
+// Preload puts p into the kernel's cache of the image called name, as if it had
+// been read from off; whole pages only. It waits for reads of these pages that
+// are under way.
+func (m *Mount) Preload(name string, p []byte, off int64) error {
+	n := m.images[name]
+	if n == nil {
+		return fmt.Errorf("mount %s: no image %q", m.dir, name)
+	}
+	// Nobody has looked at the file yet, or its name is forgotten: ENOENT.
+	if errno := n.WriteCache(off, p); errno != 0 && errno != syscall.ENOENT {
+		return fmt.Errorf("mount %s: preload %s: %w", m.dir, name, errno)
+	}
+	return nil
+}
+
 // Close ends the mount: reads and writes in flight are cancelled, and what a
 // process still asks of an open file is refused with EIO. A mount that stays
 // busy is detached, and then vanishes with its last user. After Close no

@@ -482,6 +482,25 @@ func TestInvalidateReachesPrivateMappings(t *testing.T) {
 	}
 }
 
+func TestPreloadedPagesAreNotAskedFor(t *testing.T) {
+	memory := newMemImage(4 << 20)
+	m := mountTest(t, map[string]Image{"memory": memory}, nil)
+	if err := m.Preload("memory", make([]byte, 1<<20), 1<<20); err != nil { // nobody has looked at it yet
+		t.Fatal(err)
+	}
+	mustSh(t, m.Dir(), "stat $D/memory")
+	if err := m.Preload("memory", make([]byte, 1<<20), 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	mustSh(t, m.Dir(), "dd if=$D/memory bs=1M skip=1 count=1 status=none | cmp -n 1048576 - /dev/zero")
+	if n := memory.reads.Load(); n != 0 {
+		t.Errorf("%d reads of what was preloaded", n)
+	}
+	if err := m.Preload("disk", nil, 0); err == nil {
+		t.Error("preload of no image: no error")
+	}
+}
+
 // TestTouchReadsLittleAround: a page touched in a mapping should not bring in
 // what lies in other chunks.
 func TestTouchReadsLittleAround(t *testing.T) {

@@ -3,6 +3,7 @@ package image
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ type fetcher struct {
 	stop context.CancelFunc
 
 	mu      sync.Mutex
+	giveUp  chan struct{} // closed when a save begins; see errOvertaken
 	flights map[int64]*flight
 	running sync.WaitGroup
 	// The cache: chunks most recently used first.
@@ -48,7 +50,7 @@ type flight struct {
 }
 
 func newFetcher(im *Image) *fetcher {
-	f := &fetcher{im: im, flights: make(map[int64]*flight),
+	f := &fetcher{im: im, giveUp: make(chan struct{}), flights: make(map[int64]*flight),
 		recent: list.New(), byNum: make(map[int64]*list.Element)}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	return f
@@ -68,9 +70,29 @@ func (f *fetcher) cached(n int64) bool {
 	return f.byNum[n] != nil
 }
 
+// errOvertaken is the error of a reader whose wait a save has ended: what it
+// waits for may not be needed any more.
+var errOvertaken = errors.New("overtaken by a save")
+
+// untilSave is a channel that is closed when the next save begins.
+func (f *fetcher) untilSave() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.giveUp
+}
+
+// overtake ends the waits of those who gave chunk what untilSave gave them.
+func (f *fetcher) overtake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.giveUp)
+	f.giveUp = make(chan struct{})
+}
+
 // chunk is pristine chunk n, whole; nil stands for zeros. The caller must not
-// change it. If ctx ends, the fetch goes on for those who still wait.
-func (f *fetcher) chunk(ctx context.Context, n int64) ([]byte, error) {
+// change it. If ctx ends, the fetch goes on for those who still wait. Closing
+// giveUp, which may be nil, ends the wait with errOvertaken.
+func (f *fetcher) chunk(ctx context.Context, giveUp <-chan struct{}, n int64) ([]byte, error) {
 	f.mu.Lock()
 	if e := f.byNum[n]; e != nil {
 		f.recent.MoveToFront(e)
@@ -97,6 +119,7 @@ func (f *fetcher) chunk(ctx context.Context, n int64) ([]byte, error) {
 	case <-fl.done:
 		return fl.plain, fl.err
 	case <-ctx.Done():
+	case <-giveUp:
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -107,7 +130,10 @@ func (f *fetcher) chunk(ctx context.Context, n int64) ([]byte, error) {
 			delete(f.flights, n)
 		}
 	}
-	return nil, ctx.Err()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return nil, errOvertaken
 }
 
 // fly fetches chunk n and wakes those who wait for it.

@@ -18,6 +18,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -137,13 +138,18 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	im.counts.reads.Add(1)
 	im.counts.readBytes.Add(int64(len(p)))
-	if im.saving.Load() {
+	giveUp := im.fetcher.untilSave() // before the look at saving, to miss none
+	err := errOvertaken
+	if !im.saving.Load() {
+		err = im.read(ctx, giveUp, p, off, true)
+	}
+	if errors.Is(err, errOvertaken) {
 		if err := im.readSaving(ctx, p, off); err != nil {
 			return 0, im.wrap("read", off, err)
 		}
 		return len(p), eof
 	}
-	if err := im.read(ctx, p, off, true); err != nil {
+	if err != nil {
 		return 0, im.wrap("read", off, err)
 	}
 	if im.pages != nil {
@@ -152,8 +158,9 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), eof
 }
 
-// read fills p; the range is within the image. touch says that a guest asks.
-func (im *Image) read(ctx context.Context, p []byte, off int64, touch bool) error {
+// read fills p; the range is within the image. touch says that a guest asks;
+// giveUp is as in fetcher.chunk.
+func (im *Image) read(ctx context.Context, giveUp <-chan struct{}, p []byte, off int64, touch bool) error {
 	chunk := int64(im.c.ChunkSize)
 	first, last := off/chunk, (off+int64(len(p))-1)/chunk
 	if touch {
@@ -162,7 +169,7 @@ func (im *Image) read(ctx context.Context, p []byte, off int64, touch bool) erro
 		}
 	}
 	if first == last {
-		return im.readChunk(ctx, p, off)
+		return im.readChunk(ctx, giveUp, p, off)
 	}
 	// The parts that need the network go on together.
 	var wg sync.WaitGroup
@@ -171,10 +178,10 @@ func (im *Image) read(ctx context.Context, p []byte, off int64, touch bool) erro
 		from, to := max(off, n*chunk), min(off+int64(len(p)), (n+1)*chunk)
 		part := p[from-off : to-off]
 		if n == last || im.covered(from, to) || im.fetcher.cached(n) {
-			errs[n-first] = im.readChunk(ctx, part, from)
+			errs[n-first] = im.readChunk(ctx, giveUp, part, from)
 			continue
 		}
-		wg.Go(func() { errs[n-first] = im.readChunk(ctx, part, from) })
+		wg.Go(func() { errs[n-first] = im.readChunk(ctx, giveUp, part, from) })
 	}
 	wg.Wait()
 	for _, err := range errs {
@@ -191,13 +198,13 @@ func (im *Image) covered(from, to int64) bool {
 }
 
 // readChunk fills p, which lies within one chunk.
-func (im *Image) readChunk(ctx context.Context, p []byte, off int64) error {
+func (im *Image) readChunk(ctx context.Context, giveUp <-chan struct{}, p []byte, off int64) error {
 	end := off + int64(len(p))
 	var below []byte // the pristine chunk, nil for zeros
 	chunk := int64(im.c.ChunkSize)
 	if !im.covered(off, end) {
 		var err error
-		if below, err = im.fetcher.chunk(ctx, off/chunk); err != nil {
+		if below, err = im.fetcher.chunk(ctx, giveUp, off/chunk); err != nil {
 			return err
 		}
 	}
@@ -303,7 +310,7 @@ func (im *Image) write(ctx context.Context, p []byte, off int64) error {
 			return nil, nil
 		}
 		n := sector * sectorSize / chunk
-		return im.fetcher.chunk(ctx, n)
+		return im.fetcher.chunk(ctx, nil, n)
 	}
 	var below [2][]byte
 	var err error

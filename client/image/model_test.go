@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -631,44 +632,96 @@ func TestSaveKeepsOnlyWhatChanged(t *testing.T) {
 	}
 }
 
-// TestReadInFlightAtBeginSave: a read that the save overtakes does not count
-// as handed out, since the save has read zeros there.
-func TestReadInFlightAtBeginSave(t *testing.T) {
+// TestSaveOvertakesWaitingReads: with the network away, reads that nobody
+// needs any more are answered, and count as never handed out.
+func TestSaveOvertakesWaitingReads(t *testing.T) {
 	im, o, plain := fiveChunks(t)
-	arrived, release := make(chan struct{}), make(chan struct{})
-	o.setHook(func(_ context.Context, _ seal.Tag, p []byte) ([]byte, error) {
+	if _, err := im.ReadAt(t.Context(), make([]byte, 4096), 4096); err != nil {
+		t.Fatal(err)
+	}
+	arrived := make(chan struct{}, 1)
+	ended := make(chan struct{}, 1)
+	o.setHook(func(ctx context.Context, _ seal.Tag, p []byte) ([]byte, error) {
 		arrived <- struct{}{}
-		<-release
-		return p, nil
+		<-ctx.Done()
+		ended <- struct{}{}
+		return nil, ctx.Err()
 	})
 	done := make(chan []byte, 1)
-	go func() {
-		p := make([]byte, 4096)
-		im.ReadAt(context.Background(), p, 0)
+	go func() { // over a page that is there and two that are not
+		p := make([]byte, 3*4096)
+		if _, err := im.ReadAt(context.Background(), p, 0); err != nil {
+			t.Error(err)
+		}
 		done <- p
+	}()
+	<-arrived
+	<-arrived
+	writing := make(chan error, 1)
+	go func() { // a write that needs the rest of its sector waits on
+		_, err := im.WriteAt(context.Background(), []byte{1}, 4*4096)
+		writing <- err
 	}()
 	<-arrived
 	if err := im.BeginSave(); err != nil {
 		t.Fatal(err)
 	}
-	p := make([]byte, 4096)
-	if _, err := im.ReadAt(t.Context(), p, 0); err != nil || !seal.Zero(p) {
-		t.Errorf("page in flight: %v", err)
+	if got := <-done; !seal.Zero(got[:4096]) || !bytes.Equal(got[4096:8192], plain[4096:8192]) || !seal.Zero(got[8192:]) {
+		t.Error("the waiting read got something else than zeros around what was handed out before")
 	}
-	close(release)
-	if got := <-done; !bytes.Equal(got, plain[:4096]) {
-		t.Error("the read in flight got something else")
+	<-ended
+	<-ended
+	for page, want := range []bool{false, true, false, false, true} {
+		if got := im.Asked(int64(page)*4096, 4096); got != want {
+			t.Errorf("page %d handed out: %v, want %v", page, got, want)
+		}
 	}
-	if im.Asked(0, 4096) {
-		t.Error("it counts as handed out")
+	var unasked []int64
+	for off, n := range im.Unasked() {
+		unasked = append(unasked, off, n)
+	}
+	if !slices.Equal(unasked, []int64{0, 4096, 2 * 4096, 2 * 4096}) {
+		t.Errorf("unasked: %v", unasked)
+	}
+	select {
+	case err := <-writing:
+		t.Fatalf("the save ended a write: %v", err)
+	default:
 	}
 	im.CancelSave()
 	o.setHook(nil)
+	copy(plain[4*4096:], []byte{1})
+	im.fetcher.mu.Lock()
+	im.fetcher.flights[4].cancel() // the hook of before waits for that
+	im.fetcher.mu.Unlock()
+	if err := <-writing; !errors.Is(err, context.Canceled) {
+		t.Errorf("write: %v", err)
+	}
+	if _, err := im.WriteAt(t.Context(), []byte{1}, 4*4096); err != nil {
+		t.Fatal(err)
+	}
 	if got := readAll(t, im); !bytes.Equal(got, plain) {
 		t.Error("content after CancelSave")
 	}
 	if !im.Asked(0, 4096) {
 		t.Error("read after CancelSave does not count")
+	}
+}
+
+// TestReadDoneAfterBeginSave: a read whose chunk comes as the save begins does
+// not count as handed out, since the save may have read zeros there.
+func TestReadDoneAfterBeginSave(t *testing.T) {
+	im, _, plain := fiveChunks(t)
+	p := make([]byte, 4096)
+	if err := im.read(t.Context(), nil, p, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.BeginSave(); err != nil {
+		t.Fatal(err)
+	}
+	im.pages.handedOut(p, 0, im.Size())
+	if im.Asked(0, 4096) || !bytes.Equal(p, plain[:4096]) {
+		t.Error("it counts as handed out")
 	}
 }
 

@@ -1,15 +1,20 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"isr/client/fusefs"
 	"isr/store/seal"
@@ -159,6 +164,159 @@ func TestStallThroughTheMount(t *testing.T) {
 	}
 	if !bytes.Equal(out.Bytes(), plain[8<<20:]) {
 		t.Error("the reader that waited got something else")
+	}
+}
+
+// guestMain is a guest's memory: a private mapping of a file, touched, changed
+// and written out as it is told.
+func guestMain() {
+	die := func(err error) {
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+	f, err := os.Open(os.Args[1])
+	die(err)
+	st, err := f.Stat()
+	die(err)
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	die(err)
+	sum := 0
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		var page int
+		var name string
+		switch text := in.Text(); {
+		case scan(text, "touch %d", &page):
+			sum += int(mem[page*4096])
+		case scan(text, "change %d", &page):
+			mem[page*4096+100]++
+		case scan(text, "dump %s", &name):
+			die(os.WriteFile(name, mem, 0o600))
+		case scan(text, "half %s", &name):
+			die(os.WriteFile(name, mem[:len(mem)/2], 0o600))
+		}
+		fmt.Println("ok")
+	}
+	fmt.Fprintln(os.Stderr, "touched", sum)
+	os.Exit(0)
+}
+
+func scan(text, format string, to any) bool {
+	n, _ := fmt.Sscanf(text, format, to)
+	return n == 1
+}
+
+// TestSaveOfAPrivateMapping is a suspend as a VMM does it, by way of a real
+// mount: touch, change, save; once given up and gone on with, then in earnest.
+func TestSaveOfAPrivateMapping(t *testing.T) {
+	needTools(t)
+	for _, preload := range []bool{false, true} {
+		t.Run(fmt.Sprintf("preload=%v", preload), func(t *testing.T) { saveMapping(t, preload) })
+	}
+}
+
+func saveMapping(t *testing.T, preload bool) {
+	const pages, chunk = 4096, 128 << 10
+	const size = pages * 4096
+	plain := randomBytes(size)
+	o := new(objects)
+	tree := pristineTree(t, o, plain, size, chunk)
+	dir := t.TempDir()
+	im := newTestImage(t, dir, o, tree, size, chunk)
+	m := mountImage(t, im)
+	cmd := exec.Command(os.Args[0], m.Dir()+"/disk")
+	cmd.Env = append(os.Environ(), "IMAGE_HELPER=guest")
+	in, _ := cmd.StdinPipe()
+	out, _ := cmd.StdoutPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	tell := func(format string, args ...any) {
+		t.Helper()
+		fmt.Fprintf(in, format+"\n", args...)
+		if line, err := r.ReadString('\n'); err != nil || line != "ok\n" {
+			t.Fatalf("guest: %q, %v", line, err)
+		}
+	}
+	defer func() {
+		in.Close()
+		cmd.Wait()
+	}()
+	model := bytes.Clone(plain)
+	rng := rand.New(rand.NewPCG(5, 5))
+	for round := range 3 {
+		for range 60 {
+			page := rng.IntN(pages / 4)
+			tell("touch %d", page)
+			if rng.IntN(3) == 0 {
+				tell("change %d", page)
+				model[page*4096+100]++
+			}
+		}
+		gets := o.count()
+		if err := im.BeginSave(); err != nil {
+			t.Fatal(err)
+		}
+		zeros := make([]byte, 1<<20)
+		for off, n := range im.Unasked() {
+			if !preload {
+				break
+			}
+			if err := m.Preload("disk", zeros[:n], off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		name := filepath.Join(t.TempDir(), "dump")
+		tell("dump %s", name)
+		dump, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := im.Pages()
+		for off := int64(0); off < size; off += 4096 {
+			if im.Asked(off, 4096) {
+				if _, err := w.WriteAt(dump[off:off+4096], off); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if !im.Asked(0, size/4) || im.Asked(size/2+1<<20, size/2-1<<20) {
+			t.Error("the test proves nothing: all pages or none were asked for")
+		}
+		if got := o.count(); got != gets {
+			t.Errorf("round %d: saving fetched %d objects", round, got-gets)
+		}
+		if round == 2 {
+			if err := im.EndSave(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		im.CancelSave()
+		if err := m.Invalidate("disk"); err != nil {
+			t.Fatal(err)
+		}
+		name += ".again" // the guest runs on, and sees what it should
+		tell("half %s", name)
+		if dump, err = os.ReadFile(name); err != nil || !bytes.Equal(dump, model[:size/2]) {
+			t.Fatalf("round %d: the guest that ran on sees something else (%v)", round, err)
+		}
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	im.Close()
+	if err := im.overlay.Close(); err != nil {
+		t.Fatal(err)
+	}
+	im = newTestImage(t, dir, o, tree, size, chunk)
+	if got := readAll(t, im); !bytes.Equal(got, model) {
+		t.Error("the saved image differs from the guest's memory")
+	}
+	if st := im.Snapshot(); st.Modified == 0 || st.Modified > 60 {
+		t.Errorf("%d chunks modified", st.Modified)
 	}
 }
 

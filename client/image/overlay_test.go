@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "writer":
 		writerMain()
+	case "guest":
+		guestMain()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"sync"
 )
 
@@ -17,7 +18,8 @@ const savePage = 4096
 // mount and writes down what it finds. Between BeginSave and EndSave
 //
 //   - a page that was never handed out reads as zeros and fetches nothing: no
-//     guest can have changed it, and Asked says which pages those are;
+//     guest can have changed it, and Asked says which pages those are. That
+//     goes for reads that were waiting for the network, too;
 //   - Pages takes what the VMM wrote down, and keeps of it only pages that
 //     differ from what was handed out.
 //
@@ -37,6 +39,7 @@ func (im *Image) BeginSave() error {
 		return fmt.Errorf("image %s: a save is under way", im.c.Name)
 	}
 	im.saving.Store(true)
+	im.fetcher.overtake()
 	return nil
 }
 
@@ -48,10 +51,11 @@ func (im *Image) CancelSave() {
 }
 
 func (im *Image) endSave() {
-	im.saving.Store(false)
+	// In this order: a page that is handed out in earnest must be noted.
 	if im.pages != nil {
 		im.pages.freeze(false)
 	}
+	im.saving.Store(false)
 }
 
 // EndSave ends a save; it returns when the saved pages are durable. Without a
@@ -72,6 +76,21 @@ func (im *Image) EndSave(ctx context.Context) error {
 // changed anything, and what a save reads of it is made up.
 func (im *Image) Asked(off int64, n int) bool {
 	return im.pages == nil || im.pages.asked(off, int64(n))
+}
+
+// Unasked gives the ranges of pages, offset and bytes, 1 MiB at most, that
+// were never handed out. During a save they read as zeros, so a kernel that is
+// given such zeros beforehand (fusefs.Mount.Preload) need not ask for them.
+func (im *Image) Unasked() iter.Seq2[int64, int64] {
+	return func(yield func(off, n int64) bool) {
+		for off := int64(0); im.pages != nil && off < im.c.Size; {
+			n := im.pages.unasked(off, min(off+segmentPages*savePage, im.c.Size))
+			if n > 0 && !yield(off, n) {
+				return
+			}
+			off += max(n, savePage)
+		}
+	}
 }
 
 // Pages is where the VMM's pages go during a save.
@@ -175,7 +194,7 @@ func (im *Image) readSaving(ctx context.Context, p []byte, off int64) error {
 		}
 		if !asked {
 			clear(p[:n])
-		} else if err := im.read(ctx, p[:n], off, false); err != nil {
+		} else if err := im.read(ctx, nil, p[:n], off, false); err != nil {
 			return err
 		}
 		p, off = p[n:], off+n
@@ -247,6 +266,17 @@ func (t *pageTable) asked(off, n int64) bool {
 		}
 	}
 	return false
+}
+
+// unasked is how many bytes from off on, up to end, were never handed out.
+func (t *pageTable) unasked(off, end int64) int64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	at := off
+	for at < end && t.state(at/savePage) == pageNever {
+		at = min(at+savePage, end)
+	}
+	return at - off
 }
 
 func hashPage(p []byte) pageHash {

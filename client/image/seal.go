@@ -74,7 +74,7 @@ func (im *Image) sealChunk(ctx context.Context, n int64, plain []byte) (seal.Ref
 	off := n * int64(im.c.ChunkSize)
 	size := min(int64(im.c.ChunkSize), im.c.Size-off)
 	clear(plain[size:]) // a short last chunk is padded with zeros
-	if err := im.readChunk(ctx, plain[:size], off); err != nil {
+	if err := im.readChunk(ctx, nil, plain[:size], off); err != nil {
 		return seal.Ref{}, nil, err
 	}
 	if seal.Zero(plain) {
