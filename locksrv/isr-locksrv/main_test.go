@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pkg/sftp"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"isr/client/remote/sshdtest"
@@ -23,7 +24,12 @@ import (
 	"isr/store/parcel"
 )
 
+// promptExit keeps a program that the race detector watches from waiting a
+// second before it ends.
+const promptExit = "atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
+	os.Setenv("GORACE", promptExit+" "+os.Getenv("GORACE"))
 	names := map[string]func(){"isr-locksrv": main}
 	for _, verb := range []string{proto.ListParcels, proto.CatConfig, proto.CatKeyroot, proto.Acquire, proto.Release} {
 		names[verb] = main
@@ -36,6 +42,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", os.Getenv("GORACE"))
 			e.Setenv("ISR_ROOT", filepath.Join(e.WorkDir, "root"))
 			return os.WriteFile(filepath.Join(e.WorkDir, "alice.pub"),
 				[]byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEtJEaQcVHGkYWtYjz0ptJO7/hc27xOI7EF7+PF7zQc alice@laptop\n"), 0o644)
@@ -139,7 +146,7 @@ func TestStoryOverSSHD(t *testing.T) {
 	if got := strings.Count(string(keys), "command="); got != 2 {
 		t.Fatalf("authorized-keys: %d lines, want one for alice and one for bob:\n%s", got, keys)
 	}
-	server := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: string(keys)})
+	server := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: string(keys), ExtraConfig: "SetEnv GORACE=" + promptExit + "\n"})
 	args := locksrvtest.SSHArgs(r.Files["alice"], fmt.Sprint(server.Port), filepath.Join(t.TempDir(), "known_hosts"))
 	peer := locksrvtest.OpenSSH{Args: append(args, server.User+"@"+server.Host)}
 	c, err := r.Dial(server.Addr, server.User, "alice")
@@ -197,7 +204,7 @@ func TestStoryOverForceCommand(t *testing.T) {
 	}
 	server := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: string(pub),
 		ForceCommand: program(t) + " --root " + shellQuote(r.Root) + " shell --user alice",
-		ExtraConfig:  "DisableForwarding yes\nPermitTTY no\n"})
+		ExtraConfig:  "DisableForwarding yes\nPermitTTY no\nSetEnv GORACE=" + promptExit + "\n"})
 	c, err := r.Dial(server.Addr, server.User, "alice")
 	if err != nil {
 		t.Fatal(err)
@@ -375,6 +382,38 @@ func TestSignalEndsSessionThatWaits(t *testing.T) {
 		}
 		if err := cmd.Wait(); err == nil {
 			t.Errorf("%v: it ended well", signal)
+		}
+	}
+}
+
+// SFTP without sshd, under the names sshd has for it.
+func TestShellServesSFTP(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	for _, name := range []string{"internal-sftp", "internal-sftp -f AUTH -l INFO", "/usr/lib/openssh/sftp-server", "/usr/libexec/sftp-server -R"} {
+		cmd := exec.Command(program(t), "--root", r.Root, "shell", "--user", "alice")
+		cmd.Env = append(os.Environ(), "SSH_ORIGINAL_COMMAND="+name)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c, err := sftp.NewClientPipe(out, in)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if infos, err := c.ReadDir("/"); err != nil || len(infos) != 1 || infos[0].Name() != "winxp" {
+			t.Errorf("%s: /: %v, %v; want winxp alone", name, infos, err)
+		}
+		c.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v; want status 0 at the end of the input", name, err)
 		}
 	}
 }
