@@ -35,7 +35,10 @@ var mayImport = map[string][]string{
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/isr": {"client", "client/remote", "client/vmm", "store/parcel"},
 	// For tests, in no program.
+	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},
+	"client/remote/linktest": {},
 	"client/remote/sshdtest": {},
+	"locksrv/locksrvtest":    {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/guest":          {},
 }
 

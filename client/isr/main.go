@@ -1,4 +1,9 @@
 // Command isr is the client of isr(1): Internet Suspend/Resume over SSH.
+//
+// It parses the command line (grammar), has package client do the work, and
+// tells the person in front what happened (screen). It promises the exit
+// statuses of isr(1), and results alone on standard output. It decides nothing
+// about parcels.
 package main
 
 import (
