@@ -70,7 +70,6 @@ type Image struct {
 	counts  counts
 	pages   *pageTable // nil unless Config.Save
 	saving  atomic.Bool
-	saver   saver
 
 	touched  bitset // chunks asked for by a reader or written
 	modified bitset // chunks written since New

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -629,6 +630,44 @@ func TestSaveKeepsOnlyWhatChanged(t *testing.T) {
 	p := make([]byte, 8*4096)
 	if _, err := im.ReadAt(ctx, p, 0); err != nil || !bytes.Equal(p, guest[:8*4096]) {
 		t.Errorf("saved content differs (%v)", err)
+	}
+}
+
+// TestSaveOnAFullDisk: what a failed write did not store is stored when the
+// driver tries again, though it looks the same as the time before.
+func TestSaveOnAFullDisk(t *testing.T) {
+	const size = 64 * 4096
+	d := newFaultDisk(1)
+	ov, err := openOverlay(d, "test", size, 4096, testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im := New(Config{Name: "test", Size: size, ChunkSize: 4096, Sealer: testSealer, Refs: noRefs{},
+		Getter: new(objects), Overlay: ov, Save: true})
+	defer im.Close()
+	guest := readAll(t, im)
+	for page := range 64 {
+		if page%3 > 0 {
+			copy(guest[page*4096:], randomBytes(4096))
+		}
+	}
+	if err := im.BeginSave(); err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	d.fault, d.once, d.at = syscall.ENOSPC, true, d.steps+7
+	d.mu.Unlock()
+	if _, err := im.Pages().WriteAt(guest, 0); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("got %v, want no space", err)
+	}
+	if _, err := im.Pages().WriteAt(guest, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.EndSave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, im); !bytes.Equal(got, guest) {
+		t.Error("saved content differs")
 	}
 }
 

@@ -240,10 +240,8 @@ func saveMapping(t *testing.T, preload bool) {
 			t.Fatalf("guest: %q, %v", line, err)
 		}
 	}
-	defer func() {
-		in.Close()
-		cmd.Wait()
-	}()
+	defer cmd.Wait()
+	defer in.Close()
 	model := bytes.Clone(plain)
 	rng := rand.New(rand.NewPCG(5, 5))
 	for round := range 3 {
@@ -304,6 +302,8 @@ func saveMapping(t *testing.T, preload bool) {
 			t.Fatalf("round %d: the guest that ran on sees something else (%v)", round, err)
 		}
 	}
+	in.Close()
+	cmd.Wait()
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}

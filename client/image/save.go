@@ -46,11 +46,6 @@ func (im *Image) BeginSave() error {
 // CancelSave ends a save as if it had not begun: the guest may go on, and be
 // saved again. Without a save under way it does nothing.
 func (im *Image) CancelSave() {
-	im.saver.drop(im)
-	im.endSave()
-}
-
-func (im *Image) endSave() {
 	// In this order: a page that is handed out in earnest must be noted.
 	if im.pages != nil {
 		im.pages.freeze(false)
@@ -61,13 +56,10 @@ func (im *Image) endSave() {
 // EndSave ends a save; it returns when the saved pages are durable. Without a
 // save under way it is Flush: a driver may also have written through the mount.
 func (im *Image) EndSave(ctx context.Context) error {
-	if err := im.saver.flush(im); err != nil {
-		return err
-	}
 	if err := im.Flush(ctx); err != nil {
 		return err
 	}
-	im.endSave()
+	im.CancelSave()
 	return nil
 }
 
@@ -98,8 +90,8 @@ func (im *Image) Pages() io.WriterAt { return (*pageWriter)(im) }
 
 type pageWriter Image
 
-// WriteAt takes p as the content at off. It keeps nothing of p. The pages may
-// come in any order, best ascending.
+// WriteAt takes p as the content at off. It keeps nothing of p, and what it
+// returns is said of the whole of p. Long runs of pages are best.
 func (w *pageWriter) WriteAt(p []byte, off int64) (int, error) {
 	im := (*Image)(w)
 	if !im.saving.Load() {
@@ -108,76 +100,42 @@ func (w *pageWriter) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(p)) > im.c.Size {
 		return 0, fmt.Errorf("image %s: save %d bytes at %d of %d", im.c.Name, len(p), off, im.c.Size)
 	}
-	if err := im.saver.write(im, p, off); err != nil {
+	from, at := int64(0), int64(0) // p[from:at] is to be written
+	for at < int64(len(p)) {
+		n := min(int64(len(p))-at, savePage-(off+at)%savePage)
+		whole := (off+at)%savePage == 0 && (n == savePage || off+at+n == im.c.Size)
+		if !whole || !im.pages.unchanged(p[at:at+n], off+at) {
+			if !whole {
+				im.pages.changing(off+at, n)
+			}
+			at += n
+			continue
+		}
+		im.counts.skipped.Add(n)
+		if err := w.put(p[from:at], off+from); err != nil {
+			return 0, err
+		}
+		at += n
+		from = at
+	}
+	if err := w.put(p[from:], off+from); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// saver joins changed pages into long writes.
-type saver struct {
-	mu  sync.Mutex
-	run []byte
-	off int64
-}
-
-// maxRun bounds what is joined, bytes.
-const maxRun = 1 << 20
-
-func (s *saver) write(im *Image, p []byte, off int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(p) > 0 {
-		n := min(int64(len(p)), savePage-off%savePage)
-		part := p[:n]
-		whole := off%savePage == 0 && (n == savePage || off+n == im.c.Size)
-		if whole && im.pages.unchanged(part, off) {
-			im.counts.skipped.Add(n)
-		} else {
-			if off != s.off+int64(len(s.run)) || len(s.run) >= maxRun {
-				if err := s.put(im); err != nil {
-					return err
-				}
-				s.off = off
-			}
-			s.run = append(s.run, part...)
-			im.counts.saved.Add(n)
-			if !whole {
-				im.pages.changing(off, n)
-			}
-		}
-		p, off = p[n:], off+n
-	}
-	return nil
-}
-
-// put writes the run; mu is held.
-func (s *saver) put(im *Image) error {
-	if len(s.run) == 0 {
+// put writes a run of changed pages.
+func (w *pageWriter) put(p []byte, off int64) error {
+	if len(p) == 0 {
 		return nil
 	}
-	err := im.write(context.Background(), s.run, s.off)
+	im := (*Image)(w)
+	im.counts.saved.Add(int64(len(p)))
+	err := im.write(context.Background(), p, off)
 	if err != nil {
-		im.pages.changing(s.off, int64(len(s.run)))
+		im.pages.changing(off, int64(len(p))) // the image does not hold them after all
 	}
-	s.run = s.run[:0]
-	return im.wrap("save", s.off, err)
-}
-
-// drop forgets the run, and that its pages were to be what the image holds.
-func (s *saver) drop(im *Image) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.run) > 0 {
-		im.pages.changing(s.off, int64(len(s.run)))
-		s.run = s.run[:0]
-	}
-}
-
-func (s *saver) flush(im *Image) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.put(im)
+	return im.wrap("save", off, err)
 }
 
 // readSaving is ReadAt during a save.
