@@ -81,11 +81,26 @@ func (k *keeper) stats() map[string]func() []byte {
 		"all":     show(func() any { return k.sessionStats() }),
 		"network": show(func() any { return k.sessionStats().Network }),
 		"ladder":  show(func() any { return k.s.ladder.Counts() }),
+		"hoarded": show(func() any { return k.hoarded() }),
 	}
 	for name, sd := range k.s.images {
 		files[name] = show(func() any { return sd.image.Snapshot() })
 	}
 	return files
+}
+
+// hoarded counts what of each image is on this host, anew at each call.
+func (k *keeper) hoarded() map[string]Amount {
+	here := k.co.client.ladder(k.co.local(), k.s.hoard, nil)
+	counts := make(map[string]Amount)
+	for name, sd := range k.s.images {
+		_, n, err := hoarded(context.Background(), k.co.sealer(), here, k.s.hoard.Size, sd.pristine)
+		if err != nil {
+			k.ui.Warn("parcel %s: stats: %v", k.co.State.Parcel, err)
+		}
+		counts[name] = n
+	}
+	return counts
 }
 
 // keepStats adds the run's counters to those of the checkout. They are for

@@ -27,6 +27,7 @@ func (d None) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Out
 		return Outcome{}, err
 	}
 	m.started()
+	m.say("%s: disk at %s, memory at %s; an interrupt ends it", m.Name, m.Disk, m.Memory)
 	select {
 	case <-suspend:
 		return Outcome{}, nil
