@@ -361,7 +361,7 @@ done`
 		}
 		enough := first + 3 + rng.IntN(30)
 		within(t, tooLong, "writes", func() bool { return last() >= enough })
-		pid := keeperOf(t, w, front.cmd.Process.Pid)
+		pid := keeperOf(t, front.cmd.Process.Pid)
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
@@ -394,24 +394,29 @@ done`
 }
 
 // keeperOf is the process id of the keeper that a front has started.
-func keeperOf(t testing.TB, w *world, front int) int {
+func keeperOf(t testing.TB, front int) (pid int) {
 	t.Helper()
-	pid := 0
 	within(t, tooLong, "keeper", func() bool {
-		children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", front))
-		for _, f := range children {
-			text, _ := os.ReadFile(f)
-			for _, word := range strings.Fields(string(text)) {
-				cmdline, _ := os.ReadFile("/proc/" + word + "/cmdline")
-				if strings.Contains(string(cmdline), "\x00keeper\x00") {
-					pid, _ = strconv.Atoi(word)
-					return true
-				}
-			}
+		for _, pid = range keepersOf(front) {
+			return true
 		}
 		return false
 	})
 	return pid
+}
+
+func keepersOf(front int) (pids []int) {
+	children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", front))
+	for _, f := range children {
+		text, _ := os.ReadFile(f)
+		for _, word := range strings.Fields(string(text)) {
+			cmdline, _ := os.ReadFile("/proc/" + word + "/cmdline")
+			if pid, err := strconv.Atoi(word); err == nil && strings.Contains(string(cmdline), "\x00keeper\x00") {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // TestServerKilled kills the server and all its connections at some instant of

@@ -401,6 +401,14 @@ func (p *running) wait(t testing.TB) result {
 	select {
 	case <-p.ended:
 	case <-time.After(tooLong):
+		// What are they doing?
+		for _, pid := range append(keepersOf(p.cmd.Process.Pid), p.cmd.Process.Pid) {
+			syscall.Kill(pid, syscall.SIGQUIT)
+		}
+		select {
+		case <-p.ended:
+		case <-time.After(5 * time.Second):
+		}
 		t.Fatalf("it does not end: %s%s", p.out.String(), p.err.String())
 	}
 	return p.result()
