@@ -28,6 +28,7 @@ func tool(t testing.TB, script string, env ...string) string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-ec", script)
 	cmd.Env = append(append(os.Environ(), "LC_ALL=C"), env...)
+	cmd.Dir = t.TempDir() // fio leaves files
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -154,8 +154,13 @@ func overlayHead(size int64, check []byte) []byte {
 // load checks the header and reads the pages that are there.
 func (o *Overlay) load(f file) error {
 	page := make([]byte, pageBytes)
-	if _, err := f.ReadAt(page, 0); err != nil && err != io.EOF {
-		return err
+	for _, off := range []int64{pageBytes * o.pages(), 0} { // last page first: it may not be cut short
+		if n, err := f.ReadAt(page, off); n < pageBytes {
+			if err == io.EOF {
+				err = fmt.Errorf("map cut short: %w", ErrOverlay)
+			}
+			return err
+		}
 	}
 	if !bytes.Equal(page, o.head) {
 		sum := sha256.Sum256(page[:40])
@@ -187,12 +192,15 @@ func (o *Overlay) load(f file) error {
 			if off/pageBytes > o.pages() {
 				return nil
 			}
-			clear(page)
-			if _, err := f.ReadAt(page, off); err != nil && err != io.EOF {
+			if n, err := f.ReadAt(page, off); n < pageBytes {
 				return err
 			}
 			p := new(mapPage)
 			p.decode(page)
+			first := (off/pageBytes - 1) * pageSectors
+			if end := o.sectors() - first; end < pageSectors && p.count(end, pageSectors) > 0 {
+				return fmt.Errorf("map marks what is past the end: %w", ErrOverlay)
+			}
 			if *p != (mapPage{}) {
 				o.set.load(off/pageBytes-1, p)
 			}

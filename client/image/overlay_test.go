@@ -312,6 +312,8 @@ func TestOverlayRefusesWhatIsNotItsOwn(t *testing.T) {
 		{"magic", func(dir string) error { return poke(dir+"/test.map", 0, 'X') }, size, string(testKey), ErrOverlay},
 		{"header bit", func(dir string) error { return poke(dir+"/test.map", 17, 9) }, size, string(testKey), ErrOverlay},
 		{"header end", func(dir string) error { return poke(dir+"/test.map", 4095, 9) }, size, string(testKey), ErrOverlay},
+		{"map cut by a page", func(dir string) error { return os.Truncate(dir+"/test.map", pageBytes) }, size, string(testKey), ErrOverlay},
+		{"map cut by a byte", func(dir string) error { return os.Truncate(dir+"/test.map", 2*pageBytes-1) }, size, string(testKey), ErrOverlay},
 		{"empty map", func(dir string) error { return os.Truncate(dir+"/test.map", 0) }, size, string(testKey), ErrOverlay},
 	} {
 		dir := fresh()
@@ -612,7 +614,8 @@ func FuzzMap(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(o.head)
-	f.Add(append(bytes.Clone(o.head), bytes.Repeat([]byte{0xff}, 3*pageBytes)...))
+	f.Add(append(bytes.Clone(o.head), make([]byte, 7*pageBytes)...))
+	f.Add(append(bytes.Clone(o.head), bytes.Repeat([]byte{0xff}, 8*pageBytes)...))
 	f.Add([]byte(overlayMagic))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		o, err := openOverlay(newFaultDisk(1), "test", 100<<20, 4096, testKey)
@@ -622,8 +625,8 @@ func FuzzMap(f *testing.F) {
 		if err := o.load(memFile{bytes.NewReader(b)}); err != nil {
 			return
 		}
-		if len(b) < pageBytes || !bytes.Equal(b[:pageBytes], o.head) {
-			t.Fatal("a wrong header was taken")
+		if len(b) < 8*pageBytes || !bytes.Equal(b[:pageBytes], o.head) {
+			t.Fatal("a wrong or short map was taken")
 		}
 		for n := range o.Modified() {
 			if n < 0 || n >= 100<<20/4096 {
