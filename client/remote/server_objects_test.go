@@ -613,4 +613,8 @@ func TestFewConnections(t *testing.T) {
 	if now, _ := r.Conns(); now != 1 {
 		t.Errorf("%d connections", now)
 	}
+	// Each of the others is tried once in a while, not for each object.
+	if n := r.Refused(); n == 0 || n > 3*maxConns {
+		t.Errorf("%d attempts to have more", n)
+	}
 }

@@ -23,6 +23,7 @@ type Link struct {
 	oneWay   atomic.Int64 // nanoseconds
 	up, down line
 	made     atomic.Int64
+	refused  atomic.Int64
 
 	mu      sync.Mutex
 	conns   map[net.Conn]bool
@@ -119,6 +120,9 @@ func (l *Link) Conns() (now, made int) {
 	return len(l.conns) / 2, int(l.made.Load())
 }
 
+// Refused is the number of connections that were refused so far.
+func (l *Link) Refused() int { return int(l.refused.Load()) }
+
 func (l *Link) accept() {
 	for {
 		near, err := l.ln.Accept()
@@ -129,6 +133,7 @@ func (l *Link) accept() {
 		target, refuse := l.target, l.refuse || l.closed
 		l.mu.Unlock()
 		if refuse {
+			l.refused.Add(1)
 			near.Close()
 			continue
 		}
