@@ -23,7 +23,7 @@ type Hoarded struct {
 
 // hoardWorkers is how many objects are fetched at a time; the link decides
 // over how many connections.
-const hoardWorkers = 64
+const hoardWorkers = 256
 
 // Hoard fetches a parcel's whole disk into the hoard, and with memory its
 // memory too, and keeps them from eviction. It may run at any time, beside

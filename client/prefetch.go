@@ -27,7 +27,7 @@ const (
 )
 
 // prefetchWorkers is how many chunks are read ahead at a time.
-const prefetchWorkers = 16
+const prefetchWorkers = 64
 
 // recordTrace takes down the order of first touches until traceTime has
 // passed. The returned function ends it and gives the file's content; nil if
