@@ -146,6 +146,7 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 
 	m := co.machine(k.rt, &k.o)
 	m.Say = k.ui.Say
+	m.Started = func() { k.ui.Detail("parcel %s: the guest runs", st.Parcel) }
 	k.ui.Detail("parcel %s: shown at %s, run by %s", st.Parcel, k.rt.mount, driver.Name())
 	if k.s.images[keyring.Memory] != nil {
 		m.Pages = pages{k}
