@@ -35,10 +35,12 @@ func Dial(ctx context.Context, t Target, p Prompter, c *Credentials) (*ssh.Clien
 		c = new(Credentials)
 		defer c.Zero()
 	}
-	return dialHop(ctx, t, p, c, 0)
+	return dialHop(ctx, t, p, c, 0, nil)
 }
 
-func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth int) (*ssh.Client, error) {
+// dialHop is Dial at some depth of jump hosts. tap, if not nil, may put
+// something between the byte stream and the login.
+func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
 	r, err := Resolve(t)
 	if err != nil {
 		return nil, err
@@ -49,7 +51,7 @@ func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth in
 	if r.BatchMode {
 		p = nil
 	}
-	d := &dialer{target: t, r: &r, prompter: p, creds: c, depth: depth}
+	d := &dialer{target: t, r: &r, prompter: p, creds: c, depth: depth, tap: tap}
 	d.asker = &asker{prompter: p, creds: c}
 	for _, n := range r.Notices {
 		d.asker.notice("%s", n)
@@ -74,6 +76,7 @@ type dialer struct {
 	creds    *Credentials
 	asker    *asker
 	depth    int
+	tap      func(net.Conn) net.Conn
 }
 
 // route is a byte stream to the server, and what must be ended with it.
@@ -91,6 +94,9 @@ func (d *dialer) dial(ctx context.Context) (*ssh.Client, error) {
 			err = fmt.Errorf("connect to %s: %w", d.r.destination(), ctx.Err())
 		}
 		return nil, err
+	}
+	if d.tap != nil {
+		rt.Conn = d.tap(rt.Conn)
 	}
 	client, err := d.login(ctx, rt)
 	if err != nil {

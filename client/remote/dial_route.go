@@ -60,7 +60,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 		}
 		t.Options = map[string]string{"ProxyJump": strings.Join(names, ",")}
 	}
-	jump, err := dialHop(ctx, t, d.prompter, d.creds, d.depth+1)
+	jump, err := dialHop(ctx, t, d.prompter, d.creds, d.depth+1, nil)
 	if err != nil {
 		return nil, fmt.Errorf("jump host %s: %w", last, err)
 	}

@@ -115,43 +115,15 @@ type conn struct {
 
 // dialSSH is Dial with a tap on the byte stream.
 func (s *Server) dialSSH(ctx context.Context, tapped func(*tap)) (*conn, error) {
-	r, err := Resolve(s.target)
+	var t *tap
+	client, err := dialHop(ctx, s.target, s.prompter, s.creds, 0, func(nc net.Conn) net.Conn {
+		t = &tap{Conn: nc, s: s, start: time.Now()}
+		t.hear()
+		tapped(t)
+		return t
+	})
 	if err != nil {
 		return nil, err
-	}
-	p := s.prompter
-	if r.BatchMode {
-		p = nil
-	}
-	d := &dialer{target: s.target, r: &r, prompter: p, creds: s.creds}
-	d.asker = &asker{prompter: p, creds: s.creds}
-	for _, n := range r.Notices {
-		d.asker.notice("%s", n)
-	}
-	rt, err := d.connect(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, err
-	}
-	t := &tap{Conn: rt.Conn, s: s, start: time.Now()}
-	t.hear()
-	tapped(t)
-	rt.Conn = t
-	client, err := d.login(ctx, rt)
-	if err != nil {
-		rt.Conn.Close()
-		if rt.end != nil {
-			rt.end()
-		}
-		return nil, err
-	}
-	if rt.end != nil {
-		go func() {
-			client.Wait()
-			rt.end()
-		}()
 	}
 	return s.newConn(client, t), nil
 }
