@@ -114,7 +114,8 @@ func (c *checker) all(ctx context.Context) error {
 	if c.opts.User == "" {
 		c.private(filepath.Join(c.store.root, realmFile))
 		c.private(filepath.Join(c.store.root, usersDir))
-		c.known(c.store.root, realmFile, usersDir, flockFile)
+		// The last two are the server's.
+		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd")
 		c.known(filepath.Join(c.store.root, usersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {
