@@ -81,7 +81,7 @@ func sample(rng *rand.Rand, most map[string]int, some int) (steps []step) {
 // that is the first to come to s.
 func killedAt(w *world, s step, host string, args ...string) result {
 	cmd := w.command(host, "strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=" + s.call, "-e", "signal=none",
-		"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", s.call, s.n), filepath.Join(programs, "isr")}, args...)...)
+		"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", s.call, s.n), filepath.Join(w.programs, "isr")}, args...)...)
 	cmd.Env = append(cmd.Env, "GOMAXPROCS=1") // so that few threads take the steps
 	return execute(cmd, "")
 }
@@ -92,7 +92,7 @@ func countSteps(t testing.TB, w *world, host string, args ...string) map[string]
 	t.Helper()
 	log := filepath.Join(w.dir, "steps")
 	cmd := w.command(host, "strace", append([]string{"-f", "-qq", "-o", log, "-e", "trace=" + steps, "-e", "signal=none",
-		filepath.Join(programs, "isr")}, args...)...)
+		filepath.Join(w.programs, "isr")}, args...)...)
 	cmd.Env = append(cmd.Env, "GOMAXPROCS=1")
 	if r := execute(cmd, ""); r.status != 0 {
 		t.Fatalf("isr %s: %v", strings.Join(args, " "), r)
@@ -120,7 +120,7 @@ func countSteps(t testing.TB, w *world, host string, args ...string) map[string]
 func crashWorld(t testing.TB) *world {
 	t.Helper()
 	sshdtest.Require(t, "strace")
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}
@@ -431,13 +431,13 @@ func TestServerKilled(t *testing.T) {
 			w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "16M", "--vmm", "shell")
 			rng := seed(t)
 			work := func() string {
-				return w.disk(t, "A", "box", "head -c 6M /dev/urandom | dd of=$DISK bs=1M iflag=fullblock conv=notrunc,fsync 2>/dev/null; sha256sum <$DISK")
+				return w.disk(t, "A", "box", "head -c 4M /dev/urandom | dd of=$DISK bs=1M iflag=fullblock conv=notrunc,fsync 2>/dev/null; sha256sum <$DISK")
 			}
 			work()
 			began := time.Now()
 			w.ok(t, "A", "sync", "box")
 			took := time.Since(began)
-			version, rounds := 2, 8
+			version, rounds := 2, 6
 			if testing.Short() {
 				rounds = 2
 			}

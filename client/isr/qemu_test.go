@@ -40,9 +40,10 @@ func (m *machine) resumeBy(host string, start func(testing.TB, *exec.Cmd) *runni
 	m.front = start(m, cmd)
 	ctx, cancel := context.WithTimeout(context.Background(), tooLong)
 	defer cancel()
+	ended := m.front.ended
 	go func() {
 		select {
-		case <-m.front.ended:
+		case <-ended:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -146,7 +147,7 @@ func TestGuest(t *testing.T) {
 	requireFUSE(t)
 	image := guest.Image(t)
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	x := newWire(t, w, false)
 	for _, host := range []string{"A", "B", "C"} {
 		w.home(t, host, "alice", "alice")

@@ -210,7 +210,7 @@ func scriptRealm(ts *testscript.TestScript, neg bool, args []string) {
 		other.must(t, "isr-locksrv", "user", "add", name, "--key", w.keys[name]+".pub")
 	}
 	if s, ok := other.server.(*sshd); ok {
-		writeFile(t, filepath.Join(s.Dir, "authorized_keys"), other.must(t, "isr-locksrv", "authorized-keys"))
+		writeFile(t, filepath.Join(s.Dir, "authorized_keys"), other.authorizedKeys(t))
 	}
 	known := filepath.Join(ts.Getenv("HOME"), ".ssh", "known_hosts")
 	writeFile(t, known, ts.ReadFile(known)+other.known())

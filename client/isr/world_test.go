@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,8 +31,9 @@ import (
 // programs then.
 var raceEnabled bool
 
-// programs is where isr and isr-locksrv are, built once for all tests.
-var programs string
+// programs is where isr and isr-locksrv are, built once for all tests; quick is
+// where they are without the race detector, for where it takes too long.
+var programs, quick string
 
 // drivers is where isr-vmm-toy is.
 var drivers string
@@ -45,19 +47,27 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	programs = dir
+	programs, quick = dir, dir
 	if drivers, err = filepath.Abs("testdata/vmm"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	args := []string{"build", "-o", dir}
+	builds := [][]string{{"build", "-o", dir, "isr/client/isr", "isr/locksrv/isr-locksrv"}}
 	if raceEnabled {
-		args = append(args, "-race")
+		quick = filepath.Join(dir, "quick")
+		if err := os.Mkdir(quick, 0o700); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		builds = append(builds, slices.Clone(builds[0]))
+		builds[1][2] = quick
+		builds[0] = slices.Insert(builds[0], 1, "-race")
 	}
-	build := exec.Command("go", append(args, "isr/client/isr", "isr/locksrv/isr-locksrv")...)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-		return 1
+	for _, args := range builds {
+		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+			return 1
+		}
 	}
 	// A keeper's exit status is nobody's: its races go to a file.
 	races := filepath.Join(dir, "race")
@@ -94,6 +104,7 @@ var kinds = []struct {
 // world is a realm, a server, and hosts: a home directory each.
 type world struct {
 	dir, root string
+	programs  string
 	server    server
 	keys      map[string]string // of users: the private key's file
 	port      int               // where hosts connect: the server's, or a proxy's
@@ -102,10 +113,18 @@ type world struct {
 }
 
 // newWorld makes a realm with alice and bob under dir, and starts its server.
-func newWorld(t testing.TB, dir, kind string) *world {
+func newWorld(t testing.TB, dir, kind string) *world { return makeWorld(t, dir, kind, false) }
+
+// newQuickWorld is newWorld with quick programs.
+func newQuickWorld(t testing.TB, dir, kind string) *world { return makeWorld(t, dir, kind, true) }
+
+func makeWorld(t testing.TB, dir, kind string, quickly bool) *world {
 	t.Helper()
 	requireFUSE(t)
-	w := &world{dir: dir, root: filepath.Join(dir, "root"), keys: make(map[string]string), kind: kind, t: t}
+	w := &world{dir: dir, root: filepath.Join(dir, "root"), keys: make(map[string]string), programs: programs, kind: kind, t: t}
+	if quickly {
+		w.programs = quick
+	}
 	for _, d := range []string{"run", "keys", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
@@ -227,7 +246,7 @@ func (w *world) addr() string {
 
 // env is the environment of host, and nothing of the test's own beside PATH.
 func (w *world) env(host string) []string {
-	return []string{"PATH=" + programs + ":" + drivers + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + filepath.Join(w.dir, host),
+	return []string{"PATH=" + w.programs + ":" + drivers + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + filepath.Join(w.dir, host),
 		"XDG_RUNTIME_DIR=" + filepath.Join(w.dir, "run"), "TMPDIR=" + filepath.Join(w.dir, "tmp"), "SHELL=/bin/sh",
 		"ISR_ROOT=" + w.root, "GORACE=" + os.Getenv("GORACE")}
 }
@@ -236,7 +255,7 @@ func (w *world) env(host string) []string {
 func (w *world) command(host, name string, args ...string) *exec.Cmd {
 	path := name
 	if !strings.Contains(name, "/") {
-		if p := filepath.Join(programs, name); exists(p) {
+		if p := filepath.Join(w.programs, name); exists(p) {
 			path = p
 		}
 	}
@@ -439,7 +458,14 @@ func newSSHD(t testing.TB, w *world) server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &sshd{sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: w.must(t, "isr-locksrv", "authorized-keys")}), u.Username}
+	o := sshdtest.Options{AuthorizedKeys: w.authorizedKeys(t)}
+	return &sshd{sshdtest.Start(t, o), u.Username}
+}
+
+// authorizedKeys is the keys of the realm's users, with their forced commands.
+func (w *world) authorizedKeys(t testing.TB) string {
+	// Started anew for each verb; little happens at once in it.
+	return w.must(t, filepath.Join(quick, "isr-locksrv"), "authorized-keys")
 }
 
 func (s *sshd) hostKeys() []string {
