@@ -230,8 +230,11 @@ func (s *Server) Stop() {
 	if s.cmd == nil {
 		return
 	}
-	s.signal(syscall.SIGSTOP) // so that nothing is started while it is being ended
+	stopped := s.signal(syscall.SIGSTOP) // so that nothing is started while it is being ended
 	s.signal(syscall.SIGKILL)
+	for _, pid := range stopped {
+		syscall.Kill(pid, syscall.SIGKILL) // its parent may have ended before it was stopped
+	}
 	select {
 	case <-s.exited:
 	case <-time.After(5 * time.Second): // a command of a session still holds the log open
@@ -264,13 +267,15 @@ func (s *Server) Processes() int {
 
 // signal reaches the listener, the processes of its connections, each of which is a session of its own, and what they
 // run.
-func (s *Server) signal(sig syscall.Signal) {
+func (s *Server) signal(sig syscall.Signal) (pids []int) {
 	if s.cmd == nil {
-		return
+		return nil
 	}
-	for _, pid := range descendants(s.cmd.Process.Pid) {
+	pids = descendants(s.cmd.Process.Pid)
+	for _, pid := range pids {
 		syscall.Kill(pid, sig)
 	}
+	return pids
 }
 
 // descendants lists a process and all it has started that still has its parents, parents first.
