@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -34,6 +36,7 @@ type keeper struct {
 	ui    *keeperUI
 	mu    sync.Mutex  // guards co.State while the guest runs
 	given atomic.Bool // the memory image of before is given up
+	ails  few         // I/O errors of the guest that the user was told of
 }
 
 // Keeper runs one parcel, as told over conn, and returns when its guest is off
@@ -276,17 +279,57 @@ func (p pages) WriteAt(b []byte, off int64) (int, error) {
 	return p.k.s.images[keyring.Memory].image.Pages().WriteAt(b, off)
 }
 
-// guarded is an image whose first write is noted before it is made.
+// guarded is an image whose first write is noted before it is made, and whose
+// errors the user hears of: the guest sees an I/O error, and not why.
 type guarded struct {
 	*image.Image
 	k *keeper
 }
 
+func (g guarded) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := g.Image.ReadAt(ctx, p, off)
+	return n, g.k.told(ctx, err)
+}
+
 func (g guarded) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := g.k.giveUpMemory(); err != nil {
-		return 0, err
+		return 0, g.k.told(ctx, err)
 	}
-	return g.Image.WriteAt(ctx, p, off)
+	n, err := g.Image.WriteAt(ctx, p, off)
+	return n, g.k.told(ctx, err)
+}
+
+func (g guarded) Flush(ctx context.Context) error { return g.k.told(ctx, g.Image.Flush(ctx)) }
+
+// maxTold is how many of a guest's I/O errors are shown: more say no more.
+const maxTold = 5
+
+// told is err, an image's answer to the guest, of which the user has heard.
+func (k *keeper) told(ctx context.Context, err error) error {
+	if err == nil || errors.Is(err, io.EOF) || ctx.Err() != nil {
+		return err
+	}
+	if text := err.Error(); k.ails.note(text) {
+		k.ui.Warn("parcel %s: the guest sees an I/O error: %s", k.co.State.Parcel, text)
+	}
+	return err
+}
+
+// few remembers the first maxTold different texts.
+type few struct {
+	mu   sync.Mutex
+	seen []string
+}
+
+// note reports whether text is one of the first, and new.
+func (f *few) note(text string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.seen) == maxTold || slices.Contains(f.seen, text) {
+		return false
+	}
+	f.seen = append(f.seen, text)
+	return true
 }
 
 // files is what the mount shows.
