@@ -97,6 +97,11 @@ func countSteps(t testing.TB, w *world, host string, args ...string) map[string]
 	if r := execute(cmd, ""); r.status != 0 {
 		t.Fatalf("isr %s: %v", strings.Join(args, " "), r)
 	}
+	return countLog(t, log)
+}
+
+func countLog(t testing.TB, log string) map[string]int {
+	t.Helper()
 	f, err := os.Open(log)
 	if err != nil {
 		t.Fatal(err)
@@ -485,4 +490,69 @@ func TestServerKilled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// straced attaches strace to a process and its threads, and waits until it is.
+func straced(t testing.TB, w *world, pid int, args ...string) *running {
+	t.Helper()
+	p := start(t, w.command("", "strace", append([]string{"-f", "-p", strconv.Itoa(pid), "-e", "signal=none"}, args...)...))
+	p.waitFor(t, "attached")
+	return p
+}
+
+// TestServerKilledInCommit kills the server at its n-th step of a checkin, for
+// many n. The client finishes with the next server, or can when told again.
+func TestServerKilledInCommit(t *testing.T) {
+	t.Parallel()
+	w := crashWorld(t)
+	d := w.server.(*daemon)
+	fresh := func(p string) {
+		w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
+		w.ok(t, "A", "resume", p)
+	}
+	fresh("whole")
+	log := filepath.Join(w.dir, "steps")
+	trace := straced(t, w, d.cmd.Process.Pid, "-o", log, "-e", "trace="+steps)
+	w.ok(t, "A", "checkin", "whole")
+	trace.cmd.Process.Signal(syscall.SIGINT)
+	trace.wait(t)
+	tried, died := 0, 0
+	for _, at := range sample(seed(t), countLog(t, log), 10) {
+		p := fmt.Sprint(at.call, at.n)
+		fresh(p)
+		trace := straced(t, w, d.cmd.Process.Pid, "-o", "/dev/null", "-e", "trace="+at.call,
+			"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", at.call, at.n))
+		client := start(t, w.command("A", "isr", "checkin", p))
+		tried++
+		select {
+		case <-d.done:
+			died++
+		case <-client.ended:
+		}
+		w.server.kill(t)
+		trace.wait(t)
+		w.sound(t, p)
+		w.server.start(t)
+		r := client.wait(t)
+		if r.status != 0 && r.status != 14 {
+			t.Fatalf("server killed at %v: isr checkin: %v", at, r)
+		}
+		if r.status != 0 {
+			r = w.isr("A", "checkin", p)
+		}
+		if r.status != 0 && r.status != 10 {
+			t.Fatalf("server killed at %v: isr checkin, again: %v", at, r)
+		}
+		w.sound(t, p)
+		if got := w.listed(t, p, "version"); got != "2" {
+			t.Errorf("server killed at %v: version is %s, want 2", at, got)
+		}
+		w.goesOn(t, "B", p, 3)
+		w.sound(t, p)
+	}
+	if died*4 < tried {
+		t.Errorf("%d of %d were killed: too few to tell", died, tried)
+	}
+	t.Logf("%d of %d were killed", died, tried)
+	w.must(t, "isr-locksrv", "check", "-c")
 }
