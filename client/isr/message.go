@@ -35,7 +35,6 @@ type screen struct {
 	tty     bool
 	colour  bool
 	bars    *mpb.Progress
-	pending int // bars shown
 	in      *bufio.Reader
 }
 

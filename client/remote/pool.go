@@ -162,16 +162,6 @@ func (c *conn) ping() {
 	}
 }
 
-// fail ends the connection for a reason.
-func (c *conn) fail(err error) {
-	c.mu.Lock()
-	if c.failed == nil {
-		c.failed = err
-	}
-	c.mu.Unlock()
-	c.client.Close()
-}
-
 // lost is the error of what was under way when err happened on c: that of the
 // connection, if it is gone. Then, too, the next get makes a new one.
 func (c *conn) lost(err error) error {
