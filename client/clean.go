@@ -89,6 +89,9 @@ func (c *Client) Discard(ctx context.Context, name string) error {
 		return err
 	}
 	st := &co.State
+	if st.Status == Staged {
+		c.UI.Warn("parcel %s: its sync was interrupted: if the server has made a version of it, that stays (isr ls -l %s)", name, name)
+	}
 	st.Status, st.Modified, st.Damaged, st.staged = CheckedOut, false, "", seal.Ref{}
 	st.Memory, st.Requires = root.Suspended, root.Requires
 	if err := co.save(); err != nil {

@@ -126,8 +126,17 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 	if err != nil {
 		return done, err
 	}
-	done.Version, err = srv.Commit(ctx, st.Parcel, proto.CommitRequest{Nonce: co.nonceText(),
-		Parent: st.Version, Keyroot: st.staged, ID: st.staged.Tag.String()})
+	req := proto.CommitRequest{Nonce: co.nonceText(), Parent: st.Version, Keyroot: st.staged, ID: st.staged.Tag.String()}
+	done.Version, err = srv.Commit(ctx, st.Parcel, req)
+	if errors.Is(err, parcel.ErrConflict) {
+		// While the lock is ours nobody else commits: the head is an earlier
+		// commit of this checkout, whose answer was lost before it went on.
+		cfg, _, cerr := srv.Config(ctx, st.Parcel)
+		if cerr == nil && cfg.UUID == st.UUID && cfg.Version > st.Version {
+			req.Parent = cfg.Version
+			done.Version, err = srv.Commit(ctx, st.Parcel, req)
+		}
+	}
 	if err != nil {
 		return done, co.lost(err)
 	}

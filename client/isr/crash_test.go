@@ -184,12 +184,13 @@ func counts(t testing.TB, r result) (count, disk int) {
 func TestKilled(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		some    int
+		some    int      // how many steps to try; 0: all fsyncs, between which a commit is
 		args    []string // the parcel comes after the first
 		prepare []string // commands, without the parcel
+		instead []string // of running the same again, likewise
 		after   func(t *testing.T, w *world, p string, killed, again result)
 	}{
-		{"checkout", 10, []string{"checkout"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
+		{"checkout", 10, []string{"checkout"}, nil, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 {
 				t.Errorf("again: %v", again)
 			}
@@ -202,7 +203,7 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "A", p, 2)
 		}},
-		{"rollback", 4, []string{"checkout", "-r", "1"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
+		{"rollback", 4, []string{"checkout", "-r", "1"}, nil, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			// Done, or done already.
 			if again.status != 0 && again.status != 17 {
 				t.Errorf("again: %v", again)
@@ -212,7 +213,7 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "A", p, 2)
 		}},
-		{"resume", 14, []string{"resume"}, []string{"checkout"}, func(t *testing.T, w *world, p string, killed, again result) {
+		{"resume", 14, []string{"resume"}, []string{"checkout"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			count, disk := counts(t, again)
 			wrote := 1
 			if strings.Contains(killed.err, "toy: wrote 2") {
@@ -229,7 +230,7 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "A", p, count+1)
 		}},
-		{"sync", 12, []string{"sync"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+		{"sync", 12, []string{"sync"}, []string{"resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 {
 				t.Errorf("again: %v", again)
 			}
@@ -238,7 +239,7 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "A", p, 3)
 		}},
-		{"checkin", 12, []string{"checkin"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+		{"checkin", 12, []string{"checkin"}, []string{"resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			gone := again.status == 10 && w.listed(t, p, "version") == "2"
 			if again.status != 0 && !gone {
 				t.Errorf("again: %v", again)
@@ -251,25 +252,52 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "B", p, 3)
 		}},
-		{"checkin of nothing", 4, []string{"checkin"}, []string{"checkout"}, func(t *testing.T, w *world, p string, killed, again result) {
+		{"checkin of nothing", 4, []string{"checkin"}, []string{"checkout"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 && again.status != 10 {
 				t.Errorf("again: %v", again)
 			}
 			w.goesOn(t, "B", p, 2)
 		}},
-		{"discard", 4, []string{"discard", "--yes"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+		// Who does not finish what was interrupted, but goes on, can check in too.
+		{"sync, then resume", 0, []string{"sync"}, []string{"resume"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+			if count, disk := counts(t, again); count != 3 || disk != 2 {
+				t.Errorf("it counts %d over a disk that says %d, want 3 over 2", count, disk)
+			}
+			w.goesOn(t, "A", p, 4)
+			w.goesOn(t, "B", p, 5)
+		}},
+		{"sync, then discard", 2, []string{"sync"}, []string{"resume"}, []string{"discard", "--yes"}, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 {
+				t.Errorf("discard: %v", again)
+			}
+			// The commit may have been made, or not.
+			count, disk := counts(t, w.ok(t, "A", "resume", p))
+			if count != disk+1 || count < 2 || count > 3 {
+				t.Errorf("it counts %d over a disk that says %d", count, disk)
+			}
+			w.goesOn(t, "A", p, count+1)
+			w.goesOn(t, "B", p, count+2)
+		}},
+		{"checkin, then resume", 4, []string{"checkin"}, []string{"resume"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+			if count, disk := counts(t, again); count != 3 || disk != 2 {
+				t.Errorf("it counts %d over a disk that says %d, want 3 over 2", count, disk)
+			}
+			w.goesOn(t, "A", p, 4)
+			w.goesOn(t, "B", p, 5)
+		}},
+		{"discard", 4, []string{"discard", "--yes"}, []string{"resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 {
 				t.Errorf("again: %v", again)
 			}
 			w.goesOn(t, "A", p, 2)
 		}},
-		{"poweroff", 4, []string{"poweroff", "--yes"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+		{"poweroff", 4, []string{"poweroff", "--yes"}, []string{"resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 {
 				t.Errorf("again: %v", again)
 			}
 			w.goesOn(t, "A", p, 1)
 		}},
-		{"clean", 4, []string{"clean", "--yes"}, []string{"resume"}, func(t *testing.T, w *world, p string, killed, again result) {
+		{"clean", 4, []string{"clean", "--yes"}, []string{"resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 && again.status != 10 {
 				t.Errorf("again: %v", again)
 			}
@@ -279,7 +307,7 @@ func TestKilled(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			w := crashWorld(t)
-			args := func(p string) []string { return append([]string{c.args[0], p}, c.args[1:]...) }
+			with := func(args []string, p string) []string { return slices.Insert(slices.Clone(args), 1, p) }
 			fresh := func(p string) {
 				w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
 				for _, command := range c.prepare {
@@ -287,18 +315,31 @@ func TestKilled(t *testing.T) {
 				}
 			}
 			fresh("whole")
-			most := countSteps(t, w, "A", args("whole")...)
+			most := countSteps(t, w, "A", with(c.args, "whole")...)
+			steps := sample(seed(t), most, c.some)
+			for n := range most["fsync"] {
+				if c.some == 0 {
+					steps = append(steps, step{"fsync", n + 1})
+				}
+			}
 			tried, died := 0, 0
-			for _, at := range sample(seed(t), most, c.some) {
+			for _, at := range steps {
 				p := fmt.Sprint(at.call, at.n)
+				if exists(w.hdk("alice", p)) {
+					continue
+				}
 				fresh(p)
-				killed := killedAt(w, at, "A", args(p)...)
+				killed := killedAt(w, at, "A", with(c.args, p)...)
 				tried++
 				if killed.status == 128+int(syscall.SIGKILL) || strings.Contains(killed.err, "keeper died") {
 					died++
 				}
 				w.sound(t, p)
-				again := w.again(t, "A", args(p)...)
+				next := c.args
+				if c.instead != nil {
+					next = c.instead
+				}
+				again := w.again(t, "A", with(next, p)...)
 				w.sound(t, p)
 				if ok := t.Run(p, func(t *testing.T) { c.after(t, w, p, killed, again) }); !ok {
 					t.Fatalf("killed at %v: %vthen %v", at, killed, again)
