@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/pkg/sftp"
 
@@ -179,10 +181,24 @@ func (u *upload) failed(c *conn, tag seal.Tag, err error) error {
 		return parcel.NewError(parcel.NoParcel, "object %s: put: parcel %s: %v", tag, u.o.parcel, err)
 	case errors.Is(err, sftp.ErrSSHFxConnectionLost), errors.Is(err, sftp.ErrSSHFxNoConnection):
 		return c.lost(err)
+	case errors.As(err, &status) && isFull(status):
+		return parcel.NewError(parcel.Full, "object %s: put: %v", tag, status).
+			WithHint("the server is full: ask its administrator, then run it again")
 	case errors.As(err, &status):
 		return parcel.NewError(parcel.Failed, "object %s: put: %v", tag, status)
 	}
 	return c.lost(fmt.Errorf("put: %w", err))
+}
+
+// isFull reports whether a server has no room. SFTP 3 has no code for it; the
+// server says it in the words of errno.
+func isFull(err error) bool {
+	for _, full := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		if strings.Contains(err.Error(), full.Error()) {
+			return true
+		}
+	}
+	return false
 }
 
 // measured waits until the round trip is known; false if it cannot be.
