@@ -102,6 +102,10 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 		return nil, err
 	}
 	dir := c.dirFor(name, cfg.UUID)
+	// Another isr may have begun the same since we looked.
+	if _, err := c.Find(name); err == nil {
+		return nil, parcel.NewError(parcel.Busy, "parcel %s: being checked out by another isr", name)
+	}
 	if err := os.Rename(tmp, dir); err != nil {
 		return nil, parcel.NewError(parcel.Busy, "parcel %s: %v", name, err)
 	}
