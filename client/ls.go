@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 
+	"isr/client/fusefs"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
@@ -53,6 +54,8 @@ func (co *Checkout) Describe() string {
 		s = "powered off, modified"
 	case st.Status == CheckedOut && st.Memory == "":
 		s = "checked out, powered off"
+	case st.Status == Running && fusefs.Stale(st.Mount):
+		s = "its keeper died; the next command puts it right"
 	}
 	if st.Damaged != "" {
 		s += ", damaged"

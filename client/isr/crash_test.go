@@ -416,6 +416,9 @@ done`
 		if r.status != 1 || !strings.Contains(r.err, "keeper died") || !strings.Contains(r.err, "isr: hint: ") {
 			t.Errorf("round %d: front: %v", round, r)
 		}
+		if st := stat(t, w, "A", "box"); st.State != "its keeper died; the next command puts it right" {
+			t.Errorf("round %d: state %q", round, st.State)
+		}
 		acked := last()
 		// What it left is put right by the next command, whatever it is.
 		out := w.disk(t, "A", "box", fmt.Sprintf(`i=%d; while [ $i -gt 0 ] && [ $i -gt %d ]; do echo $i $(dd if=$DISK bs=512 skip=$((i * 37 %% 1000)) count=1 2>/dev/null); i=$((i-1)); done`, acked, max(acked-900, 0)))
