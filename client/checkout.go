@@ -50,6 +50,12 @@ func (c *Client) Checkout(ctx context.Context, name string, o CheckoutOptions) (
 	defer co.letGo()
 	switch co.State.Status {
 	case Releasing:
+		if co.State.Modified {
+			// A clean that was interrupted: what it was to give up is here yet,
+			// and whoever asks for the parcel now may want it.
+			return nil, parcel.NewError(parcel.Failed, "parcel %s: its clean was interrupted, and what changed is here yet", name).
+				WithHint("isr checkin %s keeps it, isr clean %s gives it up", name, name)
+		}
 		c.UI.Say("parcel %s: finishing the checkin that was interrupted", name)
 		if err := co.release(ctx, false); err != nil {
 			return nil, err
