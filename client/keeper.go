@@ -140,7 +140,9 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	}
 	watch, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { k.prefetch(watch) })
+	if st.Memory != "" { // a boot touches other things than a resume did
+		wg.Go(func() { k.prefetch(watch) })
+	}
 	wg.Go(func() { k.watchLock(watch) })
 	trace := k.recordTrace(watch)
 	if k.s.srv != nil {
