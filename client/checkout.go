@@ -265,7 +265,7 @@ func (c *Client) runnable(ctx context.Context, cfg *parcel.Config, root *keyring
 		driver = vmmOf(cfg)
 	}
 	return c.canRun(ctx, &vmm.Machine{Name: cfg.User + "/" + cfg.Parcel, UUID: cfg.UUID, DiskSize: cfg.DiskSize,
-		MemorySize: cfg.MemSize, Suspended: root.Suspended, Requires: root.Requires, Options: o.Options,
+		MemorySize: cfg.MemSize, Suspended: root.Suspended, Requires: root.Requires, Options: c.vmmOptions(driver, o.Options),
 		Say: c.UI.Say, CacheDir: c.cacheDir()}, driver)
 }
 

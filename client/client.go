@@ -43,20 +43,25 @@ type Progress interface {
 	Done()
 }
 
-// Options are what every command needs to know.
+// Options are what every command needs to know. A keeper is told them as JSON.
 type Options struct {
-	Dir      string // the isr directory, ~/.isr
-	Host     string // this host's name in locks and versions; "" = its first label
-	Home     string // where .ssh is
-	Server   string // [LOGIN@]HOST[:PORT]; "" = the checkout's
-	User     string // ISR user; "" = the checkout's, else the login name
-	Batch    bool   // never ask
-	Limit    remote.Limit
-	Quota    int64 // of the hoard, bytes; 0 = no limit
-	SSH      map[string]string
-	Prompter remote.Prompter
-	UI       UI
-	Program  string // the isr program, to start a keeper
+	Dir         string // the isr directory, ~/.isr
+	Host        string // this host's name in locks and versions; "" = its first label
+	Home        string // where .ssh is
+	Server      string // [LOGIN@]HOST[:PORT]; "" = the checkout's
+	User        string // ISR user; "" = the checkout's, else the login name
+	Batch       bool   // never ask
+	Limit       remote.Limit
+	Quota       int64             // of the hoard, bytes; 0 = no limit
+	LookAside   []string          // directories of objects to ask before the network
+	Compression string            // profile, as in isr.conf(5); "" = auto
+	ChunkCache  int64             // decrypted disk chunks to keep in memory, bytes; 0 = diskCache
+	Patience    time.Duration     // how long transfers go on trying; 0 = remote's default
+	Commands    map[string]string // program for a VMM driver to start, by driver
+	SSH         map[string]string
+	Prompter    remote.Prompter `json:"-"`
+	UI          UI              `json:"-"`
+	Program     string          // the isr program, to start a keeper
 }
 
 // Client runs commands for one user on one host.
@@ -150,6 +155,7 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	}
 	s := remote.Open(t, c.Prompter, c.creds)
 	s.SetLimit(c.Limit)
+	s.SetPatience(c.Patience)
 	c.servers[key] = s
 	return s, nil
 }

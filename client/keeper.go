@@ -82,8 +82,8 @@ func Keeper() error {
 			}
 		}
 	}()
-	c := newClient(Options{Dir: e.Dir, Home: e.Home, Server: e.Server, User: e.User, Batch: true, Host: e.Host,
-		Limit: e.Limit, Quota: e.Quota, SSH: e.SSH, UI: ui}, e.Credentials)
+	e.UI = ui
+	c := newClient(e.Options, e.Credentials)
 	defer c.Close()
 	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, ui: ui}
 	err = k.run(context.Background(), suspend)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -31,15 +32,11 @@ type ResumeOptions struct {
 // errand is what the keeper is told at its start, over a socket: it never
 // reaches a disk, a command line or an environment.
 type errand struct {
-	Dir, Host, Home, Server, User string
-	Batch                         bool
-	Limit                         remote.Limit
-	Quota                         int64
-	SSH                           map[string]string
-	Checkout                      string // its directory
-	Key                           []byte // the checkout's key
-	Credentials                   *remote.Credentials
-	Resume                        ResumeOptions
+	Options
+	Checkout    string // its directory
+	Key         []byte // the checkout's key
+	Credentials *remote.Credentials
+	Resume      ResumeOptions
 }
 
 // event is what the keeper tells the isr in front of it.
@@ -148,9 +145,22 @@ func (co *Checkout) machine(rt runtime, o *ResumeOptions) *vmm.Machine {
 		m.Disk, m.Memory = rt.mount+"/disk", rt.mount+"/memory"
 	}
 	if o != nil {
-		m.Options, m.Fullscreen = o.Options, o.Fullscreen
+		m.Options, m.Fullscreen = co.client.vmmOptions(o.VMM, o.Options), o.Fullscreen
 	}
 	return m
+}
+
+// vmmOptions is the options for a driver, with the program that the
+// configuration has for it.
+func (c *Client) vmmOptions(driver string, options map[string]string) map[string]string {
+	if program := c.Commands[driver]; program != "" && options["program"] == "" {
+		options = maps.Clone(options)
+		if options == nil {
+			options = make(map[string]string)
+		}
+		options["program"] = program
+	}
+	return options
 }
 
 // keep starts the keeper and stands in front of it: shows what it says, and
@@ -186,8 +196,9 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	defer reclaimTerminal()()
 	defer cmd.Wait()
 	enc := json.NewEncoder(conn)
-	if err := enc.Encode(errand{Dir: c.Dir, Host: c.Host, Home: c.Home, Server: co.State.Server, User: co.State.User, Batch: c.Batch,
-		Limit: c.Limit, Quota: c.Quota, SSH: c.SSH, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o}); err != nil {
+	e := errand{Options: c.Options, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o}
+	e.Server, e.User, e.Batch = co.State.Server, co.State.User, true
+	if err := enc.Encode(e); err != nil {
 		return fmt.Errorf("keeper: %w", err)
 	}
 	ended := make(chan struct{})

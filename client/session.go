@@ -80,7 +80,10 @@ func (co *Checkout) openSession(ctx context.Context, offline bool) (*session, er
 			s.close()
 			return nil, fmt.Errorf("parcel %s: %w", co.State.Parcel, err)
 		}
-		cache := int64(diskCache)
+		cache := co.client.ChunkCache
+		if cache == 0 {
+			cache = diskCache
+		}
 		if name == keyring.Memory {
 			cache = memoryCache
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"isr/client"
+	"isr/client/conf"
 	"isr/client/remote"
 	"isr/client/vmm"
 	"isr/store/parcel"
@@ -256,6 +257,40 @@ func (c *helpCmd) Run(a *app, parser *kong.Kong) error {
 	return trace.PrintUsage(false)
 }
 
+type configCmd struct {
+	Name string `arg:"" optional:"" help:"Variable; all of them if none is given."`
+	jsonFlag
+}
+
+func (c *configCmd) Run(a *app) error {
+	cfg, err := a.configuration()
+	if err != nil {
+		return err
+	}
+	var values []conf.Value
+	for _, v := range cfg.All() {
+		if c.Name == "" || v.Name == c.Name {
+			values = append(values, v)
+		}
+	}
+	switch {
+	case len(values) == 0:
+		return parcel.NewError(parcel.Usage, "variable %s: there is none", c.Name).WithHint("isr config lists them, isr.conf(5) explains them")
+	case c.JSON:
+		return printJSON(values)
+	case c.Name != "":
+		for _, v := range values {
+			fmt.Println(v.Value)
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	for _, v := range values {
+		fmt.Fprintf(w, "%s = %s\t# %s\n", v.Name, v.Value, v.From)
+	}
+	return w.Flush()
+}
+
 type keeperCmd struct {
 	Parcel string `arg:""`
 }
@@ -269,16 +304,17 @@ type lsCmd struct {
 	jsonFlag
 }
 
-// longVersions is how many versions ls -l shows.
-const longVersions = 5
-
 func (c *lsCmd) Run(a *app) error {
 	cl, err := a.open(remote.Limit{})
 	if err != nil {
 		return err
 	}
 	if c.Long && c.Count == 0 {
-		c.Count = longVersions
+		cfg, err := a.configuration()
+		if err != nil {
+			return err
+		}
+		c.Count = int(cfg.Count("ls_versions"))
 	}
 	ls, err := cl.Ls(a.ctx, c.Parcel, c.Count)
 	if err != nil {

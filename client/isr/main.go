@@ -10,17 +10,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
-	"os/user"
-	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 
 	"isr/client"
+	"isr/client/conf"
 	"isr/client/remote"
 	"isr/store/parcel"
 )
@@ -37,6 +36,7 @@ type grammar struct {
 	Checkin  checkinCmd  `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
 	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
 	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
+	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
 	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
 	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
 	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
@@ -97,8 +97,39 @@ func run() int {
 	return s.fail(err)
 }
 
+// configuration is what the files, the environment and the command line say.
+func (a *app) configuration() (*conf.Config, error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := conf.Load(home, conf.Files(home))
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range cfg.Notices() {
+		a.Warn("%s", n)
+	}
+	for _, f := range []struct{ name, value, env string }{{"server", a.g.Server, "ISR_SERVER"}, {"userid", a.g.User, "ISR_USER"}} {
+		from := "command line"
+		if f.value == os.Getenv(f.env) {
+			from = "environment " + f.env
+		}
+		if f.value != "" {
+			if err := cfg.Set(f.name, f.value, from); err != nil {
+				return nil, parcel.NewError(parcel.Usage, "%s: %v", from, err)
+			}
+		}
+	}
+	return cfg, nil
+}
+
 // open prepares the client for a command that needs one.
 func (a *app) open(limit remote.Limit) (*client.Client, error) {
+	cfg, err := a.configuration()
+	if err != nil {
+		return nil, err
+	}
 	home, err := os.UserHomeDir()
 	if err != nil {
 		return nil, err
@@ -107,91 +138,25 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := readConfig(home)
-	if err != nil {
-		return nil, err
+	if both := cfg.Count("bwlimit") << 10; limit == (remote.Limit{}) {
+		limit = remote.Limit{Up: both, Down: both}
 	}
-	if a.g.Server != "" {
-		cfg.server = a.g.Server
+	ssh := maps.Clone(a.g.SSHOption)
+	if d := cfg.Duration("connect_timeout"); d > 0 && ssh["ConnectTimeout"] == "" {
+		if ssh == nil {
+			ssh = make(map[string]string)
+		}
+		ssh["ConnectTimeout"] = fmt.Sprint(max(1, int(d.Seconds())))
 	}
-	if a.g.User != "" {
-		cfg.user = a.g.User
+	o := client.Options{Dir: cfg.Get("isrdir"), Host: cfg.Get("hostname"), Home: home, Server: cfg.Get("server"), User: cfg.Get("userid"),
+		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"),
+		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
+		Prompter: a.screen, UI: a.screen, Program: program}
+	if !cfg.Bool("disable_lookaside") {
+		o.LookAside = cfg.List("lookaside")
 	}
-	a.client, err = client.New(client.Options{Dir: cfg.dir, Host: cfg.host, Home: home, Server: cfg.server, User: cfg.user,
-		Limit: limit, Quota: cfg.quota, SSH: a.g.SSHOption, Prompter: a.screen, UI: a.screen, Program: program})
+	a.client, err = client.New(o)
 	return a.client, err
-}
-
-// config is what the configuration files may set of a client.
-type config struct {
-	server, user, dir, host string
-	quota                   int64
-}
-
-// readConfig reads the site's and then the user's configuration file; a later
-// one overrides an earlier.
-func readConfig(home string) (config, error) {
-	c := config{dir: filepath.Join(home, ".isr")}
-	for _, name := range []string{"/usr/share/openisr/config", "/etc/openisr/openisr.conf", filepath.Join(home, ".openisrrc")} {
-		p, err := os.ReadFile(name)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return c, err
-		}
-		for i, line := range strings.Split(string(p), "\n") {
-			line, _, _ = strings.Cut(line, "#")
-			if strings.TrimSpace(line) == "" {
-				continue
-			}
-			key, value, ok := strings.Cut(line, "=")
-			key, value = strings.TrimSpace(key), strings.TrimSpace(value)
-			switch {
-			case !ok:
-				err = errors.New("want key = value")
-			case key == "server":
-				c.server = value
-			case key == "userid":
-				c.user = value
-			case key == "hostname":
-				c.host = value
-			case key == "isrdir":
-				c.dir = expand(value, home)
-			case key == "hoard_quota":
-				c.quota, err = parseSize(value)
-			default:
-				err = fmt.Errorf("unknown variable %s", key)
-			}
-			if err != nil {
-				return c, parcel.NewError(parcel.Usage, "%s: line %d: %v", name, i+1, err)
-			}
-		}
-	}
-	return c, nil
-}
-
-// expand replaces \h by the home directory and \u by the login name.
-func expand(s, home string) string {
-	login := ""
-	if u, err := user.Current(); err == nil {
-		login = u.Username
-	}
-	return strings.NewReplacer(`\h`, home, `\u`, login).Replace(s)
-}
-
-// parseSize reads bytes with an optional suffix K, M, G or T.
-func parseSize(s string) (int64, error) {
-	var n int64
-	var unit string
-	if c, err := fmt.Sscanf(s, "%d%s", &n, &unit); c == 0 || n < 0 || err != nil && c != 1 {
-		return 0, fmt.Errorf("size %q: want a number and K, M, G or T", s)
-	}
-	shift, ok := map[string]int{"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[strings.TrimSuffix(strings.ToUpper(unit), "IB")]
-	if !ok || n > 1<<62>>shift {
-		return 0, fmt.Errorf("size %q: want a number and K, M, G or T", s)
-	}
-	return n << shift, nil
 }
 
 // release is set by the linker in a packaged build.

@@ -48,6 +48,7 @@ type Server struct {
 	rtt      atomic.Int64 // shortest seen, nanoseconds; 0: not known
 	bulk     atomic.Int64 // bulk requests and uploads going on
 	outage   outage
+	wait     atomic.Int64  // for objects, nanoseconds; 0: defaultPatience
 	stall    time.Duration // silence, with something under way, after which a connection is probed
 }
 
@@ -118,6 +119,10 @@ func (s *Server) SetLimit(l Limit) {
 	s.up.Store(newLimiter(l.Up))
 	s.down.Store(newLimiter(l.Down))
 }
+
+// SetPatience says how long objects are asked for and put from now on, where
+// no Policy does; 0 is defaultPatience.
+func (s *Server) SetPatience(d time.Duration) { s.wait.Store(int64(d)) }
 
 func newLimiter(bytes int64) *rate.Limiter {
 	if bytes <= 0 {
@@ -319,9 +324,13 @@ func (s *Server) patience(ctx context.Context, demand bool) Policy {
 	if p, ok := ctx.Value(policyKey{}).(Policy); ok {
 		return p
 	}
+	wait := time.Duration(s.wait.Load())
+	if wait == 0 {
+		wait = defaultPatience
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Policy{For: defaultPatience, Forever: demand && s.onDown != nil}
+	return Policy{For: wait, Forever: demand && s.onDown != nil}
 }
 
 // persist calls f until it returns something other than an error of kind
