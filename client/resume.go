@@ -153,12 +153,16 @@ func (co *Checkout) machine(rt runtime, o *ResumeOptions) *vmm.Machine {
 // vmmOptions is the options for a driver, with the program that the
 // configuration has for it.
 func (c *Client) vmmOptions(driver string, options map[string]string) map[string]string {
-	if program := c.Commands[driver]; program != "" && options["program"] == "" {
+	key := "program"
+	if driver == "shell" {
+		key = "command" // a line, not a file
+	}
+	if program := c.Commands[driver]; program != "" && options[key] == "" {
 		options = maps.Clone(options)
 		if options == nil {
 			options = make(map[string]string)
 		}
-		options["program"] = program
+		options[key] = program
 	}
 	return options
 }

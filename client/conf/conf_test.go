@@ -119,3 +119,37 @@ func FuzzParse(f *testing.F) {
 		c.Commands()
 	})
 }
+
+// isr.conf(5) has every variable, and no other.
+func TestManual(t *testing.T) {
+	page, err := os.ReadFile("../../man/isr.conf.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := make(map[string]bool)
+	for line := range strings.Lines(string(page)) {
+		if names, ok := strings.CutPrefix(line, ".It Va "); ok {
+			for _, n := range strings.Split(strings.TrimSpace(names), " , ") {
+				has[n] = true
+			}
+		}
+	}
+	if !strings.Contains(string(page), ".It Ar vmm Ns Va .command\n") {
+		t.Error("VMM.command has no entry")
+	}
+	for _, v := range variables {
+		if !has[v.Name] {
+			t.Errorf("variable %s has no entry", v.Name)
+		}
+		delete(has, v.Name)
+	}
+	for name := range obsolete {
+		if !has[name] {
+			t.Errorf("obsolete variable %s has no entry", name)
+		}
+		delete(has, name)
+	}
+	for name := range has {
+		t.Errorf("entry %s is of no variable", name)
+	}
+}
