@@ -23,6 +23,7 @@ type machine struct {
 	host  string
 	front *running
 	con   *guest.Console
+	in    func(host string, cmd *exec.Cmd) *exec.Cmd // where hosts are in networks of their own
 }
 
 // resume runs isr resume on host until its guest can be heard.
@@ -37,6 +38,9 @@ func (m *machine) resumeBy(host string, start func(testing.TB, *exec.Cmd) *runni
 	m.host = host
 	os.Remove(serial) // of a guest that was killed
 	cmd := m.w.command(host, "isr", append([]string{"resume", "box", "-o", "display=none,accel=tcg,serial=unix:" + serial}, more...)...)
+	if m.in != nil {
+		cmd = m.in(host, cmd)
+	}
 	m.front = start(m, cmd)
 	ctx, cancel := context.WithTimeout(context.Background(), tooLong)
 	defer cancel()
