@@ -43,12 +43,14 @@ type cli struct {
 	} `cmd:"" help:"What there is to check out."`
 	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
 
-	Serve          serve          `cmd:"" help:"Answer clients: the built-in SSH server."`
-	Shell          shell          `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
-	AuthorizedKeys authorizedKeys `cmd:"" help:"Print the keys of users as sshd wants them."`
-	Links          links          `cmd:"" help:"Make the pilot's script names as links to this program."`
-	Version        version        `cmd:"" help:"Print the version."`
-	Help           help           `cmd:"" help:"Describe the commands, or one." hidden:""`
+	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
+	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
+	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`
+	Complete       complete         `cmd:"" hidden:""`
+	Completion     completionScript `cmd:"" help:"Print what a shell needs to complete command lines: bash, zsh or fish."`
+	Links          links            `cmd:"" help:"Make the pilot's script names as links to this program."`
+	Version        version          `cmd:"" help:"Print the version."`
+	Help           help             `cmd:"" help:"Describe the commands, or one." hidden:""`
 }
 
 // endings are the signals that ask the program to end.

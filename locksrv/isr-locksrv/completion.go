@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+
+	"isr/completion"
+)
+
+// completionScript prints what a shell needs to complete command lines.
+type completionScript struct {
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"bash, zsh or fish."`
+}
+
+func (c *completionScript) Run(e *env) error {
+	text, err := completion.Script(c.Shell, "isr-locksrv")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(e.stdout, text)
+	return err
+}
+
+// complete answers such a shell. Somebody is typing: what cannot be found out
+// is left out.
+type complete struct {
+	Words []string `arg:"" optional:"" passthrough:""`
+}
+
+func (c *complete) Run(e *env) error {
+	words := c.Words
+	if len(words) > 0 && words[0] == "--" {
+		words = words[1:]
+	}
+	answer := completion.Complete(e.parser.Model, words, func(p completion.Place) []completion.Word {
+		here := *e
+		if root := p.Flags["root"]; root != "" {
+			here.root = root
+		}
+		s, _, err := here.open()
+		if err != nil {
+			return nil
+		}
+		var names []string
+		switch p.Value.Name {
+		case "user", "to-user", "name":
+			names, _ = s.Users()
+		case "parcel":
+			if len(p.Args) > 0 {
+				names, _ = s.Parcels(p.Args[0])
+			}
+		}
+		var ws []completion.Word
+		for _, n := range names {
+			ws = append(ws, completion.Word{Text: n})
+		}
+		return ws
+	})
+	_, err := fmt.Fprint(e.stdout, answer)
+	return err
+}
