@@ -1,11 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -230,7 +227,7 @@ func (c *uuidCmd) Run(a *app) error {
 	}
 	co, err := cl.Find(c.Parcel)
 	if err == nil {
-		fmt.Println(co.State.UUID)
+		fmt.Fprintln(stdout, co.State.UUID)
 	}
 	return err
 }
@@ -238,7 +235,7 @@ func (c *uuidCmd) Run(a *app) error {
 type versionCmd struct{}
 
 func (versionCmd) Run(a *app) error {
-	fmt.Printf("isr %s\nvmm: %s\n", version(), strings.Join(vmm.List(), " "))
+	fmt.Fprintf(stdout, "isr %s\nvmm: %s\n", version(), strings.Join(vmm.List(), " "))
 	return nil
 }
 
@@ -252,7 +249,7 @@ func (c *helpCmd) Run(a *app, parser *kong.Kong) error {
 		return err
 	}
 	if trace.Error != nil {
-		return parcel.NewError(parcel.Usage, "%v", trace.Error)
+		return usageError(parser.Model, "isr", trace, trace.Error)
 	}
 	return trace.PrintUsage(false)
 }
@@ -280,15 +277,16 @@ func (c *configCmd) Run(a *app) error {
 		return printJSON(values)
 	case c.Name != "":
 		for _, v := range values {
-			fmt.Println(v.Value)
+			fmt.Fprintln(stdout, v.Value)
 		}
 		return nil
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	var t table
 	for _, v := range values {
-		fmt.Fprintf(w, "%s = %s\t# %s\n", v.Name, v.Value, v.From)
+		t.row(v.Name+" = "+v.Value, "# "+v.From)
 	}
-	return w.Flush()
+	t.print()
+	return nil
 }
 
 type keeperCmd struct {
@@ -324,32 +322,33 @@ func (c *lsCmd) Run(a *app) error {
 		return printJSON(ls)
 	}
 	if len(ls) > 0 {
-		fmt.Printf("Parcels on %s\n", ls[0].Server)
+		fmt.Fprintf(stdout, "Parcels on %s\n", ls[0].Server)
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	var t table
 	for _, l := range ls {
 		switch {
 		case l.Error != "":
-			fmt.Fprintf(w, "%s\tdamaged\t%s\n", l.Parcel, l.Error)
+			t.row(l.Parcel, "damaged", l.Error)
 		case l.Held != nil:
-			fmt.Fprintf(w, "%s\tacquired\t%s\t%s\t%s\tcontact %s\n", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since), when(l.Held.Contact))
+			t.row(l.Parcel, "acquired", l.Held.User, l.Held.Host, when(l.Held.Since), "contact "+when(l.Held.Contact))
 		case l.Released != nil:
-			fmt.Fprintf(w, "%s\treleased\t%s\t%s\t%s\n", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
+			t.row(l.Parcel, "released", l.Released.User, l.Released.Host, when(l.Released.Since))
 		default:
-			fmt.Fprintf(w, "%s\treleased\tnever checked out\n", l.Parcel)
+			t.row(l.Parcel, "released", "never checked out")
 		}
 		if l.Here != "" {
-			fmt.Fprintf(w, "\there: %s\n", l.Here)
+			t.row("", "here: "+l.Here)
 		}
 		if c.Count == 0 {
 			continue
 		}
-		fmt.Fprintf(w, "\tuuid %s\tvmm %s\tmemory %s\tdisk %s\n", l.UUID, l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
+		t.row("", "uuid "+l.UUID, "vmm "+l.VMM, "memory "+bytesText(l.MemSize), "disk "+bytesText(l.DiskSize))
 		for _, v := range l.Versions {
-			fmt.Fprintf(w, "\t%06d\t%s\t%s\t%s\t%s\n", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
+			t.row("", fmt.Sprintf("%06d", v.Version), bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
 		}
 	}
-	return w.Flush()
+	t.print()
+	return nil
 }
 
 func when(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
@@ -365,12 +364,6 @@ func bytesText(n int64) string {
 		f, u = f/1024, u+1
 	}
 	return fmt.Sprintf("%.1f %ciB", f, units[u])
-}
-
-func printJSON(v any) error {
-	enc := json.NewEncoder(os.Stdout)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }
 
 type statCmd struct {
@@ -390,21 +383,18 @@ func (c *statCmd) Run(a *app) error {
 	if c.JSON {
 		return printJSON(st)
 	}
-	fmt.Printf("%s: version %d, %s\n", st.Parcel, st.Version, st.State)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "\ttotal\tfetched\tmodified\thoarded\t\n")
+	fmt.Fprintf(stdout, "%s: version %d, %s\n", st.Parcel, st.Version, st.State)
+	t := table{heads: []string{"", "total", "fetched", "modified", "hoarded"}, right: true}
 	for _, name := range []string{"disk", "memory"} {
 		im, ok := st.Images[name]
 		if !ok {
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\n", name, bytesText(im.Total.Bytes), bytesText(im.Fetched.Bytes),
-			bytesText(im.Modified.Bytes), bytesText(im.Hoarded.Bytes))
-		fmt.Fprintf(w, "chunks\t%d\t%d\t%d\t%d of %d\t\n", im.Total.Chunks, im.Fetched.Chunks, im.Modified.Chunks, im.Hoarded.Chunks, im.Stored.Chunks)
+		t.row(name, bytesText(im.Total.Bytes), bytesText(im.Fetched.Bytes), bytesText(im.Modified.Bytes), bytesText(im.Hoarded.Bytes))
+		t.row("chunks", fmt.Sprint(im.Total.Chunks), fmt.Sprint(im.Fetched.Chunks), fmt.Sprint(im.Modified.Chunks),
+			fmt.Sprintf("%d of %d", im.Hoarded.Chunks, im.Stored.Chunks))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	fmt.Printf("network: %s in, %s out\n", bytesText(st.Network.In), bytesText(st.Network.Out))
+	t.print()
+	fmt.Fprintf(stdout, "network: %s in, %s out\n", bytesText(st.Network.In), bytesText(st.Network.Out))
 	return nil
 }

@@ -32,6 +32,7 @@ type grammar struct {
 	Verbose   int               `short:"v" type:"counter" help:"Say more."`
 	Yes       bool              `help:"Answer every question with yes."`
 	SSHOption map[string]string `name:"ssh-option" placeholder:"KEY=VALUE" help:"An option of ssh_config(5)."`
+	Program   versionFlag       `name:"version" help:"Print the version."`
 
 	Checkin  checkinCmd  `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
 	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
@@ -62,19 +63,23 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	s := newScreen()
+	words := os.Args[1:]
 	var g grammar
-	parser, err := kong.New(&g, kong.Name("isr"), kong.Description("Internet Suspend/Resume over SSH. The manual is isr(1)."),
-		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	parser, err := newParser(&g, s, "isr", "Internet Suspend/Resume over SSH. The manual is isr(1).")
 	if err != nil {
 		return s.fail(err)
 	}
-	if len(os.Args) == 1 {
-		fmt.Fprintln(os.Stderr, "isr: a command is missing: isr help lists them, isr(1) explains them")
+	if len(words) == 0 {
+		s.print("", "a command is missing: isr help lists them, isr(1) explains them")
 		return int(parcel.Usage)
 	}
-	k, err := parser.Parse(os.Args[1:])
+	k, err := parser.Parse(words)
 	if err != nil {
-		return s.fail(parcel.NewError(parcel.Usage, "%v", err).WithHint("isr help lists the commands, isr(1) explains them"))
+		var pe *kong.ParseError
+		if errors.As(err, &pe) {
+			return s.fail(usageError(parser.Model, "isr", pe.Context, err))
+		}
+		return s.fail(err)
 	}
 	s.quiet, s.verbose = g.Quiet, g.Verbose > 0
 	s.yes = g.Yes || g.Quiet
@@ -94,7 +99,7 @@ func run() int {
 		return int(parcel.Interrupted)
 	}
 	s.finish()
-	return s.fail(err)
+	return s.end(err)
 }
 
 // configuration is what the files, the environment and the command line say.

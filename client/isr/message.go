@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mattn/go-runewidth"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
@@ -18,38 +19,47 @@ import (
 	"isr/store/parcel"
 )
 
-// How isr talks. Results go to stdout, everything else to stderr. What went
+// How isr talks. Results go to stdout (output.go), everything else to stderr. What went
 // wrong is "isr: error: …", lower case, the object first, no full stop; then
 // at most one "isr: hint: …", one thing to do. Notices begin with "isr: ".
 // Colours and progress only on a terminal, colours never with NO_COLOR.
-// A question is asked on the terminal, and the end of file is no.
+// A question is asked on the terminal, and the end of file is no. Whatever is
+// shown is made visible first, for it may come from a server.
 
 // screen is the person in front. It is a client.UI and a remote.Prompter.
 type screen struct {
 	mu      sync.Mutex
+	name    string // what the program is called
 	quiet   bool
 	verbose bool
+	mute    bool // say nothing at all
 	begun   time.Time
 	batch   bool // never ask
 	yes     bool // the answer to every yes-or-no question
-	tty     bool
+	tty     bool // the terminal can show progress
 	colour  bool
+	ascii   bool // the terminal has no other characters
 	bars    *mpb.Progress
 	in      *bufio.Reader
 }
 
 func newScreen() *screen {
 	tty := term.IsTerminal(int(os.Stderr.Fd()))
-	return &screen{begun: time.Now(), tty: tty, colour: tty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	able := tty && os.Getenv("TERM") != "dumb"
+	return &screen{name: "isr", begun: time.Now(), tty: able, colour: able && os.Getenv("NO_COLOR") == "", ascii: tty && asciiOnly()}
 }
 
 func (s *screen) print(colour, format string, args ...any) {
-	line := "isr: " + fmt.Sprintf(format, args...)
+	// Each line says whose it is, so that a server's text cannot pass for ours.
+	line := s.name + ": " + strings.ReplaceAll(strings.TrimRight(visible(fmt.Sprintf(format, args...), s.ascii), "\n"), "\n", "\n"+s.name+": ")
 	if s.colour && colour != "" {
 		line = "\x1b[" + colour + "m" + line + "\x1b[0m"
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.mute {
+		return
+	}
 	if s.bars != nil {
 		fmt.Fprintln(s.bars, line)
 		return
@@ -101,6 +111,15 @@ var hints = map[parcel.Kind]string{
 	parcel.Damaged:     "ask the server's administrator to run isr-locksrv check -c",
 }
 
+// end is fail, for a program that said all it had to say: err is nil only if
+// somebody got the results.
+func (s *screen) end(err error) int {
+	if err == nil {
+		err = stdout.failed()
+	}
+	return s.fail(err)
+}
+
 // finish ends what is shown of progress.
 func (s *screen) finish() {
 	s.mu.Lock()
@@ -114,6 +133,10 @@ func (s *screen) finish() {
 
 // patience is how long a piece of work goes on before its progress is shown.
 const patience = time.Second
+
+// narrow is the width of a terminal, columns, below which progress is without
+// a bar.
+const narrow = 72
 
 func (s *screen) Progress(what, unit string, total int64) client.Progress {
 	if !s.tty || s.quiet {
@@ -164,9 +187,16 @@ func (b *bar) show() {
 		count = decor.CountersKibiByte("% .1f/% .1f")
 		rate = decor.AverageSpeed(decor.SizeB1024(0), "% .1f")
 	}
-	b.bar = b.s.bars.AddBar(0, mpb.BarRemoveOnComplete(),
-		mpb.PrependDecorators(decor.Name(b.what+" ")),
-		mpb.AppendDecorators(count, decor.Name(" "), rate, decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
+	what := visible(b.what, b.s.ascii)
+	left := decor.AverageETA(decor.ET_STYLE_GO)
+	if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil && w < narrow {
+		// No room for a bar: how far, and how long.
+		b.bar = b.s.bars.New(0, mpb.NopStyle(), mpb.BarRemoveOnComplete(),
+			mpb.PrependDecorators(decor.Name(runewidth.Truncate(what, max(8, w-16), "")+" "), decor.Percentage(), decor.Name(" "), left))
+		return
+	}
+	b.bar = b.s.bars.AddBar(0, mpb.BarRemoveOnComplete(), mpb.PrependDecorators(decor.Name(what+" ")),
+		mpb.AppendDecorators(count, decor.Name(" "), rate, decor.Name(" "), left))
 }
 
 func (b *bar) Done() {
@@ -188,13 +218,18 @@ func (s *screen) Secret(prompt string) (string, error) {
 		return "", errNoAnswer
 	}
 	defer tty.Close()
-	fmt.Fprint(tty, prompt)
+	fmt.Fprint(tty, visible(prompt, asciiOnly()))
 	p, err := term.ReadPassword(int(tty.Fd()))
 	fmt.Fprintln(tty)
 	return string(p), err
 }
 
-// Confirm asks a yes-or-no question; anything but y or yes is no.
+// attempts is how often a question is asked when the answer is neither yes
+// nor no.
+const attempts = 3
+
+// Confirm asks a yes-or-no question. The end of file, an empty line and what
+// is not understood are no.
 func (s *screen) Confirm(prompt string) (bool, error) {
 	if s.yes {
 		return true, nil
@@ -208,14 +243,21 @@ func (s *screen) Confirm(prompt string) (bool, error) {
 	if !strings.HasSuffix(prompt, " ") {
 		prompt += " [y/N] "
 	}
-	fmt.Fprint(os.Stderr, prompt)
-	line, err := s.in.ReadString('\n')
-	if err != nil {
-		fmt.Fprintln(os.Stderr)
-	}
-	switch strings.ToLower(strings.TrimSpace(line)) {
-	case "y", "yes":
-		return true, nil
+	for range attempts {
+		fmt.Fprint(os.Stderr, visible(prompt, s.ascii))
+		line, err := s.in.ReadString('\n')
+		if err != nil {
+			fmt.Fprintln(os.Stderr)
+		}
+		switch strings.ToLower(strings.TrimSpace(line)) {
+		case "y", "yes":
+			return true, nil
+		case "", "n", "no":
+			return false, nil
+		}
+		if err != nil {
+			return false, nil
+		}
 	}
 	return false, nil
 }
