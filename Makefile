@@ -8,6 +8,12 @@
 PREFIX = /usr/local
 DESTDIR =
 GO = go
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+# The client's scripts of the 2004 pilot are links to isr. Those of the server:
+# isr-locksrv links DIR.
+SCRIPTS = isr_get_parcel_names isr_parcel_co isr_parcel_hoard isr_parcel_verify \
+	isr_parcel_run isr_parcel_checkpoint isr_parcel_ci isr_connect_lka
 
 all: bin/isr bin/isr-locksrv
 
@@ -41,7 +47,10 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 bin/isr bin/isr-locksrv $(DESTDIR)$(PREFIX)/bin
 	for page in man/*.[1578]; do \
-		install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}; done
+		install -D -m 644 $$page $(SHARE)/man/man$${page##*.}/$${page##*/}; done
+	for script in $(SCRIPTS); do \
+		ln -sf isr $(DESTDIR)$(PREFIX)/bin/$$script && \
+		echo .so man1/isr.1 >$(SHARE)/man/man1/$$script.1; done
 
 clean:
 	rm -rf bin

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -42,9 +43,11 @@ type grammar struct {
 	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
 	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
 	Keeper   keeperCmd   `cmd:"" hidden:""`
+	Names    namesCmd    `cmd:"" hidden:""`
 	Ls       lsCmd       `cmd:"" help:"List parcels on the server."`
 	Poweroff poweroffCmd `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
 	Resume   resumeCmd   `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Run      runCmd      `cmd:"" hidden:""`
 	Stat     statCmd     `cmd:"" help:"Show what of a parcel is here."`
 	Sync     syncCmd     `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
 	UUID     uuidCmd     `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
@@ -64,6 +67,13 @@ func main() { os.Exit(run()) }
 func run() int {
 	s := newScreen()
 	words := os.Args[1:]
+	if sc, ok := scripts[filepath.Base(os.Args[0])]; ok {
+		s.name = filepath.Base(os.Args[0])
+		var err error
+		if words, err = sc.commandLine(s, s.name, words); err != nil {
+			return s.end(err)
+		}
+	}
 	var g grammar
 	parser, err := newParser(&g, s, "isr", "Internet Suspend/Resume over SSH. The manual is isr(1).")
 	if err != nil {
