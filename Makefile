@@ -51,6 +51,11 @@ install: all
 	for script in $(SCRIPTS); do \
 		ln -sf isr $(DESTDIR)$(PREFIX)/bin/$$script && \
 		echo .so man1/isr.1 >$(SHARE)/man/man1/$$script.1; done
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	for program in isr isr-locksrv; do \
+		bin/$$program completion bash >$(SHARE)/bash-completion/completions/$$program && \
+		bin/$$program completion zsh >$(SHARE)/zsh/site-functions/_$$program && \
+		bin/$$program completion fish >$(SHARE)/fish/vendor_completions.d/$$program.fish || exit 1; done
 
 clean:
 	rm -rf bin

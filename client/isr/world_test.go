@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -505,3 +506,6 @@ func within(t testing.TB, d time.Duration, what string, f func() bool) {
 		}
 	}
 }
+
+// newSilentListener takes connections and never says anything.
+func newSilentListener() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
