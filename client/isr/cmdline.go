@@ -237,9 +237,11 @@ func usageError(app *kong.Application, program string, ctx *kong.Context, err er
 		}
 		return fail("command %s: there is none", word)
 	}
-	if missing, ok := strings.CutPrefix(msg, `expected "<`); ok {
-		name, _, _ := strings.Cut(missing, ">")
-		return fail("%s is missing", strings.ToUpper(name))
+	for _, prefix := range []string{`expected "<`, "missing positional arguments <"} {
+		if missing, ok := strings.CutPrefix(msg, prefix); ok {
+			name, _, _ := strings.Cut(missing, ">")
+			return fail("%s is missing", strings.ToUpper(name))
+		}
 	}
 	if strings.HasPrefix(msg, "expected one of") {
 		return fail("a command is missing")

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/alecthomas/kong"
+	"github.com/mattn/go-runewidth"
+	"pgregory.net/rapid"
+
+	"isr/store/parcel"
+)
+
+func TestVisible(t *testing.T) {
+	for _, c := range []struct{ in, utf8, ascii string }{
+		{"", "", ""},
+		{"plain text\n\twith a tab", "plain text\n\twith a tab", "plain text\n\twith a tab"},
+		{"a\x1b[2Jb", "a?[2Jb", "a?[2Jb"},
+		{"\x1b]0;title\x07", "?]0;title?", "?]0;title?"},
+		{"over\rwritten\b", "over?written?", "over?written?"},
+		{"line\r\n", "line\n", "line\n"},
+		{"\u009b31m C1", "?31m C1", "?31m C1"},
+		{"Latin-1: caf\xe9", "Latin-1: caf?", "Latin-1: caf?"},
+		{"UTF-8: café 東京 …", "UTF-8: café 東京 …", "UTF-8: caf? ?? ..."},
+		{"exe\u202egnp.\u2066x\u200f", "exe?gnp.?x?", "exe?gnp.?x?"},
+		{"a\u2028b\u2029c\x00d\x7f", "a?b?c?d?", "a?b?c?d?"},
+	} {
+		if got := visible(c.in, false); got != c.utf8 {
+			t.Errorf("%q: %q, want %q", c.in, got, c.utf8)
+		}
+		if got := visible(c.in, true); got != c.ascii {
+			t.Errorf("%q in ASCII: %q, want %q", c.in, got, c.ascii)
+		}
+	}
+}
+
+func FuzzVisible(f *testing.F) {
+	f.Add("a\x1b[2J\xc3", true)
+	f.Fuzz(func(t *testing.T, s string, ascii bool) {
+		got := visible(s, ascii)
+		if !utf8.ValidString(got) || visible(got, ascii) != got {
+			t.Fatalf("%q: %q", s, got)
+		}
+		for _, c := range got {
+			if c < ' ' && c != '\n' && c != '\t' || c == 0x7f || c >= 0x80 && c < 0xa0 || ascii && c > 0x7f {
+				t.Fatalf("%q: %q", s, got)
+			}
+		}
+	})
+}
+
+func TestTable(t *testing.T) {
+	var ls table
+	ls.row("box", "acquired", "alice")
+	ls.row("", "here: suspended")
+	ls.row("a\tb\x1b\nc", "released")
+	if got, want := ls.aligned(), "box     acquired  alice\n        here: suspended\na b  c  released\n"; got != want {
+		t.Errorf("aligned:\n%swant\n%s", got, want)
+	}
+	if got, want := ls.list(12), "box\n  acquired\n  alice\n  here:\n  suspended\na b c\n  released\n"; got != want {
+		t.Errorf("list:\n%swant\n%s", got, want)
+	}
+	stat := table{heads: []string{"", "total", "hoarded"}, right: true}
+	stat.row("disk", "8.0 MiB", "0 B")
+	if got, want := stat.aligned(), "        total  hoarded\ndisk  8.0 MiB      0 B\n"; got != want {
+		t.Errorf("aligned:\n%swant\n%s", got, want)
+	}
+	if got, want := stat.list(40), "disk\n  total 8.0 MiB\n  hoarded 0 B\n"; got != want {
+		t.Errorf("list:\n%swant\n%s", got, want)
+	}
+}
+
+// TestTableAny: whatever is in a table, its columns are aligned, and as a list
+// it fits the terminal, but for words that do not.
+func TestTableAny(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rows := rapid.SliceOfN(rapid.SliceOfN(rapid.String(), 1, 5), 1, 5).Draw(t, "rows")
+		width := rapid.IntRange(10, 80).Draw(t, "width")
+		var tb table
+		for _, r := range rows {
+			tb.row(r...)
+		}
+		if n := strings.Count(tb.aligned(), "\n"); n != len(rows) {
+			t.Fatalf("%d rows in %d lines", len(rows), n)
+		}
+		for line := range strings.Lines(tb.list(width)) {
+			line = strings.TrimSuffix(line, "\n")
+			if runewidth.StringWidth(line) > width && len(strings.Fields(line)) > 1 {
+				t.Fatalf("%q does not fit %d", line, width)
+			}
+		}
+	})
+}
+
+func TestUsageError(t *testing.T) {
+	app, err := newParser(new(grammar), newScreen(), "isr", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ line, err, hint string }{
+		{"uuid x -F", "uuid: no option -F; resume has it", "isr help uuid"},
+		{"uuid x -d", "uuid: no option -d; checkout, hoard and resume have it", "isr help uuid"},
+		{"-F resume x", "no option -F before the command; behind it, resume has it", "isr help lists the commands, isr(1) explains them"},
+		{"uuid x --rolback 1", "uuid: no option --rolback", "isr help uuid"},
+		{"resume x --rolback 1", "resume: no option --rolback", "the nearest is --rollback"},
+		{"resume x -Z", "resume: no option -Z", "isr help resume"},
+		{"resum x", "command resum: there is none", "the nearest is resume; isr help lists the commands, isr(1) explains them"},
+		{"xyzzy", "command xyzzy: there is none", "isr help lists the commands, isr(1) explains them"},
+		{"resume", "resume: PARCEL is missing", "isr help resume"},
+		{"resume a b", "resume: one word too many: b", "isr help resume"},
+		{"-q", "a command is missing", "isr help lists the commands, isr(1) explains them"},
+		{"completion csh", `completion: <shell> must be one of "bash","zsh","fish" but got "csh"`, "isr help completion"},
+	} {
+		_, err := app.Parse(strings.Fields(c.line))
+		var pe *kong.ParseError
+		if !asParseError(err, &pe) {
+			t.Errorf("%s: %v", c.line, err)
+			continue
+		}
+		e := usageError(app.Model, "isr", pe.Context, err).(*parcel.Error)
+		if e.Kind != parcel.Usage || !strings.HasPrefix(e.Msg, c.err) || e.Hint != c.hint {
+			t.Errorf("%s:\n%s\n%s\nwant\n%s\n%s", c.line, e.Msg, e.Hint, c.err, c.hint)
+		}
+	}
+}
+
+func asParseError(err error, pe **kong.ParseError) bool {
+	e, ok := err.(*kong.ParseError)
+	*pe = e
+	return ok
+}
+
+func TestNearest(t *testing.T) {
+	words := []string{"checkin", "checkout", "ls", "hoard", "lshoard", "rmhoard", "ci"}
+	for in, want := range map[string]string{"chekin": "checkin", "chckout": "checkout", "hord": "hoard", "sl": "", "l": "", "lshord": "lshoard", "zzz": "", "": "", "cj": ""} {
+		if got := nearest(in, words); got != want {
+			t.Errorf("%s: %q, want %q", in, got, want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := rapid.StringN(0, 8, 16).Draw(t, "a"), rapid.StringN(0, 8, 16).Draw(t, "b")
+		d := distance(a, b)
+		if d != distance(b, a) || (d == 0) != (a == b) || d > max(len(a), len(b)) {
+			t.Fatalf("%q to %q: %d", a, b, d)
+		}
+	})
+}
+
+// TestOneWayOut: nothing reaches standard output but through stdout, which
+// makes it visible and notices when it is lost.
+func TestOneWayOut(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := token.NewFileSet()
+	for _, name := range files {
+		if name == "output.go" || strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			x, ok := s.X.(*ast.Ident)
+			if ok && (x.Name == "os" && s.Sel.Name == "Stdout" || x.Name == "fmt" && slices.Contains([]string{"Print", "Println", "Printf"}, s.Sel.Name)) {
+				t.Errorf("%s: %s.%s: results go to stdout", fset.Position(s.Pos()), x.Name, s.Sel.Name)
+			}
+			return true
+		})
+	}
+}
