@@ -53,7 +53,8 @@ func TestRecord(t *testing.T) {
 }
 
 func TestClean(t *testing.T) {
-	for in, want := range map[string]string{"": "", " a\nb\t": "a b", "\x1b[31mred": "[31mred", "a\xffb": "a?b", "ü": "ü", "\u0085x": "x"} {
+	for in, want := range map[string]string{"": "", " a\nb\t": "a b", "\x1b[31mred": "[31mred", "a\xffb": "a?b", "ü": "ü", "\u0085x": "x",
+		"exe\u202egnp": "exe gnp", "a\u2028b": "a b", "\u05d0\u200f": "\u05d0"} {
 		got := Clean(in)
 		if got != want {
 			t.Errorf("%q: got %q, want %q", in, got, want)

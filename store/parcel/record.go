@@ -109,11 +109,12 @@ func parseTime(s string) (time.Time, error) {
 	return t, err
 }
 
-// Clean makes any text fit to be a value: one line, no control characters.
+// Clean makes any text fit to be a value and to be shown: one line, nothing
+// that a terminal would obey or reorder text by.
 func Clean(s string) string {
 	s = strings.ToValidUTF8(s, "?")
 	return strings.TrimSpace(strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
+		if unicode.IsControl(c) || unicode.Is(unicode.Bidi_Control, c) || c == '\u2028' || c == '\u2029' {
 			return ' '
 		}
 		return c
