@@ -169,30 +169,38 @@ func TestCompleteHostile(t *testing.T) {
 }
 
 // shells are how to have each complete a line as a person does: rc is typed
-// first; then control-T writes the line to $LINE.
+// first; then control-T writes the line to $LINE. Each twice: with the script
+// read by hand, and where an installed one is looked for.
 var shells = []struct {
-	name string
-	args []string
-	rc   string
+	name, shell string
+	args        []string
+	rc          string
 }{
-	{"bash", []string{"--noprofile", "--norc", "-i"}, "source /usr/share/bash-completion/bash_completion; source <(isr completion bash)\n" +
-		`show() { echo "$READLINE_LINE" >>$LINE; }; bind -x '"\C-t": show'` + "\n"},
-	{"zsh", []string{"-f", "-i"}, "autoload -U compinit; compinit -D -u; source <(isr completion zsh)\n" +
-		`show() { print -r -- "$BUFFER" >>$LINE }; zle -N show; bindkey "^T" show` + "\n"},
-	{"fish", []string{"--no-config", "-i"}, "isr completion fish | source; bind \\ct 'commandline >>$LINE'\n"},
+	{"bash", "bash", []string{"--noprofile", "--norc", "-i"}, "source /usr/share/bash-completion/bash_completion; source <(isr completion bash)\n" + bashShow},
+	{"bash, installed", "bash", []string{"--noprofile", "--norc", "-i"}, "mkdir -p u/completions; isr completion bash >u/completions/isr; BASH_COMPLETION_USER_DIR=$PWD/u\n" +
+		"source /usr/share/bash-completion/bash_completion\n" + bashShow},
+	{"zsh", "zsh", []string{"-f", "-i"}, "autoload -U compinit; compinit -D -u; source <(isr completion zsh)\n" + zshShow},
+	{"zsh, installed", "zsh", []string{"-f", "-i"}, "mkdir f; isr completion zsh >f/_isr; fpath=($PWD/f $fpath); autoload -U compinit; compinit -D -u\n" + zshShow},
+	{"fish", "fish", []string{"--no-config", "-i"}, "isr completion fish | source\n" + fishShow},
+	{"fish, installed", "fish", []string{"--no-config", "-i"}, "mkdir c; isr completion fish >c/isr.fish; set -p fish_complete_path $PWD/c\n" + fishShow},
 }
+
+const (
+	bashShow = `show() { echo "$READLINE_LINE" >>$LINE; }; bind -x '"\C-t": show'` + "\n"
+	zshShow  = `show() { print -r -- "$BUFFER" >>$LINE }; zle -N show; bindkey "^T" show` + "\n"
+	fishShow = "bind \\ct 'commandline >>$LINE'\n"
+)
 
 func TestShells(t *testing.T) {
 	w := completionWorld(t)
 	addr := w.addr()
 	for _, sh := range shells {
 		t.Run(sh.name, func(t *testing.T) {
-			sshdtest.Require(t, sh.name)
+			sshdtest.Require(t, sh.shell)
 			line := filepath.Join(t.TempDir(), "line")
-			cmd := w.command("A", sh.name, sh.args...)
+			cmd := w.command("A", sh.shell, sh.args...)
 			cmd.Env = append(cmd.Env, "TERM=xterm", "LINE="+line, "HISTFILE=")
 			cmd.Dir = t.TempDir()
-			writeFile(t, filepath.Join(cmd.Dir, "objects", "file"), "")
 			tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 100})
 			if err != nil {
 				t.Fatal(err)

@@ -278,6 +278,12 @@ func TestSecretQuestion(t *testing.T) {
 	if r := execute(cmd, "open sesame\n"); r.status != 16 || strings.Contains(r.err+r.out, "sesame") {
 		t.Errorf("no terminal: %v", r)
 	}
+	// Who completes a command line is not asked.
+	cmd = w.command("A", "isr", "complete", "--", "resume", "")
+	cmd.Env = append(cmd.Env, "TERM=xterm")
+	if r := onTerminal(t, cmd, 40, "", ""); r.out != "" {
+		t.Errorf("completion: %v", r)
+	}
 	cmd = w.command("A", "isr", "ls")
 	cmd.Env = append(cmd.Env, "TERM=xterm")
 	if r := onTerminal(t, cmd, 40, "passphrase", "open sesame\n"); r.status != 0 || strings.Contains(r.out, "sesame") {
@@ -375,12 +381,15 @@ func TestHostileServer(t *testing.T) {
 	for _, args := range [][]string{
 		{"ls"}, {"ls", "-l"}, {"ls", "--json"}, {"ls", "winxp"}, {"checkout", "winxp"}, {"resume", "winxp"}, {"hoard", "winxp"},
 		{"clean", "-f", "winxp"}, {"-v", "checkout", "winxp"}, {"complete", "--", "resume", ""}, {"complete", "--", "checkout", "winxp", "-r", ""},
+		// What somebody was sent, and pasted.
+		{"checkout", evil}, {evil}, {"-s", evil, "ls"}, {"config", evil}, {"help", evil}, {"stat", "x\nisr: error: not true"},
 	} {
 		name := "isr " + strings.Join(args, " ")
 		for _, term := range []string{"xterm", "dumb"} {
+			columns := map[string]int{"xterm": 40, "dumb": 500}[term]
 			cmd := w.command("A", "isr", args...)
 			cmd.Env = append(cmd.Env, "TERM="+term, "LANG=C.UTF-8")
-			r := onTerminal(t, cmd, 80, "", map[bool]string{true: "\x04"}[slices.Contains(args, "-f")])
+			r := onTerminal(t, cmd, columns, "", map[bool]string{true: "\x04"}[slices.Contains(args, "-f")])
 			plain := escapes.ReplaceAllString(r.out, "")
 			for _, bad := range []string{"\x1b", "\x07", "\b", "\x7f", "\u009b", "\u202e", "\r"} {
 				if strings.Contains(plain, bad) {
