@@ -2,7 +2,8 @@
 //
 // Words walks a kong model as the parser would and says what may come next:
 // commands and aliases, flags short and long, the words of an enumeration,
-// files. What only the program knows (the names of its parcels, say) it asks
+// files (by kong's types, or where a tag says complete:"files" or "dirs" of
+// what may be something else too). What only the program knows (the names of its parcels, say) it asks
 // back for. Script is the little that bash, zsh and fish need to ask the
 // program itself, so that what they offer is what the installed program takes.
 //
@@ -218,11 +219,11 @@ func (w *walk) commands(typed string) []Word {
 
 // values are the words that v may be, each behind prefix.
 func (w *walk) values(v *kong.Value, prefix string, values Values) Answer {
-	var a Answer
-	switch v.Tag.Type {
-	case "path", "existingfile":
+	a := Answer{Files: v.Tag.Type == "path" || v.Tag.Type == "existingfile", Dirs: v.Tag.Type == "existingdir"}
+	switch v.Tag.Get("complete") {
+	case "files":
 		a.Files = true
-	case "existingdir":
+	case "dirs":
 		a.Dirs = true
 	}
 	if v.Enum != "" {

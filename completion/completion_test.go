@@ -22,6 +22,7 @@ type toy struct {
 		Set   map[string]string `short:"o"`
 		Mode  string            `enum:"fast,slow" default:"fast"`
 		Log   string            `type:"path"`
+		Place string            `complete:"dirs"`
 	} `cmd:"" aliases:"oo,unlock" help:"Open it."`
 	Order struct {
 		Dir  string   `arg:"" type:"existingdir"`
@@ -75,7 +76,7 @@ func TestComplete(t *testing.T) {
 		{"open -dn3 n", "n3"},
 		{"open x ", ""},
 		{"open x y", ""},
-		{"open x -", "-n --count -d --dry -o --set --mode --log -h --help -s --server --yes -v --loud"},
+		{"open x -", "-n --count -d --dry -o --set --mode --log --place -h --help -s --server --yes -v --loud"},
 		{"open x -d --c", "--count"},
 		{"open x -d --d", ""},
 		{"open x -o a=b --s", "--set --server"},
@@ -84,6 +85,7 @@ func TestComplete(t *testing.T) {
 		{"open --mode=s", "--mode=slow"},
 		{"open --log ", ":files"},
 		{"open --log=/", ":files"},
+		{"open --place http", ":dirs"},
 		{"--server=a", "--server=alpha --server=a"},
 		{"-s ", "alpha beta@ n a"},
 		{"nosuch ", ""},
@@ -115,7 +117,9 @@ func TestAnyLine(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		words := rapid.SliceOfN(word, 1, 6).Draw(t, "words")
 		typed := words[len(words)-1]
-		a := Complete(app, words, func(Place) []Word { return []Word{{Text: "x y"}, {Text: ":z"}, {Text: "ok\n"}, {Text: "fine", Help: "a\tb\nc"}} })
+		a := Complete(app, words, func(Place) []Word {
+			return []Word{{Text: "x y"}, {Text: ":z"}, {Text: "ok\n"}, {Text: "fine", Help: "a\tb\nc"}}
+		})
 		for _, w := range a.Words {
 			if !strings.HasPrefix(w.Text, typed) {
 				t.Fatalf("%q offered for %q", w.Text, typed)

@@ -243,11 +243,19 @@ func (s *screen) Confirm(prompt string) (bool, error) {
 	if !strings.HasSuffix(prompt, " ") {
 		prompt += " [y/N] "
 	}
+	// Who answers at the terminal must see the question there.
+	ask := os.Stderr
+	if term.IsTerminal(int(os.Stdin.Fd())) && !term.IsTerminal(int(ask.Fd())) {
+		if tty, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
+			defer tty.Close()
+			ask = tty
+		}
+	}
 	for range attempts {
-		fmt.Fprint(os.Stderr, visible(prompt, s.ascii))
+		fmt.Fprint(ask, visible(prompt, s.ascii))
 		line, err := s.in.ReadString('\n')
 		if err != nil {
-			fmt.Fprintln(os.Stderr)
+			fmt.Fprintln(ask)
 		}
 		switch strings.ToLower(strings.TrimSpace(line)) {
 		case "y", "yes":

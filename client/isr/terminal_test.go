@@ -253,6 +253,10 @@ func TestQuestions(t *testing.T) {
 		cmd.Env = append(cmd.Env, "TERM=xterm")
 		refused("control-D", onTerminal(t, cmd, 40, "[y/N]", "\x04"), 1)
 	}
+	// Where messages go to a file, the question still goes to the terminal.
+	if r := onTerminal(t, w.command("A", "sh", "-c", "exec isr discard winxp >/dev/null 2>&1"), 40, "[y/N]", "no\n"); r.status != 1 {
+		t.Errorf("messages to a file: %v", r)
+	}
 	if st := w.ok(t, "A", "stat", "winxp").out; !strings.Contains(st, "modified") {
 		t.Fatalf("something was done all the same:\n%s", st)
 	}
