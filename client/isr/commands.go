@@ -328,23 +328,23 @@ func (c *lsCmd) Run(a *app) error {
 	for _, l := range ls {
 		switch {
 		case l.Error != "":
-			t.row(l.Parcel, "damaged", l.Error)
+			t.rowf("%s\tdamaged\t%s", l.Parcel, l.Error)
 		case l.Held != nil:
-			t.row(l.Parcel, "acquired", l.Held.User, l.Held.Host, when(l.Held.Since), "contact "+when(l.Held.Contact))
+			t.rowf("%s\tacquired\t%s\t%s\t%s\tcontact %s", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since), when(l.Held.Contact))
 		case l.Released != nil:
-			t.row(l.Parcel, "released", l.Released.User, l.Released.Host, when(l.Released.Since))
+			t.rowf("%s\treleased\t%s\t%s\t%s", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
 		default:
-			t.row(l.Parcel, "released", "never checked out")
+			t.rowf("%s\treleased\tnever checked out", l.Parcel)
 		}
 		if l.Here != "" {
-			t.row("", "here: "+l.Here)
+			t.rowf("\there: %s", l.Here)
 		}
 		if c.Count == 0 {
 			continue
 		}
-		t.row("", "uuid "+l.UUID, "vmm "+l.VMM, "memory "+bytesText(l.MemSize), "disk "+bytesText(l.DiskSize))
+		t.rowf("\tuuid %s\tvmm %s\tmemory %s\tdisk %s", l.UUID, l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
 		for _, v := range l.Versions {
-			t.row("", fmt.Sprintf("%06d", v.Version), bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
+			t.rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
 		}
 	}
 	t.print()

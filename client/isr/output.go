@@ -143,6 +143,22 @@ func (t *table) row(cells ...string) {
 	t.rows = append(t.rows, row)
 }
 
+// rowf is row with the cells in a format, a tab between two. What is in an
+// argument breaks no cell.
+func (t *table) rowf(format string, args ...any) {
+	for i, a := range args {
+		switch a := a.(type) {
+		case string:
+			args[i] = parcel.Clean(a)
+		case error:
+			args[i] = parcel.Clean(a.Error())
+		case fmt.Stringer:
+			args[i] = parcel.Clean(a.String())
+		}
+	}
+	t.row(strings.Split(fmt.Sprintf(format, args...), "\t")...)
+}
+
 func (t *table) print() {
 	text := t.aligned()
 	if w := stdout.width(); w > 0 {

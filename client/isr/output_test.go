@@ -59,7 +59,7 @@ func TestTable(t *testing.T) {
 	var ls table
 	ls.row("box", "acquired", "alice")
 	ls.row("", "here: suspended")
-	ls.row("a\tb\x1b\nc", "released")
+	ls.rowf("%s\treleased", "a\tb\x1b\nc")
 	if got, want := ls.aligned(), "box     acquired  alice\n        here: suspended\na b  c  released\n"; got != want {
 		t.Errorf("aligned:\n%swant\n%s", got, want)
 	}
