@@ -35,25 +35,27 @@ type grammar struct {
 	SSHOption map[string]string `name:"ssh-option" placeholder:"KEY=VALUE" help:"An option of ssh_config(5)."`
 	Program   versionFlag       `name:"version" help:"Print the version."`
 
-	Checkin    checkinCmd    `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
-	Checkout   checkoutCmd   `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
-	Clean      cleanCmd      `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
+	Checkin  checkinCmd  `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
+	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
+	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
+	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
+	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
+	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
+	Keeper   keeperCmd   `cmd:"" hidden:""`
+	Ls       lsCmd       `cmd:"" help:"List parcels on the server."`
+	Poweroff poweroffCmd `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
+	Resume   resumeCmd   `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Stat     statCmd     `cmd:"" help:"Show what of a parcel is here."`
+	Sync     syncCmd     `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
+	UUID     uuidCmd     `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
+	Version  versionCmd  `cmd:"" help:"Print the version of this program."`
+
+	// For shells, and the pilot's scripts.
 	Complete   completeCmd   `cmd:"" hidden:""`
 	Completion completionCmd `cmd:"" help:"Print what a shell needs to complete isr's command lines."`
-	Config     configCmd     `cmd:"" help:"Show the configuration in force and where it comes from."`
-	Discard    discardCmd    `cmd:"" help:"Give up what changed here since checkout or sync."`
-	Help       helpCmd       `cmd:"" help:"Show a brief summary."`
-	Hoard      hoardCmd      `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
-	Keeper     keeperCmd     `cmd:"" hidden:""`
 	Names      namesCmd      `cmd:"" hidden:""`
-	Ls         lsCmd         `cmd:"" help:"List parcels on the server."`
-	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
-	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
 	Run        runCmd        `cmd:"" hidden:""`
-	Stat       statCmd       `cmd:"" help:"Show what of a parcel is here."`
-	Sync       syncCmd       `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
-	UUID       uuidCmd       `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
-	Version    versionCmd    `cmd:"" help:"Print the version of this program."`
 }
 
 // app is what a command runs with.
