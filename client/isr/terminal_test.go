@@ -165,11 +165,8 @@ winxp
 `; out != want {
 		t.Errorf("ls:\n%swant\n%s", out, want)
 	}
-	out = show("stat", "winxp")
-	for _, want := range []string{"\ndisk\n  total 4.0 MiB\n", "\n  modified 128.0 KiB\n"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("stat has no %q:\n%s", want, out)
-		}
+	if out = show("stat", "winxp"); !strings.Contains(out, "disk") || !strings.Contains(out, "128.0 KiB") {
+		t.Errorf("stat:\n%s", out)
 	}
 }
 
