@@ -98,7 +98,7 @@ func (it manItem) flags() []string {
 		}
 	}
 	slices.Sort(fs)
-	return fs
+	return slices.Compact(fs)
 }
 
 func testModel(t testing.TB) *kong.Application {
@@ -120,7 +120,8 @@ func TestManCommands(t *testing.T) {
 			t.Errorf("entry %v: no command", it)
 			continue
 		}
-		entries[it[0][1]] = it
+		// A command may have several forms, an entry each.
+		entries[it[0][1]] = append(entries[it[0][1]], it...)
 	}
 	for _, c := range visibleCommands(app.Node) {
 		it, ok := entries[c.Name]
