@@ -2,8 +2,7 @@
 //
 // Words walks a kong model as the parser would and says what may come next:
 // commands and aliases, flags short and long, the words of an enumeration,
-// files (by kong's types, or where a tag says complete:"files" or "dirs" of
-// what may be something else too). What only the program knows (the names of its parcels, say) it asks
+// files. What only the program knows (the names of its parcels, say) it asks
 // back for. Script is the little that bash, zsh and fish need to ask the
 // program itself, so that what they offer is what the installed program takes.
 //
@@ -34,7 +33,7 @@ type Place struct {
 }
 
 // Values is what a value may be. It may be more than fits what is typed.
-type Values func(Place) []Word
+type Values func(Place) Answer
 
 // Answer is what may come next.
 type Answer struct {
@@ -219,23 +218,19 @@ func (w *walk) commands(typed string) []Word {
 
 // values are the words that v may be, each behind prefix.
 func (w *walk) values(v *kong.Value, prefix string, values Values) Answer {
-	a := Answer{Files: v.Tag.Type == "path" || v.Tag.Type == "existingfile", Dirs: v.Tag.Type == "existingdir"}
-	switch v.Tag.Get("complete") {
-	case "files":
-		a.Files = true
-	case "dirs":
-		a.Dirs = true
+	var a Answer
+	if values != nil {
+		w.at.Value = v
+		a = values(w.at)
 	}
+	a.Files = a.Files || v.Tag.Type == "path" || v.Tag.Type == "existingfile"
+	a.Dirs = a.Dirs || v.Tag.Type == "existingdir"
 	if v.Enum != "" {
 		for _, e := range v.EnumSlice() {
 			if e != "" {
 				a.Words = append(a.Words, Word{Text: e})
 			}
 		}
-	}
-	if values != nil {
-		w.at.Value = v
-		a.Words = append(a.Words, values(w.at)...)
 	}
 	for i := range a.Words {
 		a.Words[i].Text = prefix + a.Words[i].Text

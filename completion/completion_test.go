@@ -22,7 +22,7 @@ type toy struct {
 		Set   map[string]string `short:"o"`
 		Mode  string            `enum:"fast,slow" default:"fast"`
 		Log   string            `type:"path"`
-		Place string            `complete:"dirs"`
+		Place string
 	} `cmd:"" aliases:"oo,unlock" help:"Open it."`
 	Order struct {
 		Dir  string   `arg:"" type:"existingdir"`
@@ -46,11 +46,11 @@ func toyModel(t interface{ Fatal(...any) }) *kong.Application {
 }
 
 // names is what a program knows: it answers with all it is told.
-func names(p Place) []Word {
+func names(p Place) Answer {
 	if p.Value.Name != "name" && p.Value.Name != "server" && p.Value.Name != "rest" {
-		return nil
+		return Answer{Dirs: p.Value.Name == "place"}
 	}
-	return []Word{{Text: "alpha"}, {Text: "beta@" + p.Flags["server"]}, {Text: "n" + p.Flags["count"]}, {Text: "a" + strings.Join(p.Args, "+")}}
+	return Answer{Words: []Word{{Text: "alpha"}, {Text: "beta@" + p.Flags["server"]}, {Text: "n" + p.Flags["count"]}, {Text: "a" + strings.Join(p.Args, "+")}}}
 }
 
 func TestComplete(t *testing.T) {
@@ -117,8 +117,8 @@ func TestAnyLine(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		words := rapid.SliceOfN(word, 1, 6).Draw(t, "words")
 		typed := words[len(words)-1]
-		a := Complete(app, words, func(Place) []Word {
-			return []Word{{Text: "x y"}, {Text: ":z"}, {Text: "ok\n"}, {Text: "fine", Help: "a\tb\nc"}}
+		a := Complete(app, words, func(Place) Answer {
+			return Answer{Words: []Word{{Text: "x y"}, {Text: ":z"}, {Text: "ok\n"}, {Text: "fine", Help: "a\tb\nc"}}}
 		})
 		for _, w := range a.Words {
 			if !strings.HasPrefix(w.Text, typed) {

@@ -53,46 +53,50 @@ var (
 )
 
 // values is what only isr knows of what a flag or argument may be.
-func (a *app) values(p completion.Place) []completion.Word {
-	plain := func(words ...string) (ws []completion.Word) {
-		for _, w := range words {
-			ws = append(ws, completion.Word{Text: w})
-		}
-		return ws
-	}
+func (a *app) values(p completion.Place) completion.Answer {
 	command := ""
 	if p.Command != nil {
 		command = p.Command.Name
 	}
-	switch p.Value.Name {
-	case "parcel":
-		return a.parcels(command, p)
-	case "rollback":
-		return a.versions(p)
-	case "server":
+	_, removed := p.Flags["remove"]
+	var ws []completion.Word
+	switch name := p.Value.Name; {
+	case name == "parcel":
+		ws = a.parcels(command, p)
+	case name == "rollback":
+		ws = a.versions(p)
+	case name == "server":
 		if cl := a.quietly(p); cl != nil {
-			return plain(cl.Servers()...)
+			ws = plain(cl.Servers())
 		}
-	case "vmm":
-		return plain(vmm.List()...)
-	case "compression":
-		return plain("auto", "none", "mild", "moderate", "painful")
-	case "command":
-		var ws []completion.Word
+	case name == "vmm":
+		ws = plain(vmm.List())
+	case name == "compression":
+		ws = plain([]string{"auto", "none", "mild", "moderate", "painful"})
+	case name == "command":
 		for _, n := range visibleCommands(a.parser.Model.Node) {
 			ws = append(ws, completion.Word{Text: n.Name, Help: n.Help})
 		}
-		return ws
-	case "name":
-		var ws []completion.Word
+	case name == "name" && command == "config":
 		for _, v := range conf.Variables() {
-			if command == "config" {
-				ws = append(ws, completion.Word{Text: v.Name, Help: v.Doc})
-			}
+			ws = append(ws, completion.Word{Text: v.Name, Help: v.Doc})
 		}
-		return ws
+	case name == "place" && removed:
+		if cfg, err := a.configuration(); err == nil {
+			ws = plain(cfg.List("lookaside"))
+		}
+	case name == "place", name == "dir":
+		return completion.Answer{Dirs: true}
 	}
-	return nil
+	return completion.Answer{Words: ws}
+}
+
+func plain(words []string) []completion.Word {
+	var ws []completion.Word
+	for _, w := range words {
+		ws = append(ws, completion.Word{Text: w})
+	}
+	return ws
 }
 
 // quietly is the client of the server and user that the command line so far

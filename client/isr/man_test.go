@@ -184,8 +184,12 @@ func TestManOptions(t *testing.T) {
 	for _, c := range visibleCommands(app.Node) {
 		note(c.Flags)
 	}
-	byName := make(map[string]string)
+	byName, byShort := make(map[string]string), make(map[rune]string)
 	for form, f := range has {
+		if other := byShort[f.Short]; other != "" && f.Short != 0 {
+			t.Errorf("-%c: both --%s and --%s", f.Short, f.Name, other)
+		}
+		byShort[f.Short] = f.Name
 		if other := byName[f.Name]; other != "" {
 			t.Errorf("--%s: short as in %q and as in %q", f.Name, form, other)
 		}

@@ -31,14 +31,14 @@ func (c *complete) Run(e *env) error {
 	if len(words) > 0 && words[0] == "--" {
 		words = words[1:]
 	}
-	answer := completion.Complete(e.parser.Model, words, func(p completion.Place) []completion.Word {
+	answer := completion.Complete(e.parser.Model, words, func(p completion.Place) (known completion.Answer) {
 		here := *e
 		if root := p.Flags["root"]; root != "" {
 			here.root = root
 		}
 		s, _, err := here.open()
 		if err != nil {
-			return nil
+			return known
 		}
 		var names []string
 		switch p.Value.Name {
@@ -49,11 +49,10 @@ func (c *complete) Run(e *env) error {
 				names, _ = s.Parcels(p.Args[0])
 			}
 		}
-		var ws []completion.Word
 		for _, n := range names {
-			ws = append(ws, completion.Word{Text: n})
+			known.Words = append(known.Words, completion.Word{Text: n})
 		}
-		return ws
+		return known
 	})
 	_, err := fmt.Fprint(e.stdout, answer)
 	return err
