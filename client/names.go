@@ -124,24 +124,24 @@ func (c *Client) askNames(ctx context.Context, patience time.Duration, old names
 	// A client of its own, for it may hang beyond this.
 	quiet := newClient(c.Options, c.creds)
 	quiet.Batch = true
-	done := make(chan []Listed, 1)
+	type answer struct {
+		ls  []Listed
+		err error
+	}
+	done := make(chan answer, 1)
 	go func() {
 		defer quiet.Close()
 		ls, err := quiet.Ls(ctx, "", knownVersions)
-		if err == nil && ls == nil {
-			ls = []Listed{}
-		}
-		done <- ls
+		done <- answer{ls, err}
 	}()
 	select {
-	case ls := <-done:
-		if ls == nil {
-			return f
-		}
-		f.Reached, f.Parcels = true, nil
-		p, err := json.Marshal(ls)
-		if err == nil {
-			json.Unmarshal(p, &f.Parcels)
+	case a := <-done:
+		f.Reached = a.err == nil
+		if a.err == nil || len(a.ls) > 0 {
+			f.Parcels = nil
+			if p, err := json.Marshal(a.ls); err == nil {
+				json.Unmarshal(p, &f.Parcels)
+			}
 		}
 	case <-ctx.Done():
 		// Whatever it hangs in ends with this process.
