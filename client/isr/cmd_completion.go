@@ -12,7 +12,7 @@ import (
 	"isr/client/conf"
 	"isr/client/remote"
 	"isr/client/vmm"
-	"isr/completion"
+	"isr/contrib/completion"
 )
 
 type completionCmd struct {

@@ -16,7 +16,7 @@ import (
 	"github.com/creack/pty"
 
 	"isr/client/remote/sshdtest"
-	"isr/completion"
+	"isr/contrib/completion"
 )
 
 // completionWorld is a server with three parcels of alice's: winxp is checked
@@ -84,7 +84,7 @@ func TestComplete(t *testing.T) {
 		{"help resu", "resume"},
 		{"completion ", "bash zsh fish"},
 		{"keep", ""},
-		{"comple", "completion"},
+		{"comple", "contrib/completion"},
 		{"rmhoard ", "fedora"},
 		{"dirtometer ", ""},
 		{"checkp ", "winxp"},

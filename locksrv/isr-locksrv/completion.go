@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 
-	"isr/completion"
+	"isr/contrib/completion"
 )
 
 // completionScript prints what a shell needs to complete command lines.
