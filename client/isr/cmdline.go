@@ -40,7 +40,7 @@ var groups = []struct {
 	{"Without a network", []string{"hoard", "lshoard", "rmhoard", "connect-lka", "export-lka"}},
 	{"Prove who you are", []string{"auth", "deauth", "passwd"}},
 	{"Find what is wrong", []string{"checkp", "checkhoard", "config"}},
-	{"About isr", []string{"help", "version", "contrib/completion"}},
+	{"About isr", []string{"help", "version", "completion"}},
 }
 
 // printHelp is the help of a command, or of the program.

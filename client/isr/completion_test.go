@@ -84,7 +84,7 @@ func TestComplete(t *testing.T) {
 		{"help resu", "resume"},
 		{"completion ", "bash zsh fish"},
 		{"keep", ""},
-		{"comple", "contrib/completion"},
+		{"comple", "completion"},
 		{"rmhoard ", "fedora"},
 		{"dirtometer ", ""},
 		{"checkp ", "winxp"},
