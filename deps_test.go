@@ -26,6 +26,9 @@ var mayImport = map[string][]string{
 	"locksrv/isr-locksrv": {"locksrv", "locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/vmm":          {},
 	"client/conf":         {"store/parcel"},
+	"client/dirt":         {"client/fetch", "client/image"},
+	"client/dirt/tui":     {"client/dirt", "client/image"},
+	"client/dirt/web":     {"client/dirt"},
 	"client/fusefs":       {},
 	"client/wrap":         {"store/parcel"},
 	"client/fetch":        {"client/histogram", "store/parcel", "store/seal"},
@@ -35,7 +38,7 @@ var mayImport = map[string][]string{
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
 	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"client/isr": {"client", "client/conf", "client/remote", "client/vmm", "store/parcel"},
+	"client/isr": {"client", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/remote", "client/vmm", "store/parcel"},
 	// For tests, in no program.
 	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},
 	"client/remote/linktest": {},

@@ -37,6 +37,7 @@ type keeper struct {
 	mu    sync.Mutex  // guards co.State while the guest runs
 	given atomic.Bool // the memory image of before is given up
 	ails  few         // I/O errors of the guest that the user was told of
+	ahead ahead       // of the prefetch
 }
 
 // Keeper runs one parcel, as told over conn, and returns when its guest is off
@@ -132,7 +133,8 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	if err := co.save(); err != nil {
 		return err
 	}
-	mount, err := fusefs.New(k.rt.mount, k.files(), k.stats())
+	look := k.newSurvey()
+	mount, err := fusefs.New(k.rt.mount, k.files(), k.watchable(k.stats(), look, driver.Name()))
 	if err != nil {
 		st.Status, st.Mount = before, ""
 		co.save()
@@ -142,7 +144,10 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	var wg sync.WaitGroup
 	if st.Memory != "" { // a boot touches other things than a resume did
 		wg.Go(func() { k.prefetch(watch) })
+	} else {
+		k.ahead.change(func(n *aheadCounts) { n.Over = true })
 	}
+	wg.Go(func() { look.run(watch) })
 	wg.Go(func() { k.watchLock(watch) })
 	trace := k.recordTrace(watch)
 	if k.s.srv != nil {
@@ -153,6 +158,7 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	m.Say = k.ui.Say
 	m.Started = func() { k.ui.Detail("parcel %s: the guest runs", st.Parcel) }
 	k.ui.Detail("parcel %s: shown at %s, run by %s", st.Parcel, k.rt.mount, driver.Name())
+	k.ui.send(event{Mount: k.rt.mount})
 	if k.s.images[keyring.Memory] != nil {
 		m.Pages = pages{k}
 	}

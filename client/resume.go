@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -27,6 +28,7 @@ type ResumeOptions struct {
 	Fullscreen bool
 	Offline    bool // never touch the network
 	Rollback   int
+	Watcher    Watcher `json:"-"` // or nil
 }
 
 // errand is what the keeper is told at its start, over a socket: it never
@@ -45,6 +47,7 @@ type event struct {
 	Warn     bool
 	Detail   bool
 	Progress *progressEvent
+	Mount    string // the parcel is shown there now
 	Done     bool
 	Kind     parcel.Kind // with Done: of the error, 0 if there was none
 	Hint     string
@@ -181,6 +184,13 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	defer conn.Close()
 	cmd := exec.Command(c.Program, "keeper", co.State.Parcel)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if o.Watcher != nil {
+		if w := o.Watcher.Start(o.VMM); w != nil {
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, w, w
+			// What the VMM has started may live on with them.
+			cmd.WaitDelay = time.Second
+		}
+	}
 	cmd.ExtraFiles = []*os.File{there}
 	// A group of its own: ctrl-c reaches us, and we ask it to suspend.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -213,11 +223,11 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 			}
 		}
 	}()
-	return c.follow(json.NewDecoder(conn), co)
+	return c.follow(json.NewDecoder(conn), co, o.Watcher)
 }
 
-// follow shows the keeper's events until its last.
-func (c *Client) follow(dec *json.Decoder, co *Checkout) error {
+// follow shows the keeper's events until its last. w may be nil.
+func (c *Client) follow(dec *json.Decoder, co *Checkout, w Watcher) error {
 	shown := make(map[int]Progress)
 	for {
 		var e event
@@ -239,6 +249,10 @@ func (c *Client) follow(dec *json.Decoder, co *Checkout) error {
 			if e.Progress.End {
 				p.Done()
 				delete(shown, e.Progress.ID)
+			}
+		case e.Mount != "":
+			if w != nil {
+				w.Running(e.Mount)
 			}
 		case e.Done && e.Kind == 0:
 			return nil

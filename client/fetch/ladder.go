@@ -320,7 +320,7 @@ type Counts struct {
 	Max     time.Duration // that one hit took at most
 
 	// Within which half, nine tenths and all but a hundredth of the hits came,
-	// an eighth too high at most.
+	// an eighth too high at most, and no more than Max.
 	P50, P90, P99 time.Duration
 }
 
@@ -367,7 +367,8 @@ func (l *Ladder) Counts() []Counts {
 		cs[i] = k.c
 		k.mu.Unlock()
 		cs[i].Name = l.rungs[i].Name
-		cs[i].P50, cs[i].P90, cs[i].P99 = k.took.Quantile(0.50), k.took.Quantile(0.90), k.took.Quantile(0.99)
+		within := func(q float64) time.Duration { return min(k.took.Quantile(q), cs[i].Max) }
+		cs[i].P50, cs[i].P90, cs[i].P99 = within(0.50), within(0.90), within(0.99)
 	}
 	return cs
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/term"
 
 	"isr/client"
 	"isr/client/conf"
@@ -74,6 +75,7 @@ type resumeCmd struct {
 	Rollback     int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
 	Offline      bool `short:"d" name:"disconnected" help:"Do not touch the network."`
 	NoFullscreen bool `short:"F" name:"no-fullscreen" help:"Show the guest in a window."`
+	Dirtometer   bool `short:"D" name:"dirtometer" help:"Show what the guest does with its disk and memory."`
 }
 
 func (c *resumeCmd) Run(a *app) error {
@@ -81,8 +83,14 @@ func (c *resumeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	return cl.Resume(a.ctx, c.Parcel, client.ResumeOptions{VMM: c.VMM, Options: c.Options,
-		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback})
+	o := client.ResumeOptions{VMM: c.VMM, Options: c.Options,
+		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback}
+	if c.Dirtometer || a.conf.Bool("dirtometer") && term.IsTerminal(int(os.Stdout.Fd())) {
+		w := a.watch()
+		defer w.stop()
+		cl.UI, o.Watcher = w, w
+	}
+	return cl.Resume(a.ctx, c.Parcel, o)
 }
 
 type checkinCmd struct {
