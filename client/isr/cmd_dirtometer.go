@@ -163,8 +163,10 @@ func openBrowser(s *web.Server) (remove func()) {
 // printed when it is gone.
 type watched struct {
 	*screen
-	over atomic.Bool // the run is
-	out  lineWriter
+	over  atomic.Bool // the run is
+	ctx   context.Context
+	leave context.CancelFunc // ends ctx when it is
+	out   lineWriter
 
 	mu    sync.Mutex
 	mode  func(m *dirt.Meter) // how it is shown
@@ -176,6 +178,7 @@ type watched struct {
 // watch makes the dirtometer of a resume; stop takes it away.
 func (a *app) watch() *watched {
 	w := &watched{screen: a.screen}
+	w.ctx, w.leave = context.WithCancel(context.Background())
 	w.out.say = func(line string) { w.hear(line, func() { fmt.Fprintln(os.Stderr, line) }) }
 	return w
 }
@@ -191,7 +194,7 @@ func (w *watched) Start(vmm string) io.Writer {
 		w.mode = w.onScreen
 		return &w.out
 	default:
-		w.mode = func(m *dirt.Meter) { tui.Lines(context.Background(), os.Stderr, m, w.over.Load) }
+		w.mode = func(m *dirt.Meter) { tui.Lines(w.ctx, os.Stderr, m, w.over.Load) }
 	}
 	return nil
 }
@@ -205,7 +208,7 @@ func (w *watched) Running(mount string) {
 }
 
 func (w *watched) page(m *dirt.Meter) {
-	err := serve(context.Background(), m, w.over.Load, func(url string) { w.print("", "dirtometer: %s", url) }, false)
+	err := serve(w.ctx, m, w.over.Load, func(url string) { w.print("", "dirtometer: %s", url) }, false)
 	if err != nil {
 		w.Warn("%v", err)
 	}
@@ -242,6 +245,7 @@ func (w *watched) stop() {
 	w.over.Store(true)
 	s := w.shown
 	w.mu.Unlock()
+	w.leave()
 	if s != nil {
 		s.Stop()
 	}

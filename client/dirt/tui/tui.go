@@ -101,7 +101,7 @@ type (
 type model struct {
 	o             Options
 	scene         scene
-	said          []string
+	said          []message
 	going         []progress
 	width, height int
 	suspending    bool
@@ -115,8 +115,17 @@ func (m *model) sample() tea.Msg {
 	return sampled{s, err}
 }
 
-// maxSaid bounds the messages kept for the screen.
-const maxSaid = 50
+// maxSaid bounds the messages kept for the screen, and stays how long one is
+// on it. Whoever said it keeps it.
+const (
+	maxSaid = 50
+	stays   = time.Minute
+)
+
+type message struct {
+	at   time.Time
+	text string
+}
 
 func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
@@ -137,7 +146,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			return m, tea.Quit
 		}
 	case said:
-		m.said = append(m.said, ansi.Strip(strings.ReplaceAll(string(msg), "\n", " ")))
+		m.said = append(m.said, message{time.Now(), ansi.Strip(strings.ReplaceAll(string(msg), "\n", " "))})
 		m.said = m.said[max(0, len(m.said)-maxSaid):]
 	case progress:
 		m.note(msg)
@@ -176,7 +185,12 @@ func (m *model) note(p progress) {
 }
 
 func (m *model) View() tea.View {
-	m.scene.messages = append([]string(nil), m.said...)
+	m.scene.messages = nil
+	for _, s := range m.said {
+		if time.Since(s.at) < stays {
+			m.scene.messages = append(m.scene.messages, s.text)
+		}
+	}
 	for _, p := range m.going {
 		m.scene.messages = append(m.scene.messages, p.name+" "+p.text)
 	}

@@ -164,8 +164,16 @@ func (c *scene) columns(g glyphs, width int) []string {
 // network is what is known of the whole parcel.
 func (c *scene) network(g glyphs) string {
 	s := c.snap
-	line := faintStyle.Render(pad("network", 16)) + fmt.Sprintf("%s in %s", dirt.Bytes(float64(s.In.Bytes)), rateStyle.Render(s.In.RateText()))
-	line += fmt.Sprintf(" %s %s out %s", g.dot, dirt.Bytes(float64(s.Out.Bytes)), rateStyle.Render(s.Out.RateText()))
+	line := faintStyle.Render(pad("network", 16))
+	for i, f := range []dirt.Flow{s.In, s.Out} {
+		if i > 0 {
+			line += " " + g.dot + " "
+		}
+		line += dirt.Bytes(float64(f.Bytes)) + []string{" in", " out"}[i]
+		if r := f.RateText(); r != "" {
+			line += " " + rateStyle.Render(r)
+		}
+	}
 	if p := s.Prefetch; p.Total > 0 {
 		line += fmt.Sprintf(" %s prefetch %d/%d", g.dot, p.Done, p.Total)
 		if !p.Over {

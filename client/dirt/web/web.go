@@ -50,6 +50,7 @@ type Server struct {
 	cookie  string   // the cookie's name: other ports of this host have theirs
 	secret  string   // its value
 	ended   chan struct{}
+	isOver  bool          // with ended closed: the run is over, not only this server
 	begun   chan struct{} // a watcher came where there was none
 
 	mu       sync.Mutex
@@ -91,13 +92,15 @@ func (s *Server) URL() string {
 // Used is closed when the token is used.
 func (s *Server) Used() <-chan struct{} { return s.used }
 
-// Run serves until ctx ends or the run is over, which the page is told.
+// Run serves until ctx ends or the run is over. If the run is, by then, the
+// page is told.
 func (s *Server) Run(ctx context.Context) error {
 	h := &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
-		BaseContext: func(net.Listener) context.Context { return ctx }}
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) }}
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(s.ln) }()
 	s.sample(ctx)
+	s.isOver = s.over()
 	close(s.ended)
 	// The watchers are told, and go.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -281,8 +284,10 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		case <-s.ended:
-			fmt.Fprint(w, "event: over\ndata: over\n\n")
-			c.Flush()
+			if s.isOver {
+				fmt.Fprint(w, "event: over\ndata: over\n\n")
+				c.Flush()
+			}
 			return
 		case <-r.Context().Done():
 			return

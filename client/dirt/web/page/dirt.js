@@ -135,7 +135,7 @@ function point(c) {
 function drawMap(c) {
 	const m = c.image.map, w = c.map.clientWidth;
 	if (!w) return;
-	c.n = Math.max(4, Math.min(14, Math.floor(Math.sqrt(w * 230 / Math.max(1, m.cells.length)))));
+	c.n = Math.max(4, Math.min(14, Math.floor(Math.sqrt(w * 320 / Math.max(1, m.cells.length)))));
 	c.columns = Math.max(1, Math.floor(w / c.n));
 	const rows = Math.ceil(m.cells.length / c.columns), h = rows * c.n;
 	c.map.style.height = h + "px";
