@@ -33,6 +33,7 @@ type keeper struct {
 	s     *session
 	rt    runtime
 	o     ResumeOptions
+	taken bool // the terminal of the isr in front
 	ui    *keeperUI
 	mu    sync.Mutex  // guards co.State while the guest runs
 	given atomic.Bool // the memory image of before is given up
@@ -86,7 +87,7 @@ func Keeper() error {
 	e.UI = ui
 	c := newClient(e.Options, e.Credentials)
 	defer c.Close()
-	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, ui: ui}
+	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, taken: e.Taken, ui: ui}
 	err = k.run(context.Background(), suspend)
 	ui.end(err)
 	return nil // the front reports it
@@ -161,6 +162,15 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	k.ui.send(event{Mount: k.rt.mount})
 	if k.s.images[keyring.Memory] != nil {
 		m.Pages = pages{k}
+	}
+	if k.taken {
+		in, out, stop, err := k.overhear()
+		if err != nil {
+			k.ui.Warn("parcel %s: what its VMM prints is not shown: %v", st.Parcel, err)
+		} else {
+			defer stop()
+		}
+		m.Stdin, m.Stdout, m.Stderr = in, out, out
 	}
 	out, runErr := driver.Run(ctx, m, suspend)
 

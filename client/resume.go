@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"golang.org/x/term"
 
@@ -39,6 +38,7 @@ type errand struct {
 	Key         []byte // the checkout's key
 	Credentials *remote.Credentials
 	Resume      ResumeOptions
+	Taken       bool // the terminal: see Watcher
 }
 
 // event is what the keeper tells the isr in front of it.
@@ -184,11 +184,13 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	defer conn.Close()
 	cmd := exec.Command(c.Program, "keeper", co.State.Parcel)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if o.Watcher != nil {
-		if w := o.Watcher.Start(o.VMM); w != nil {
-			cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, w, w
-			// What the VMM has started may live on with them.
-			cmd.WaitDelay = time.Second
+	taken := o.Watcher != nil && o.Watcher.Start(o.VMM)
+	if taken {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, nil
+		// Where it says why, if it must die.
+		if log, err := openLog(co.logFile()); err == nil {
+			defer log.Close()
+			cmd.Stderr = log
 		}
 	}
 	cmd.ExtraFiles = []*os.File{there}
@@ -206,7 +208,7 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	defer reclaimTerminal()()
 	defer cmd.Wait()
 	enc := json.NewEncoder(conn)
-	e := errand{Options: c.Options, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o}
+	e := errand{Options: c.Options, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o, Taken: taken}
 	e.Server, e.User, e.Batch = co.State.Server, co.State.User, true
 	if err := enc.Encode(e); err != nil {
 		return fmt.Errorf("keeper: %w", err)

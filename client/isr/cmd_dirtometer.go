@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"sync"
@@ -166,7 +165,6 @@ type watched struct {
 	over  atomic.Bool // the run is
 	ctx   context.Context
 	leave context.CancelFunc // ends ctx when it is
-	out   lineWriter
 
 	mu    sync.Mutex
 	mode  func(m *dirt.Meter) // how it is shown
@@ -179,12 +177,11 @@ type watched struct {
 func (a *app) watch() *watched {
 	w := &watched{screen: a.screen}
 	w.ctx, w.leave = context.WithCancel(context.Background())
-	w.out.say = func(line string) { w.hear(line, func() { fmt.Fprintln(os.Stderr, line) }) }
 	return w
 }
 
 // Start is a client.Watcher's.
-func (w *watched) Start(vmm string) io.Writer {
+func (w *watched) Start(vmm string) (taken bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -192,11 +189,11 @@ func (w *watched) Start(vmm string) io.Writer {
 		w.mode = w.page
 	case canScreen():
 		w.mode = w.onScreen
-		return &w.out
+		return true
 	default:
 		w.mode = func(m *dirt.Meter) { tui.Lines(w.ctx, os.Stderr, m, w.over.Load) }
 	}
-	return nil
+	return false
 }
 
 // Running is a client.Watcher's.
@@ -310,31 +307,6 @@ func (p *screenProgress) Set(done, total int64) {
 }
 
 func (p *screenProgress) Done() { p.s.Progress(p.what, "") }
-
-// lineWriter has each line said that is written to it.
-type lineWriter struct {
-	mu   sync.Mutex
-	part []byte
-	say  func(line string)
-}
-
-// maxLine bounds a line: longer ones are said in parts.
-const maxLine = 4096
-
-func (l *lineWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, b := range p {
-		if b == '\n' || len(l.part) == maxLine {
-			l.say(string(l.part))
-			l.part = l.part[:0]
-		}
-		if b != '\n' && b != '\r' {
-			l.part = append(l.part, b)
-		}
-	}
-	return len(p), nil
-}
 
 var (
 	_ client.Watcher = (*watched)(nil)

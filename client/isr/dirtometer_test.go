@@ -256,6 +256,34 @@ func TestDirtometerInTerminal(t *testing.T) {
 	w.wantClean(t)
 }
 
+// TestDirtometerAndVMM: what a VMM prints is said when the screen is gone,
+// however short the run, and a front that is killed takes nobody along.
+func TestDirtometerAndVMM(t *testing.T) {
+	t.Parallel()
+	w := newQuickWorld(t, shortDir(t), "serve")
+	w.home(t, "A", "alice", "alice")
+	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "4M", "--memory", "4M", "--vmm", "toy")
+	for n := 1; n <= 4; n++ {
+		x := w.inTerminal(t, "A", 80, 24, nil, "resume", "box", "-D")
+		x.wait(0)
+		x.shows(0, fmt.Sprintf(`isr: toy: count %d, the disk says %d *\r\n.*isr: toy: wrote %[1]d\r\n`, n, n-1))
+		if st := stat(t, w, "A", "box"); st.State != "suspended" {
+			t.Fatalf("after run %d it is %s", n, st.State)
+		}
+	}
+	w.ok(t, "A", "poweroff", "box", "--yes")
+	x := w.inTerminal(t, "A", 80, 24, nil, "resume", "box", "-D", "-m", "none")
+	x.shows(0, `\^C suspends`)
+	doAsGuest(t, `printf 0123 | dd of="$1/disk" bs=1 seek=4096 conv=notrunc 2>/dev/null`, w.mount(t, "box"))
+	x.cmd.Process.Kill()
+	<-x.ended
+	within(t, 20*time.Second, "its keeper puts it away", func() bool { return stat(t, w, "A", "box").State == "powered off, modified" })
+	if got := w.disk(t, "A", "box", "dd if=$DISK bs=1 skip=4096 count=4 2>/dev/null"); got != "0123" {
+		t.Errorf("the disk has %q", got)
+	}
+	w.wantClean(t)
+}
+
 // TestDirtometerAttached: another terminal looks on, and leaves, and the
 // parcel does not mind.
 func TestDirtometerAttached(t *testing.T) {
