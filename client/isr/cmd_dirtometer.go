@@ -21,7 +21,7 @@ import (
 	"isr/store/parcel"
 )
 
-type dirtometerCmd struct {
+type dirtCmd struct {
 	parcelArg
 	jsonFlag
 	Browser bool `name:"browser" help:"Show it in a browser of this host."`
@@ -29,7 +29,7 @@ type dirtometerCmd struct {
 }
 
 // Run attaches to a parcel that another isr runs.
-func (c *dirtometerCmd) Run(a *app) error {
+func (c *dirtCmd) Run(a *app) error {
 	once := c.Once || c.JSON
 	if once && c.Browser {
 		return parcel.NewError(parcel.Usage, "--browser: not with --once or --json")

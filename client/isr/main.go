@@ -33,22 +33,22 @@ type grammar struct {
 	Yes       bool              `help:"Answer every question with yes."`
 	SSHOption map[string]string `name:"ssh-option" placeholder:"KEY=VALUE" help:"An option of ssh_config(5)."`
 
-	Checkin    checkinCmd    `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
-	Checkout   checkoutCmd   `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
-	Clean      cleanCmd      `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
-	Config     configCmd     `cmd:"" help:"Show the configuration in force and where it comes from."`
-	Dirtometer dirtometerCmd `cmd:"" help:"Show what a running parcel does with its disk and memory."`
-	Discard    discardCmd    `cmd:"" help:"Give up what changed here since checkout or sync."`
-	Help       helpCmd       `cmd:"" help:"Show a brief summary."`
-	Hoard      hoardCmd      `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
-	Keeper     keeperCmd     `cmd:"" hidden:""`
-	Ls         lsCmd         `cmd:"" help:"List parcels on the server."`
-	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
-	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
-	Stat       statCmd       `cmd:"" help:"Show what of a parcel is here."`
-	Sync       syncCmd       `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
-	UUID       uuidCmd       `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
-	Version    versionCmd    `cmd:"" help:"Print the version of this program."`
+	Checkin  checkinCmd  `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
+	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
+	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
+	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Dirt     dirtCmd     `cmd:"" name:"dirtometer" help:"Show what a running parcel does with its disk and memory."`
+	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
+	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
+	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
+	Keeper   keeperCmd   `cmd:"" hidden:""`
+	Ls       lsCmd       `cmd:"" help:"List parcels on the server."`
+	Poweroff poweroffCmd `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
+	Resume   resumeCmd   `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Stat     statCmd     `cmd:"" help:"Show what of a parcel is here."`
+	Sync     syncCmd     `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
+	UUID     uuidCmd     `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
+	Version  versionCmd  `cmd:"" help:"Print the version of this program."`
 }
 
 // app is what a command runs with.

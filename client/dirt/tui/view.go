@@ -155,8 +155,11 @@ func (c *scene) columns(g glyphs, width int) []string {
 		row("chunks loaded", func(im *dirt.Image) string { return flow(im.Loaded) }),
 	}
 	for _, r := range c.snap.Rungs {
-		rows = append(rows, faintStyle.Render(pad(r.Name, labels))+fmt.Sprintf("%-10s %d objects, %s of those asked for, in %s, %s, %s, max %s", dirt.Bytes(float64(r.Bytes.Bytes)),
-			r.Objects, r.Hits, dirt.Took(r.Latency.P50), dirt.Took(r.Latency.P90), dirt.Took(r.Latency.P99), dirt.Took(r.Max)))
+		if r.Hits == dirt.None {
+			continue // nothing was asked of it
+		}
+		rows = append(rows, faintStyle.Render(pad(r.Name, labels))+fmt.Sprintf("%-10s %d objects, hits %s, p50/90/99 %s, %s, %s, max %s",
+			dirt.Bytes(float64(r.Bytes.Bytes)), r.Objects, r.Hits, dirt.Took(r.Latency.P50), dirt.Took(r.Latency.P90), dirt.Took(r.Latency.P99), dirt.Took(r.Max)))
 	}
 	return rows
 }
