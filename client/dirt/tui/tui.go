@@ -37,7 +37,7 @@ type Options struct {
 	Sampler Sampler
 	In      io.Reader // a terminal
 	Out     io.Writer // the same
-	// Suspend is done at the first control-C; nil: that only leaves, as q does.
+	// Suspend is done at each control-C; nil: that only leaves, as q does.
 	Suspend func()
 	// Over is asked when the sampler has an error: whether the run is over.
 	Over func() bool
@@ -104,7 +104,6 @@ type model struct {
 	said          []message
 	going         []progress
 	width, height int
-	suspending    bool
 	err           error
 }
 
@@ -137,11 +136,8 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			if m.o.Suspend == nil {
 				return m, tea.Quit
 			}
-			if !m.suspending {
-				m.suspending = true
-				m.scene.footer = "suspending: all of it goes to this host's disk"
-				m.o.Suspend()
-			}
+			m.scene.footer = "suspending: all of it goes to this host's disk"
+			m.o.Suspend()
 		case "q", "Q":
 			return m, tea.Quit
 		}

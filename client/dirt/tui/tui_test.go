@@ -145,10 +145,10 @@ func TestKeys(t *testing.T) {
 			t.Error("control-C leaves, while suspending goes on")
 		}
 	}
-	if suspended != 1 || !strings.Contains(m.View().Content, "suspending") {
+	if suspended != 3 || !strings.Contains(m.View().Content, "suspending") {
 		t.Errorf("suspended %d times: %s", suspended, m.View().Content)
 	}
-	if _, cmd := m.Update(key("q")); !quits(cmd) || suspended != 1 {
+	if _, cmd := m.Update(key("q")); !quits(cmd) || suspended != 3 {
 		t.Error("q does not leave")
 	}
 	m = &model{o: Options{Sampler: &scripted{}}}
