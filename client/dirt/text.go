@@ -65,7 +65,7 @@ func Bytes(n float64) string {
 	return fmt.Sprintf("%.1f %ciB", n, units[u])
 }
 
-// Rate is Bytes a second, and nothing where nothing flows.
+// RateText is the rate for people: nothing where nothing flows.
 func (f Flow) RateText() string {
 	if f.Rate < 0.5 {
 		return ""

@@ -13,6 +13,7 @@ import (
 
 	"isr/client"
 	"isr/client/conf"
+	"isr/client/dirt"
 	"isr/client/remote"
 	"isr/client/vmm"
 	"isr/store/parcel"
@@ -363,17 +364,7 @@ func (c *lsCmd) Run(a *app) error {
 func when(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // bytesText is a number of bytes for people.
-func bytesText(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, u := float64(n)/1024, 0
-	for f >= 1024 && u < len(units)-1 {
-		f, u = f/1024, u+1
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[u])
-}
+func bytesText(n int64) string { return dirt.Bytes(float64(n)) }
 
 func printJSON(v any) error {
 	enc := json.NewEncoder(os.Stdout)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"charm.land/lipgloss/v2"
 	"github.com/charmbracelet/x/ansi"
@@ -52,7 +51,6 @@ type scene struct {
 	messages []string
 	footer   string
 	ascii    bool
-	now      time.Time
 }
 
 // wide is the width from which on the images stand beside one another.
@@ -375,6 +373,6 @@ func bar(g glyphs, done, total int64, width int) string {
 // Text is a snapshot in width columns and at most height lines, with styles
 // that a writer of lipgloss may take away.
 func Text(s *dirt.Snapshot, width, height int, ascii bool) string {
-	c := scene{snap: s, ascii: ascii, now: s.Time}
+	c := scene{snap: s, ascii: ascii}
 	return c.text(width, height)
 }
