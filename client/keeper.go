@@ -33,10 +33,12 @@ type keeper struct {
 	s     *session
 	rt    runtime
 	o     ResumeOptions
+	taken bool // the terminal of the isr in front
 	ui    *keeperUI
 	mu    sync.Mutex  // guards co.State while the guest runs
 	given atomic.Bool // the memory image of before is given up
 	ails  few         // I/O errors of the guest that the user was told of
+	ahead ahead       // of the prefetch
 }
 
 // Keeper runs one parcel, as told over conn, and returns when its guest is off
@@ -85,7 +87,7 @@ func Keeper() error {
 	e.UI = ui
 	c := newClient(e.Options, e.Credentials)
 	defer c.Close()
-	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, ui: ui}
+	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, taken: e.Taken, ui: ui}
 	err = k.run(context.Background(), suspend)
 	ui.end(err)
 	return nil // the front reports it
@@ -132,7 +134,8 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	if err := co.save(); err != nil {
 		return err
 	}
-	mount, err := fusefs.New(k.rt.mount, k.files(), k.stats())
+	look := k.newSurvey()
+	mount, err := fusefs.New(k.rt.mount, k.files(), k.watchable(k.stats(), look, driver.Name()))
 	if err != nil {
 		st.Status, st.Mount = before, ""
 		co.save()
@@ -142,7 +145,10 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	var wg sync.WaitGroup
 	if st.Memory != "" { // a boot touches other things than a resume did
 		wg.Go(func() { k.prefetch(watch) })
+	} else {
+		k.ahead.change(func(n *aheadCounts) { n.Over = true })
 	}
+	wg.Go(func() { look.run(watch) })
 	wg.Go(func() { k.watchLock(watch) })
 	trace := k.recordTrace(watch)
 	if k.s.srv != nil {
@@ -153,8 +159,18 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	m.Say = k.ui.Say
 	m.Started = func() { k.ui.Detail("parcel %s: the guest runs", st.Parcel) }
 	k.ui.Detail("parcel %s: shown at %s, run by %s", st.Parcel, k.rt.mount, driver.Name())
+	k.ui.send(event{Mount: k.rt.mount})
 	if k.s.images[keyring.Memory] != nil {
 		m.Pages = pages{k}
+	}
+	if k.taken {
+		in, out, stop, err := k.overhear()
+		if err != nil {
+			k.ui.Warn("parcel %s: what its VMM prints is not shown: %v", st.Parcel, err)
+		} else {
+			defer stop()
+		}
+		m.Stdin, m.Stdout, m.Stderr = in, out, out
 	}
 	out, runErr := driver.Run(ctx, m, suspend)
 

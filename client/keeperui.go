@@ -24,10 +24,21 @@ type keeperUI struct {
 
 func newKeeperUI(conn net.Conn, logName string) *keeperUI {
 	u := &keeperUI{enc: json.NewEncoder(conn)}
-	if err := os.MkdirAll(filepath.Dir(logName), 0o700); err == nil {
-		u.log, _ = os.OpenFile(logName, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	}
+	u.log, _ = openLog(logName)
 	return u
+}
+
+// openLog opens a log, to add to it.
+func openLog(name string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+}
+
+// logFile is the log of a checkout's runs.
+func (co *Checkout) logFile() string {
+	return filepath.Join(co.client.Dir, "log", filepath.Base(co.Dir))
 }
 
 func (u *keeperUI) Close() {

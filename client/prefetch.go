@@ -86,13 +86,23 @@ func (k *keeper) touched() []byte {
 // prefetch reads ahead what the last resume touched, in that order. It helps,
 // and is not needed: its errors are nobody's.
 func (k *keeper) prefetch(ctx context.Context) {
+	defer func() { k.ahead.change(func(n *aheadCounts) { n.Over = true }) }()
 	p, err := os.ReadFile(filepath.Join(k.rt.cfg, traceFile))
 	if err != nil {
 		return
 	}
+	k.ahead.change(func(n *aheadCounts) { n.Total = int64(bytes.Count(p, []byte("\n"))) })
 	ctx = fetch.WithClass(ctx, fetch.Prefetch)
 	for _, name := range traceOrder {
-		k.s.ladder.Prefetch(wantedFor(ctx, name), k.traced(ctx, name, p), prefetchWorkers, nil)
+		before := k.ahead.counts()
+		k.s.ladder.Prefetch(wantedFor(ctx, name), k.traced(ctx, name, p), prefetchWorkers, func(g fetch.Progress) {
+			k.ahead.change(func(n *aheadCounts) {
+				n.Done, n.Bytes = before.Done+g.Objects+g.Missing+g.Corrupt, before.Bytes+g.Bytes
+			})
+		})
+	}
+	if ctx.Err() == nil { // the trace may name what needs no object any more
+		k.ahead.change(func(n *aheadCounts) { n.Total = n.Done })
 	}
 }
 

@@ -27,6 +27,7 @@ type ResumeOptions struct {
 	Fullscreen bool
 	Offline    bool // never touch the network
 	Rollback   int
+	Watcher    Watcher `json:"-"` // or nil
 }
 
 // errand is what the keeper is told at its start, over a socket: it never
@@ -37,6 +38,7 @@ type errand struct {
 	Key         []byte // the checkout's key
 	Credentials *remote.Credentials
 	Resume      ResumeOptions
+	Taken       bool // the terminal: see Watcher
 }
 
 // event is what the keeper tells the isr in front of it.
@@ -45,6 +47,7 @@ type event struct {
 	Warn     bool
 	Detail   bool
 	Progress *progressEvent
+	Mount    string // the parcel is shown there now
 	Done     bool
 	Kind     parcel.Kind // with Done: of the error, 0 if there was none
 	Hint     string
@@ -185,6 +188,15 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	defer conn.Close()
 	cmd := exec.Command(c.Program, "keeper", co.State.Parcel)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	taken := o.Watcher != nil && o.Watcher.Start(o.VMM)
+	if taken {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, nil
+		// Where it says why, if it must die.
+		if log, err := openLog(co.logFile()); err == nil {
+			defer log.Close()
+			cmd.Stderr = log
+		}
+	}
 	cmd.ExtraFiles = []*os.File{there}
 	// A group of its own: ctrl-c reaches us, and we ask it to suspend.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -200,7 +212,7 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	defer reclaimTerminal()()
 	defer cmd.Wait()
 	enc := json.NewEncoder(conn)
-	e := errand{Options: c.Options, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o}
+	e := errand{Options: c.Options, Checkout: co.Dir, Key: co.key, Credentials: c.creds, Resume: o, Taken: taken}
 	e.Server, e.User, e.Batch = co.State.Server, co.State.User, true
 	if err := enc.Encode(e); err != nil {
 		return fmt.Errorf("keeper: %w", err)
@@ -217,11 +229,11 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 			}
 		}
 	}()
-	return c.follow(json.NewDecoder(conn), co)
+	return c.follow(json.NewDecoder(conn), co, o.Watcher)
 }
 
-// follow shows the keeper's events until its last.
-func (c *Client) follow(dec *json.Decoder, co *Checkout) error {
+// follow shows the keeper's events until its last. w may be nil.
+func (c *Client) follow(dec *json.Decoder, co *Checkout, w Watcher) error {
 	shown := make(map[int]Progress)
 	for {
 		var e event
@@ -243,6 +255,10 @@ func (c *Client) follow(dec *json.Decoder, co *Checkout) error {
 			if e.Progress.End {
 				p.Done()
 				delete(shown, e.Progress.ID)
+			}
+		case e.Mount != "":
+			if w != nil {
+				w.Running(e.Mount)
 			}
 		case e.Done && e.Kind == 0:
 			return nil

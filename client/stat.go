@@ -68,15 +68,6 @@ func (k *keeper) sessionStats() sessionStats {
 
 // stats are the counter files of the mount.
 func (k *keeper) stats() map[string]func() []byte {
-	show := func(v func() any) func() []byte {
-		return func() []byte {
-			p, err := json.MarshalIndent(v(), "", "  ")
-			if err != nil {
-				panic(err) // only numbers and strings
-			}
-			return append(p, '\n')
-		}
-	}
 	files := map[string]func() []byte{
 		"all":     show(func() any { return k.sessionStats() }),
 		"network": show(func() any { return k.sessionStats().Network }),
@@ -87,6 +78,17 @@ func (k *keeper) stats() map[string]func() []byte {
 		files[name] = show(func() any { return sd.image.Snapshot() })
 	}
 	return files
+}
+
+// show is a counter file of what v says, as JSON.
+func show(v func() any) func() []byte {
+	return func() []byte {
+		p, err := json.MarshalIndent(v(), "", "  ")
+		if err != nil {
+			panic(err) // only numbers and strings
+		}
+		return append(p, '\n')
+	}
 }
 
 // hoarded counts what of each image is on this host, anew at each call.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"isr/client/histogram"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -317,6 +318,10 @@ type Counts struct {
 	Bytes   int64         // of the hits
 	Total   time.Duration // that the hits took, summed
 	Max     time.Duration // that one hit took at most
+
+	// Within which half, nine tenths and all but a hundredth of the hits came,
+	// an eighth too high at most, and no more than Max.
+	P50, P90, P99 time.Duration
 }
 
 // Mean is how long a hit took on average.
@@ -328,8 +333,9 @@ func (c Counts) Mean() time.Duration {
 }
 
 type counters struct {
-	mu sync.Mutex
-	c  Counts
+	took histogram.Histogram // of the hits
+	mu   sync.Mutex
+	c    Counts
 }
 
 func (k *counters) add(err error, n int, took time.Duration) {
@@ -341,6 +347,7 @@ func (k *counters) add(err error, n int, took time.Duration) {
 		k.c.Bytes += int64(n)
 		k.c.Total += took
 		k.c.Max = max(k.c.Max, took)
+		k.took.Add(took)
 	case errors.Is(err, seal.ErrCorrupt):
 		k.c.Misses++
 		k.c.Corrupt++
@@ -360,6 +367,8 @@ func (l *Ladder) Counts() []Counts {
 		cs[i] = k.c
 		k.mu.Unlock()
 		cs[i].Name = l.rungs[i].Name
+		within := func(q float64) time.Duration { return min(k.took.Quantile(q), cs[i].Max) }
+		cs[i].P50, cs[i].P90, cs[i].P99 = within(0.50), within(0.90), within(0.99)
 	}
 	return cs
 }

@@ -171,6 +171,7 @@ func (f *fetcher) add(c *cached) {
 		old := f.recent.Remove(f.recent.Back()).(*cached)
 		delete(f.byNum, old.n)
 		f.bytes -= old.cost()
+		f.im.counts.evictions.Add(1)
 	}
 }
 
@@ -185,6 +186,17 @@ func (f *fetcher) waiting() (n int, since time.Time) {
 		n++
 	}
 	return n, since
+}
+
+// fetching is the numbers of the chunks on their way.
+func (f *fetcher) fetching() []int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	nums := make([]int64, 0, len(f.flights))
+	for n := range f.flights {
+		nums = append(nums, n)
+	}
+	return nums
 }
 
 // pristine gets and opens chunk n as it was checked out: its plaintext, nil

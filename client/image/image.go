@@ -74,6 +74,9 @@ type Image struct {
 	touched  bitset // chunks asked for by a reader or written
 	modified bitset // chunks written since New
 	trace    trace
+
+	mapOnce sync.Once
+	before  bitset // chunks modified before the first Map
 }
 
 // New returns the image. Close it before its overlay.

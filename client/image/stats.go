@@ -1,10 +1,11 @@
 package image
 
 import (
-	"math/bits"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"isr/client/histogram"
 )
 
 // Stats is what has happened to an image since New, except where it says
@@ -26,8 +27,9 @@ type Stats struct {
 	Modified    int64 `json:"modified"`     // chunks modified since checkout
 	ModifiedNow int64 `json:"modified_now"` // chunks written since New
 
-	CacheHits   int64 `json:"cache_hits"`
-	CacheMisses int64 `json:"cache_misses"`
+	CacheHits      int64 `json:"cache_hits"`
+	CacheMisses    int64 `json:"cache_misses"`
+	CacheEvictions int64 `json:"cache_evictions"` // chunks dropped for others
 
 	Reads        int64 `json:"reads"` // calls, of guest and save
 	ReadBytes    int64 `json:"read_bytes"`
@@ -43,6 +45,7 @@ type Stats struct {
 
 	// Nanoseconds that a demand fetch took, within an eighth.
 	FetchP50 time.Duration `json:"fetch_p50"`
+	FetchP90 time.Duration `json:"fetch_p90"`
 	FetchP95 time.Duration `json:"fetch_p95"`
 	FetchP99 time.Duration `json:"fetch_p99"`
 }
@@ -53,17 +56,17 @@ type counts struct {
 	fetched, fetchedBytes         atomic.Int64
 	refetched, fetchErrors        atomic.Int64
 	modified                      atomic.Int64
-	hits, misses                  atomic.Int64
+	hits, misses, evictions       atomic.Int64
 	reads, readBytes              atomic.Int64
 	writes, writtenBytes, flushes atomic.Int64
 	saved, skipped                atomic.Int64
-	latency                       histogram
+	latency                       histogram.Histogram
 	seen                          bitset // chunks fetched
 }
 
 // fetch counts a chunk that came.
 func (c *counts) fetch(n int64, sealed int, took time.Duration) {
-	c.latency.add(took)
+	c.latency.Add(took)
 	if !c.seen.set(n) {
 		c.refetched.Add(1)
 		return
@@ -81,58 +84,18 @@ func (im *Image) Snapshot() Stats {
 		Fetched: c.fetched.Load(), FetchedBytes: c.fetchedBytes.Load(),
 		Refetched: c.refetched.Load(), FetchErrors: c.fetchErrors.Load(),
 		Modified: im.overlay.ModifiedCount(), ModifiedNow: c.modified.Load(),
-		CacheHits: c.hits.Load(), CacheMisses: c.misses.Load(),
+		CacheHits: c.hits.Load(), CacheMisses: c.misses.Load(), CacheEvictions: c.evictions.Load(),
 		Reads: c.reads.Load(), ReadBytes: c.readBytes.Load(),
 		Writes: c.writes.Load(), WrittenBytes: c.writtenBytes.Load(), Flushes: c.flushes.Load(),
 		SavedBytes: c.saved.Load(), SkippedBytes: c.skipped.Load(),
-		FetchP50: c.latency.quantile(0.50), FetchP95: c.latency.quantile(0.95), FetchP99: c.latency.quantile(0.99),
+		FetchP50: c.latency.Quantile(0.50), FetchP90: c.latency.Quantile(0.90),
+		FetchP95: c.latency.Quantile(0.95), FetchP99: c.latency.Quantile(0.99),
 	}
 	n, since := im.fetcher.waiting()
 	if s.Waiting = n; n > 0 {
 		s.WaitingFor = time.Since(since)
 	}
 	return s
-}
-
-// histogram counts durations in microseconds, in eight buckets an octave: 0
-// to 7, then 8 to 15 by 1, 16 to 31 by 2 and so on.
-type histogram [8 * 40]atomic.Int64
-
-func bucket(us uint64) int {
-	if us < 8 {
-		return int(us)
-	}
-	shift := bits.Len64(us) - 4
-	return min(8*(shift+1)+int(us>>shift&7), len(histogram{})-1)
-}
-
-// bucketTop is the largest number of microseconds in bucket b.
-func bucketTop(b int) uint64 {
-	if b < 8 {
-		return uint64(b)
-	}
-	shift := b/8 - 1
-	return uint64(8+b%8+1)<<shift - 1
-}
-
-func (h *histogram) add(d time.Duration) { h[bucket(uint64(max(d, 0)/time.Microsecond))].Add(1) }
-
-// quantile is the upper bound of the bucket in which the q-th part of all
-// lies; 0 without any.
-func (h *histogram) quantile(q float64) time.Duration {
-	var total int64
-	for i := range h {
-		total += h[i].Load()
-	}
-	rank := int64(q*float64(total)+0.999999) - 1
-	for i := range h {
-		if n := h[i].Load(); rank < n && n > 0 {
-			return time.Duration(bucketTop(i)) * time.Microsecond
-		} else {
-			rank -= n
-		}
-	}
-	return 0
 }
 
 // maxTrace bounds the trace: 8 GiB of 128 KiB chunks.

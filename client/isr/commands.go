@@ -9,6 +9,7 @@ import (
 
 	"isr/client"
 	"isr/client/conf"
+	"isr/client/dirt"
 	"isr/client/remote"
 	"isr/client/vmm"
 	"isr/store/parcel"
@@ -71,6 +72,7 @@ type resumeCmd struct {
 	Rollback     int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
 	Offline      bool `short:"d" name:"disconnected" help:"Do not touch the network."`
 	NoFullscreen bool `short:"F" name:"no-fullscreen" help:"Show the guest in a window."`
+	Dirtometer   bool `short:"D" name:"dirtometer" help:"Show what the guest does with its disk and memory."`
 }
 
 func (c *resumeCmd) Run(a *app) error {
@@ -78,8 +80,14 @@ func (c *resumeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	return cl.Resume(a.ctx, c.Parcel, client.ResumeOptions{VMM: c.VMM, Options: c.Options,
-		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback})
+	o := client.ResumeOptions{VMM: c.VMM, Options: c.Options,
+		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback}
+	if c.Dirtometer || a.conf.Bool("dirtometer") && stdout.tty {
+		w := a.watch()
+		defer w.stop()
+		cl.UI, o.Watcher = w, w
+	}
+	return cl.Resume(a.ctx, c.Parcel, o)
 }
 
 type checkinCmd struct {
@@ -354,17 +362,7 @@ func (c *lsCmd) Run(a *app) error {
 func when(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // bytesText is a number of bytes for people.
-func bytesText(n int64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, u := float64(n)/1024, 0
-	for f >= 1024 && u < len(units)-1 {
-		f, u = f/1024, u+1
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[u])
-}
+func bytesText(n int64) string { return dirt.Bytes(float64(n)) }
 
 type statCmd struct {
 	parcelArg

@@ -39,6 +39,7 @@ type grammar struct {
 	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
 	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
 	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Dirt     dirtCmd     `cmd:"" name:"dirtometer" help:"Show what a running parcel does with its disk and memory."`
 	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
 	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
 	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
@@ -65,6 +66,7 @@ type app struct {
 	parser *kong.Kong
 	ctx    context.Context
 	client *client.Client
+	conf   *conf.Config // once asked for
 }
 
 func main() { os.Exit(run()) }
@@ -119,6 +121,9 @@ func run() int {
 
 // configuration is what the files, the environment and the command line say.
 func (a *app) configuration() (*conf.Config, error) {
+	if a.conf != nil {
+		return a.conf, nil
+	}
 	home, err := os.UserHomeDir()
 	if err != nil {
 		return nil, err
@@ -141,6 +146,7 @@ func (a *app) configuration() (*conf.Config, error) {
 			}
 		}
 	}
+	a.conf = cfg
 	return cfg, nil
 }
 
