@@ -116,7 +116,7 @@ func (s *session) close() error {
 
 // resetOverlay forgets what was written to an image since checkout.
 func (co *Checkout) resetOverlay(name string) error {
-	for _, ext := range []string{".data", ".map"} {
+	for _, ext := range []string{".sums", ".data", ".map"} {
 		if err := os.Remove(co.path("hdk", name+ext)); err != nil && !os.IsNotExist(err) {
 			return err
 		}

@@ -199,6 +199,9 @@ func (im *Image) covered(from, to int64) bool {
 // readChunk fills p, which lies within one chunk.
 func (im *Image) readChunk(ctx context.Context, giveUp <-chan struct{}, p []byte, off int64) error {
 	end := off + int64(len(p))
+	if err := im.overlay.vouchFor(off, end); err != nil {
+		return err
+	}
 	var below []byte // the pristine chunk, nil for zeros
 	chunk := int64(im.c.ChunkSize)
 	if !im.covered(off, end) {
@@ -381,3 +384,5 @@ func (b bitset) set(n int64) bool {
 	mask := uint64(1) << (n % 64)
 	return b[n/64].Load()&mask == 0 && b[n/64].Or(mask)&mask == 0
 }
+
+func (b bitset) has(n int64) bool { return b[n/64].Load()&(1<<(n%64)) != 0 }
