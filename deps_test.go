@@ -21,7 +21,7 @@ var mayImport = map[string][]string{
 	"store/keyring":       {"store/seal"},
 	"store/parcel":        {"store/keyring", "store/seal"},
 	"store":               {"store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"locksrv/proto":       {"store/parcel", "store/seal"},
+	"locksrv/proto":       {"store/keyring", "store/parcel", "store/seal"},
 	"locksrv":             {"locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/isr-locksrv": {"locksrv", "locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/vmm":          {},
@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
 	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"client/isr": {"client", "client/conf", "client/remote", "client/vmm", "store/parcel"},
+	"client/isr": {"client", "client/conf", "client/hoard", "client/remote", "client/vmm", "store/parcel"},
 	// For tests, in no program.
 	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},
 	"client/remote/linktest": {},
