@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -78,6 +79,10 @@ func (co *Checkout) openSession(ctx context.Context, offline bool) (*session, er
 		sd := &side{pristine: im, tree: keyring.NewTree(co.sealer(), im, wanted{"keyring", s.ladder})}
 		if sd.overlay, err = image.OpenOverlay(co.path("hdk"), name, im.Size, im.ChunkSize, co.key); err != nil {
 			s.close()
+			if errors.Is(err, image.ErrOverlay) {
+				return nil, parcel.NewError(parcel.Damaged, "parcel %s: %v", co.State.Parcel, err).
+					WithHint("isr checkp %s says what can be done", co.State.Parcel)
+			}
 			return nil, fmt.Errorf("parcel %s: %w", co.State.Parcel, err)
 		}
 		cache := co.client.ChunkCache

@@ -47,8 +47,14 @@ const (
 	sumsEntry = 8 + sumSize
 )
 
-// errSum says that a chunk is not what it was when the overlay was closed.
-var errSum = fmt.Errorf("changed since it was written: %w", seal.ErrCorrupt)
+// ErrChanged is wrapped by the error for a modified chunk that is not what it
+// was when the overlay was closed.
+var ErrChanged error = changed{}
+
+type changed struct{}
+
+func (changed) Error() string { return "changed since it was written" }
+func (changed) Unwrap() error { return seal.ErrCorrupt }
 
 // loadSums reads the sums of a non-empty overlay, if it has any. Sums that
 // cannot be read are remembered as SumsError, and do without.
@@ -122,7 +128,7 @@ func (o *Overlay) sumChunk(n int64, buf []byte) (sum chunkSum, err error) {
 				if err == nil || err == io.EOF {
 					err = io.ErrUnexpectedEOF
 				}
-				return sum, fmt.Errorf("%w: %w", err, seal.ErrCorrupt)
+				return sum, fmt.Errorf("%v: %w", err, ErrChanged)
 			}
 			h.Write(p)
 		}
@@ -140,7 +146,7 @@ func (o *Overlay) compare(n int64, buf []byte) error {
 		return err
 	}
 	if want, ok := o.sums.of[n]; ok != (o.set.any(n)) || ok && want != sum {
-		return errSum
+		return ErrChanged
 	}
 	return nil
 }

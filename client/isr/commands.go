@@ -81,6 +81,9 @@ func (c *resumeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if err := a.confirmDamaged(cl, c.Parcel); err != nil {
+		return err
+	}
 	return cl.Resume(a.ctx, c.Parcel, client.ResumeOptions{VMM: c.VMM, Options: c.Options,
 		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback})
 }
