@@ -53,7 +53,7 @@ func (c *Client) Rescue(ctx context.Context, name, newName string) (Rescued, err
 	if err != nil {
 		return Rescued{}, err
 	}
-	if co, err = c.enter(ctx, co.State.UUID); err != nil {
+	if err := co.enter(ctx); err != nil {
 		return Rescued{}, err
 	}
 	defer co.letGo()

@@ -65,19 +65,24 @@ func (c *Client) enter(ctx context.Context, name string) (*Checkout, error) {
 	if err != nil {
 		return nil, err
 	}
+	return co, co.enter(ctx)
+}
+
+// enter seizes and recovers a complete checkout.
+func (co *Checkout) enter(ctx context.Context) error {
 	if err := co.seize(); err != nil {
-		return nil, err
+		return err
 	}
-	if co.State.Status == Acquiring {
+	if name := co.State.Parcel; co.State.Status == Acquiring {
 		co.letGo()
-		return nil, parcel.NewError(parcel.Failed, "parcel %s: its checkout was interrupted", name).
+		return parcel.NewError(parcel.Failed, "parcel %s: its checkout was interrupted", name).
 			WithHint("run isr checkout %s again, or isr clean %s", name, name)
 	}
 	if err := co.recover(ctx); err != nil {
 		co.letGo()
-		return nil, err
+		return err
 	}
-	return co, nil
+	return nil
 }
 
 func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error) {

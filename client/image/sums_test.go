@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	sumsSize  = 40 << 20 // three pages of map
+	sumsSize  = 18 << 20 // two pages of map
 	sumsChunk = 64 << 10
 )
 
@@ -86,20 +86,20 @@ func TestSums(t *testing.T) {
 		"data that was never written": {func(t *testing.T, dir string) { flipByte(t, dir+"/test.data", 3*sumsChunk) }, nil},
 		"two chunks": {func(t *testing.T, dir string) {
 			flipByte(t, dir+"/test.data", 3*sumsChunk+600)
-			flipByte(t, dir+"/test.data", 600*sumsChunk+4096+511)
-		}, []int64{3, 600}},
+			flipByte(t, dir+"/test.data", 260*sumsChunk+4096+511)
+		}, []int64{3, 260}},
 		"a bit of the map that was set": {func(t *testing.T, dir string) { // chunk 3: sectors 385 to 392, byte 48
 			f, _ := os.OpenFile(dir+"/test.map", os.O_RDWR, 0)
 			defer f.Close()
 			f.WriteAt(make([]byte, 2), pageBytes+48)
 		}, []int64{3}},
 		"a bit of the map that was clear": {func(t *testing.T, dir string) { flipByte(t, dir+"/test.map", pageBytes+16*5) }, []int64{5}},
-		"data cut short":                  {func(t *testing.T, dir string) { os.Truncate(dir+"/test.data", 600*sumsChunk) }, []int64{600}},
-		"data cut to nothing":             {func(t *testing.T, dir string) { os.Truncate(dir+"/test.data", 0) }, []int64{3, 4, 600}},
+		"data cut short":                  {func(t *testing.T, dir string) { os.Truncate(dir+"/test.data", 260*sumsChunk) }, []int64{260}},
+		"data cut to nothing":             {func(t *testing.T, dir string) { os.Truncate(dir+"/test.data", 0) }, []int64{3, 4, 260}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			writtenOverlay(t, dir, 3, 4, 600)
+			writtenOverlay(t, dir, 3, 4, 260)
 			c.spoil(t, dir)
 			im, err := overlayImage(osDisk{dir}, sumsSize, sumsChunk)
 			if err != nil {
@@ -112,7 +112,7 @@ func TestSums(t *testing.T) {
 				t.Fatalf("bad chunks %v, want %v", got, c.bad)
 			}
 			p := make([]byte, 4096)
-			for _, n := range []int64{3, 4, 5, 600} {
+			for _, n := range []int64{3, 4, 5, 260} {
 				_, err := im.ReadAt(context.Background(), p, n*sumsChunk+512)
 				switch isBad := slices.Contains(c.bad, n); {
 				case isBad && !errors.Is(err, seal.ErrCorrupt):
@@ -158,6 +158,37 @@ func TestSums(t *testing.T) {
 				t.Errorf("reverted chunks are modified: %v", mods)
 			}
 		})
+	}
+}
+
+// A bad chunk that is written whole is good again.
+func TestSumsOverwritten(t *testing.T) {
+	dir := t.TempDir()
+	writtenOverlay(t, dir, 3, 4)
+	flipByte(t, dir+"/test.data", 3*sumsChunk+600)
+	flipByte(t, dir+"/test.data", 4*sumsChunk+600)
+	im, err := overlayImage(osDisk{dir}, sumsSize, sumsChunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := bytes.Repeat([]byte{7}, sumsChunk)
+	if _, err := im.WriteAt(context.Background(), whole, 3*sumsChunk); err != nil {
+		t.Errorf("write of a whole chunk: %v", err)
+	}
+	if _, err := im.WriteAt(context.Background(), whole[:sumsChunk-512], 4*sumsChunk); !errors.Is(err, ErrChanged) {
+		t.Errorf("write of a part: %v", err)
+	}
+	closeImage(t, im)
+	if im, err = overlayImage(osDisk{dir}, sumsSize, sumsChunk); err != nil {
+		t.Fatal(err)
+	}
+	defer closeImage(t, im)
+	if got := bad(t, im); !slices.Equal(got, []int64{4}) {
+		t.Errorf("bad %v, want 4", got)
+	}
+	p := make([]byte, sumsChunk)
+	if _, err := im.ReadAt(context.Background(), p, 3*sumsChunk); err != nil || !bytes.Equal(p, whole) {
+		t.Errorf("read of what was written: %v", err)
 	}
 }
 
@@ -232,7 +263,7 @@ func TestSumsGone(t *testing.T) {
 // Whatever byte of an overlay at rest changes: what is read is what was
 // written, or an error; and a check reports it.
 func TestFlipProperty(t *testing.T) {
-	content := []int64{0, 3, 4, 255, 256, 600, sumsSize/sumsChunk - 1}
+	content := []int64{0, 3, 4, 255, 256, 260, sumsSize/sumsChunk - 1}
 	whole := t.TempDir()
 	writtenOverlay(t, whole, content...)
 	rapid.Check(t, func(rt *rapid.T) {
