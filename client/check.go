@@ -192,7 +192,7 @@ func (k *checkoutCheck) sealed(ctx context.Context) error {
 			return err
 		}
 	}
-	k.note("nothing: the next isr sync seals them anew", "%d objects that were sealed for a sync were damaged", spoilt)
+	k.note("nothing: the next isr sync seals them anew", "damaged objects, sealed for a sync: %d", spoilt)
 	return nil
 }
 

@@ -306,3 +306,50 @@ func TestFlips(t *testing.T) {
 	w.ok(t, "A", "checkin", "box")
 	w.wantClean(t)
 }
+
+// TestSealedDamaged: what an interrupted sync has sealed and not committed is
+// sealed anew if it is damaged, by checkp; nothing is lost.
+func TestSealedDamaged(t *testing.T) {
+	t.Parallel()
+	w := crashWorld(t)
+	fresh := func(p string) {
+		w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
+		w.ok(t, "A", "resume", p)
+	}
+	fresh("whole")
+	most := countSteps(t, w, "A", "sync", "whole")
+	spoilt, staged := 0, 0
+	for n := range most["fsync"] {
+		p := fmt.Sprint("fsync", n)
+		fresh(p)
+		killedAt(w, step{"fsync", n + 1}, "A", "sync", p)
+		dir := filepath.Join(w.dir, "A", ".isr", p)
+		state, err := os.ReadFile(filepath.Join(dir, "state"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed := files(t, filepath.Join(dir, "hdk", "objects"))
+		if len(sealed) == 0 {
+			continue
+		}
+		spoilt++
+		flipByte(t, sealed[n%len(sealed)], 20)
+		if strings.Contains(string(state), "STATUS:=staged") {
+			staged++
+		}
+		r := w.ok(t, "A", "checkp", "-c", p)
+		if !strings.Contains(r.out, "note: damaged objects, sealed for a sync: 1") {
+			t.Errorf("killed at fsync %d: %v", n+1, r)
+		}
+		w.ok(t, "A", "sync", p)
+		if v := w.listed(t, p, "version"); v != "2" {
+			t.Errorf("killed at fsync %d: version %s, want 2", n+1, v)
+		}
+		w.sound(t, p)
+		w.goesOn(t, "A", p, 3)
+	}
+	if spoilt == 0 || staged == 0 {
+		t.Errorf("%d were sealed, %d staged: too few to tell", spoilt, staged)
+	}
+	w.wantClean(t)
+}
