@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -26,7 +27,7 @@ func (s *Store) Fork(ctx context.Context, userName, from string, v int, name, co
 	}
 	fill := copied(p, v)
 	made, err := s.create(ctx, userName, name, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
-		b.commit, b.comment = acquisition, comment
+		b.commit, b.comment = acquisition, fmt.Sprintf("version %d of %s", v, from)
 		cfg, keyroot, err := fill(ctx, b)
 		if err == nil {
 			cfg.Comment = parcel.Clean(comment)

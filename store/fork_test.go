@@ -37,7 +37,7 @@ func TestFork(t *testing.T) {
 	if from, err := p.Config(); err != nil || cfg.UUID == from.UUID || cfg.Version != 1 || cfg.Comment != "saved from winxp" {
 		t.Errorf("configuration %+v, %v", cfg, err)
 	}
-	if vs, err := q.Versions(0); err != nil || len(vs) != 1 || vs[0].Comment != "saved from winxp" {
+	if vs, err := q.Versions(0); err != nil || len(vs) != 1 || vs[0].Comment != "version 2 of winxp" {
 		t.Errorf("versions %+v, %v", vs, err)
 	}
 	if h, err := q.Holder(); err != nil || h == nil || h.Host != "desk" {
