@@ -21,7 +21,7 @@ var mayImport = map[string][]string{
 	"store/keyring":       {"store/seal"},
 	"store/parcel":        {"store/keyring", "store/seal"},
 	"store":               {"store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"locksrv/proto":       {"store/parcel", "store/seal"},
+	"locksrv/proto":       {"store/keyring", "store/parcel", "store/seal"},
 	"locksrv":             {"locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/isr-locksrv": {"contrib/completion", "locksrv", "locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/completion":  {},
@@ -39,7 +39,7 @@ var mayImport = map[string][]string{
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
 	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"client/isr": {"client", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/remote", "client/vmm",
+	"client/isr": {"client", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/hoard", "client/remote", "client/vmm",
 		"contrib/completion", "store/parcel"},
 	// For tests, in no program.
 	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},

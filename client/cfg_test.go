@@ -161,6 +161,10 @@ func TestStateRecord(t *testing.T) {
 	for name, spoil := range map[string]func([]byte) []byte{
 		"empty":          func([]byte) []byte { return nil },
 		"cut short":      func(p []byte) []byte { return p[:len(p)/3] },
+		"a flipped bit":  func(p []byte) []byte { return bytes.Replace(p, []byte("MODIFIED:=yes"), []byte("MODIFIED:=yas"), 1) },
+		"another sum":    func(p []byte) []byte { p[len(p)-3] ^= 1; return p },
+		"no sum":         func(p []byte) []byte { return p[:bytes.LastIndex(p, []byte("SUM:="))] },
+		"more":           func(p []byte) []byte { return append(p, "MODIFIED:=no\n"...) },
 		"another status": func(p []byte) []byte { return bytes.Replace(p, []byte("suspended"), []byte("elsewhere"), 1) },
 	} {
 		os.WriteFile(filepath.Join(dir, "state"), spoil(bytes.Clone(p)), 0o600)

@@ -297,6 +297,7 @@ func (co *Checkout) keepLock(l *parcel.Lock) error {
 	if err := atomicfile.Write(co.path("nonce"), p, 0o600); err != nil {
 		return err
 	}
+	co.State.Proof = recordSum(p)
 	public := l.Public()
 	if p, err = public.Encode(); err != nil {
 		return err

@@ -57,6 +57,7 @@ type Options struct {
 	Compression string            // profile, as in isr.conf(5); "" = auto
 	ChunkCache  int64             // decrypted disk chunks to keep in memory, bytes; 0 = diskCache
 	Patience    time.Duration     // how long transfers go on trying; 0 = remote's default
+	LockPoll    time.Duration     // how often a running parcel's lock is looked at; 0 = lockPoll
 	Commands    map[string]string // program for a VMM driver to start, by driver
 	SSH         map[string]string
 	Prompter    remote.Prompter `json:"-"`

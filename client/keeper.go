@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -359,15 +360,15 @@ func (k *keeper) files() map[string]fusefs.Image {
 	return files
 }
 
-// lockPoll is how often a running parcel's lock is looked at: a thief is
-// noticed within a minute, and ls shows the last contact.
+// lockPoll is how often a running parcel's lock is looked at if nothing else
+// is said: a thief is noticed within a minute, and ls shows the last contact.
 const lockPoll = 30 * time.Second
 
 func (k *keeper) watchLock(ctx context.Context) {
 	if k.s.srv == nil {
 		return
 	}
-	tick := time.NewTicker(lockPoll)
+	tick := time.NewTicker(cmp.Or(k.co.client.LockPoll, lockPoll))
 	defer tick.Stop()
 	for {
 		select {
@@ -381,7 +382,7 @@ func (k *keeper) watchLock(ctx context.Context) {
 			err = k.co.lost(err)
 			k.mu.Unlock()
 			k.ui.Warn("%v", err)
-			k.ui.Warn("parcel %s: it goes on running, and its work stays on this host; it cannot be checked in over the new holder's", k.co.State.Parcel)
+			k.ui.Warn("parcel %s: it goes on running, and its work stays on this host; it cannot be checked in over the new holder's, but isr rescue %s will make a new parcel of it", k.co.State.Parcel, k.co.State.Parcel)
 			return
 		}
 	}

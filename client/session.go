@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -78,6 +79,10 @@ func (co *Checkout) openSession(ctx context.Context, offline bool) (*session, er
 		sd := &side{pristine: im, tree: keyring.NewTree(co.sealer(), im, wanted{"keyring", s.ladder})}
 		if sd.overlay, err = image.OpenOverlay(co.path("hdk"), name, im.Size, im.ChunkSize, co.key); err != nil {
 			s.close()
+			if errors.Is(err, image.ErrOverlay) {
+				return nil, parcel.NewError(parcel.Damaged, "parcel %s: %v", co.State.Parcel, err).
+					WithHint("isr checkp %s says what can be done", co.State.Parcel)
+			}
 			return nil, fmt.Errorf("parcel %s: %w", co.State.Parcel, err)
 		}
 		cache := co.client.ChunkCache
@@ -116,7 +121,7 @@ func (s *session) close() error {
 
 // resetOverlay forgets what was written to an image since checkout.
 func (co *Checkout) resetOverlay(name string) error {
-	for _, ext := range []string{".data", ".map"} {
+	for _, ext := range []string{".sums", ".data", ".map"} {
 		if err := os.Remove(co.path("hdk", name+ext)); err != nil && !os.IsNotExist(err) {
 			return err
 		}

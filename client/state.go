@@ -1,7 +1,9 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -49,10 +51,12 @@ type State struct {
 	Modified    bool   // something differs from it
 	Memory      string // VMM whose memory image belongs to the state; "" = powered off
 	Requires    map[string]string
-	Orphaned    string // who took the lock, if it was taken
-	Damaged     string // what is wrong, if something is
-	Mount       string // directory of the running parcel's mount
-	Offline     bool   // keep hoarded, memory too
+	Orphaned    string  // who took the lock, if it was taken
+	Damaged     string  // what is wrong, if something is
+	Mount       string  // directory of the running parcel's mount
+	Offline     bool    // keep hoarded, memory too
+	Proof       string  // sum of the file nonce
+	Rescue      *Rescue // a rescue that is not done, if one was begun
 
 	pristine seal.Ref // keyroot of Version
 	staged   seal.Ref // keyroot of what is staged
@@ -93,16 +97,26 @@ func (co *Checkout) load() error {
 	if err != nil {
 		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)
 	}
+	// A flipped bit must not make a parcel unmodified.
+	rest, line, ok := bytes.Cut(p, []byte("SUM:="))
+	if !ok || string(bytes.TrimSpace(line)) != recordSum(rest) {
+		return fmt.Errorf("checkout %s: state: does not match its sum: %w", co.Dir, parcel.ErrDamaged)
+	}
 	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
 		Parcel: r.Get("PARCEL"), UUID: r.Get("UUID"), Acquisition: r.Get("ACQUISITION"),
 		Modified: r.Get("MODIFIED") == "yes", Memory: r.Get("MEMORY"), Orphaned: r.Get("ORPHANED"),
-		Damaged: r.Get("DAMAGED"), Mount: r.Get("MOUNT"), Offline: r.Get("OFFLINE") == "yes"}
+		Damaged: r.Get("DAMAGED"), Proof: r.Get("PROOF"), Mount: r.Get("MOUNT"), Offline: r.Get("OFFLINE") == "yes"}
 	if st.Version, err = strconv.Atoi(r.Get("VERSION")); err != nil {
 		return fmt.Errorf("checkout %s: state: VERSION: %w", co.Dir, err)
 	}
 	if v := r.Get("REQUIRES"); v != "" {
 		if err := json.Unmarshal([]byte(v), &st.Requires); err != nil {
 			return fmt.Errorf("checkout %s: state: REQUIRES: %w", co.Dir, err)
+		}
+	}
+	if v := r.Get("RESCUE"); v != "" {
+		if err := json.Unmarshal([]byte(v), &st.Rescue); err != nil {
+			return fmt.Errorf("checkout %s: state: RESCUE: %w", co.Dir, err)
 		}
 	}
 	if st.box, err = base64.StdEncoding.DecodeString(r.Get("KEYS")); err != nil {
@@ -142,13 +156,27 @@ func (co *Checkout) save() error {
 		{Key: "ACQUISITION", Value: st.Acquisition}, {Key: "VERSION", Value: strconv.Itoa(st.Version)},
 		{Key: "MODIFIED", Value: yes[st.Modified]}, {Key: "MEMORY", Value: st.Memory},
 		{Key: "REQUIRES", Value: string(requires)}, {Key: "ORPHANED", Value: parcel.Clean(st.Orphaned)},
-		{Key: "DAMAGED", Value: parcel.Clean(st.Damaged)}, {Key: "MOUNT", Value: st.Mount},
+		{Key: "DAMAGED", Value: parcel.Clean(st.Damaged)}, {Key: "PROOF", Value: st.Proof}, {Key: "MOUNT", Value: st.Mount},
 		{Key: "OFFLINE", Value: yes[st.Offline]}, {Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
+	if st.Rescue != nil {
+		v, err := json.Marshal(st.Rescue)
+		if err != nil {
+			return err
+		}
+		r = append(r, parcel.Field{Key: "RESCUE", Value: string(v)})
+	}
 	p, err := r.Encode()
 	if err != nil {
 		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)
 	}
+	p = fmt.Appendf(p, "SUM:=%s\n", recordSum(p))
 	return atomicfile.Write(co.path("state"), p, 0o600)
+}
+
+// recordSum is the last line of a record, the sum of those before it.
+func recordSum(p []byte) string {
+	sum := sha256.Sum256(p)
+	return hex.EncodeToString(sum[:])
 }
 
 // unbox opens the record's secret part with the checkout's key.
@@ -260,6 +288,11 @@ func (co *Checkout) nonce() (*parcel.Lock, error) {
 	p, err := os.ReadFile(co.path("nonce"))
 	if err != nil {
 		return nil, fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	// The record comes after the nonce: a rescue may be between the two.
+	if st := &co.State; st.Proof != "" && st.Proof != recordSum(p) && st.Rescue == nil {
+		return nil, parcel.NewError(parcel.Damaged, "parcel %s: the proof of its lock was damaged on this host", st.Parcel).
+			WithHint("isr rescue %s keeps its work as a new parcel", st.Parcel)
 	}
 	return parcel.ParseLock(p)
 }

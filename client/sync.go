@@ -8,6 +8,7 @@ import (
 	"reflect"
 
 	"isr/client/hoard"
+	"isr/client/image"
 	"isr/client/wrap"
 	"isr/locksrv/proto"
 	"isr/store/atomicfile"
@@ -64,26 +65,31 @@ func (c *Client) enter(ctx context.Context, name string) (*Checkout, error) {
 	if err != nil {
 		return nil, err
 	}
+	return co, co.enter(ctx)
+}
+
+// enter seizes and recovers a complete checkout.
+func (co *Checkout) enter(ctx context.Context) error {
 	if err := co.seize(); err != nil {
-		return nil, err
+		return err
 	}
-	if co.State.Status == Acquiring {
+	if name := co.State.Parcel; co.State.Status == Acquiring {
 		co.letGo()
-		return nil, parcel.NewError(parcel.Failed, "parcel %s: its checkout was interrupted", name).
+		return parcel.NewError(parcel.Failed, "parcel %s: its checkout was interrupted", name).
 			WithHint("run isr checkout %s again, or isr clean %s", name, name)
 	}
 	if err := co.recover(ctx); err != nil {
 		co.letGo()
-		return nil, err
+		return err
 	}
-	return co, nil
+	return nil
 }
 
 func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error) {
 	st, ui := &co.State, co.client.UI
 	if st.Damaged != "" {
 		return Committed{}, parcel.NewError(parcel.Damaged, "parcel %s: damaged: %s", st.Parcel, st.Damaged).
-			WithHint("isr discard %s goes back to version %d", st.Parcel, st.Version)
+			WithHint("isr rescue %s keeps it as a new parcel, isr discard %s goes back to version %d", st.Parcel, st.Parcel, st.Version)
 	}
 	srv, err := co.client.server(st.Server, st.User)
 	if err != nil {
@@ -94,7 +100,10 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 		return Committed{}, err
 	}
 	if !st.Modified {
-		return Committed{Version: st.Version}, nil
+		return Committed{Version: st.Version}, co.rescued()
+	}
+	if r := st.Rescue; r != nil && r.Name == st.Parcel && comment == "" {
+		comment = r.Comment
 	}
 	if err := co.unlock(ctx); err != nil {
 		return Committed{}, err
@@ -109,7 +118,7 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 			return Committed{}, err
 		}
 		if !st.Modified {
-			return Committed{Version: st.Version}, nil
+			return Committed{Version: st.Version}, co.rescued()
 		}
 	} else {
 		ui.Say("parcel %s: going on with the commit that was interrupted", st.Parcel)
@@ -141,7 +150,19 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 		return done, co.lost(err)
 	}
 	done.New = true
-	return done, s.promote(sealed, root, done.Version)
+	if err := s.promote(sealed, root, done.Version); err != nil {
+		return done, err
+	}
+	return done, co.rescued()
+}
+
+// rescued ends a rescue, if one was going on: all of it is on the server.
+func (co *Checkout) rescued() error {
+	if r := co.State.Rescue; r == nil || r.Name != co.State.Parcel {
+		return nil
+	}
+	co.State.Rescue = nil
+	return co.save()
 }
 
 // stage seals what was modified and writes down the keyroot of the result.
@@ -166,6 +187,9 @@ func (s *session) stage(ctx context.Context, comment string) error {
 			return nil
 		}, p.Set)
 		p.Done()
+		if errors.Is(err, image.ErrChanged) {
+			return parcel.NewError(parcel.Damaged, "parcel %s: %v", st.Parcel, err).WithHint("isr checkp -c %s says all that is damaged, and what to do", st.Parcel)
+		}
 		if err != nil {
 			return fmt.Errorf("parcel %s: sealing %s: %w", st.Parcel, name, err)
 		}
@@ -310,6 +334,10 @@ type locker interface {
 // checkLock asks the server whether the lock is still ours, which also tells
 // it that we live.
 func (co *Checkout) checkLock(ctx context.Context, srv locker) error {
+	// A proof that is damaged proves nothing about who holds the lock.
+	if _, err := co.nonce(); errors.Is(err, parcel.ErrDamaged) {
+		return err
+	}
 	_, err := srv.CheckLock(ctx, co.State.Parcel, co.nonceText())
 	return co.lost(err)
 }
@@ -325,7 +353,7 @@ func (co *Checkout) lost(err error) error {
 		return serr
 	}
 	return parcel.NewError(parcel.NotHolder, "%s", err).
-		WithHint("your work is kept in %s; it can still be run with isr resume -d %s, and isr clean %s gives it up", co.Dir, st.Parcel, st.Parcel)
+		WithHint("your work is kept in %s: isr rescue %s makes a new parcel of it, isr resume -d %s runs it here, isr clean %s gives it up", co.Dir, st.Parcel, st.Parcel, st.Parcel)
 }
 
 // release gives the lock back and takes the checkout off this host. The lock
@@ -334,6 +362,9 @@ func (co *Checkout) release(ctx context.Context, force bool) error {
 	srv, err := co.client.server(co.State.Server, co.State.User)
 	if err != nil {
 		return err
+	}
+	if _, err := co.nonce(); !force && errors.Is(err, parcel.ErrDamaged) {
+		return parcel.NewError(parcel.Damaged, "%s", err).WithHint("isr clean -f %s breaks the lock", co.State.Parcel)
 	}
 	_, err = srv.Release(ctx, co.State.Parcel, co.nonceText(), force)
 	if err != nil && !errors.Is(err, parcel.ErrNotHolder) && !errors.Is(err, parcel.ErrNoParcel) {

@@ -131,7 +131,7 @@ func TestOtherUsersParcelIsNotThere(t *testing.T) {
 	r, d := attacked(t)
 	c := dial(t, r, d.Addr, "carol")
 	for _, command := range []string{"isr_cat_parcel_cfg hers", "isr_cat_keyroot hers", "isr_acquire_lock hers h", "isr_release_lock hers --force",
-		"isr_get hers", "isr_missing hers", "isr_ls hers", "isr_checkparcel hers"} {
+		"isr_get hers", "isr_missing hers", "isr_ls hers", "isr_checkparcel hers", "isr_fork hers 1 mine2 h id"} {
 		out, errs, status := locksrvtest.Exec(c, command, nil)
 		if status != int(parcel.NoParcel) || len(out) > 0 {
 			t.Errorf("%s: status %d, %q, %s; want %d", command, status, out, errs, parcel.NoParcel)

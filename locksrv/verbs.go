@@ -62,9 +62,12 @@ var table = []verb{
 	{proto.Rollback, "PARCEL VERSION", func(w *words) runner {
 		return rollback(w.name("parcel"), w.version(true))
 	}},
-	{proto.CheckParcel, "PARCEL [VERSION] [-c]", func(w *words) runner {
-		content := w.flag("-c")
-		return checkParcel(w.name("parcel"), w.version(false), content)
+	{proto.Fork, "PARCEL VERSION NAME HOST ACQUISITION", func(w *words) runner {
+		return fork(w.name("parcel"), w.version(true), w.name("new parcel"), w.text("host", 255), w.text("acquisition", 64))
+	}},
+	{proto.CheckParcel, "PARCEL [VERSION] [-c] [--json]", func(w *words) runner {
+		content, asJSON := w.flag("-c"), w.flag("--json")
+		return checkParcel(w.name("parcel"), w.version(false), content, asJSON)
 	}},
 	{proto.Motd, "", func(w *words) runner { return motd }},
 }
@@ -438,7 +441,28 @@ func rollback(name string, version int) runner {
 	}
 }
 
-func checkParcel(name string, version int, content bool) runner {
+func fork(name string, version int, to, host, acquisition string) runner {
+	return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		if _, err := c.Store.Parcel(c.User, name); err != nil {
+			return err
+		}
+		comment, err := readAll(stdin)
+		if err != nil {
+			return err
+		}
+		if ctx, err = c.begin(ctx); err != nil {
+			return err
+		}
+		l, err := c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition)
+		if err != nil {
+			return err
+		}
+		c.Log.Info("forked", "parcel", name, "version", version, "to", to, "host", l.Host)
+		return writeLock(stdout, *l)
+	}
+}
+
+func checkParcel(name string, version int, content, asJSON bool) runner {
 	return func(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
 		if _, err := c.Store.Parcel(c.User, name); err != nil {
 			return err
@@ -446,7 +470,11 @@ func checkParcel(name string, version int, content bool) runner {
 		o := store.CheckOptions{User: c.User, Parcel: name, Version: version, Content: content}
 		var werr error
 		sum, err := c.Store.Check(ctx, o, func(p store.Problem) {
-			if werr == nil {
+			switch {
+			case werr != nil:
+			case asJSON:
+				werr = json.NewEncoder(stdout).Encode(finding(p))
+			default:
 				_, werr = fmt.Fprintln(stdout, ProblemLine(p))
 			}
 		})
@@ -460,6 +488,20 @@ func checkParcel(name string, version int, content bool) runner {
 		}
 		return nil
 	}
+}
+
+// finding is a problem as it is said to a client: what is wrong with an
+// object of an image, without the words for the place.
+func finding(p store.Problem) proto.Finding {
+	f := proto.Finding{Severity: string(p.Severity), Version: p.Version, Image: p.Image, Chunks: p.Chunks,
+		What: p.Msg, Do: p.Hint}
+	if p.Tag != "" {
+		f.Tag = p.Tag.String()
+	}
+	if p.Image != "" {
+		f.What = strings.TrimPrefix(strings.TrimPrefix(p.Msg, p.Image+": "), p.Chunks.String()+": ")
+	}
+	return f
 }
 
 // ProblemLine prints a finding on one line.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -30,6 +31,9 @@ type Problem struct {
 	Version      int    // 0: of the parcel
 	Severity     Severity
 	Msg, Hint    string
+	Image        string         // with Chunks: that the problem touches
+	Chunks       keyring.Ranges // which of it
+	Tag          seal.Tag       // the object that is missing or damaged, if that is it
 }
 
 // String is the problem on one line: "alice winxp version 7: error: …".
@@ -91,7 +95,11 @@ type inode struct {
 func (c *checker) problem(s Severity, hint, format string, args ...any) {
 	p := c.where
 	p.Severity, p.Hint, p.Msg = s, hint, fmt.Sprintf(format, args...)
-	if s == Bad {
+	c.tell(p)
+}
+
+func (c *checker) tell(p Problem) {
+	if p.Severity == Bad {
 		c.sum.Errors++
 	} else {
 		c.sum.Notes++

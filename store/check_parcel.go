@@ -36,7 +36,8 @@ type parcelCheck struct {
 	objects map[seal.Tag]*objectState
 	blocks  map[seal.Ref]int // damaged references at or below each block walked
 	told    map[seal.Tag]bool
-	damaged bool // some version
+	places  map[seal.Tag]*place // of damaged objects, in the version being walked
+	damaged bool                // some version
 }
 
 func (c *checker) parcel(ctx context.Context, p *Parcel) error {
@@ -253,6 +254,13 @@ func (c *parcelCheck) versions() ([]int, error) {
 	return there, nil
 }
 
+// place is where a version needs a damaged object.
+type place struct {
+	image  string // "" not in one
+	what   string // a block
+	chunks keyring.Ranges
+}
+
 // version walks one version.
 func (c *parcelCheck) version(ctx context.Context, v int) {
 	rec, err := c.p.version(v)
@@ -260,7 +268,8 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 		c.bad(err)
 		return
 	}
-	damaged := c.present(rec.keyroot.Tag, "root block")
+	c.places = make(map[seal.Tag]*place)
+	damaged := c.present(rec.keyroot.Tag, place{what: "root block"})
 	var root *keyring.Root
 	if damaged == 0 {
 		if root, err = c.p.openRoot(ctx, c.p, c.cfg, rec.keyroot); err != nil {
@@ -270,7 +279,7 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 	}
 	if root != nil {
 		if !root.Cfg.IsNil() {
-			damaged += c.present(root.Cfg.Tag, "cfg archive")
+			damaged += c.present(root.Cfg.Tag, place{what: "cfg archive"})
 		}
 		for _, im := range root.Images {
 			damaged += c.tree(ctx, im, im.Ref, im.Depth, 0)
@@ -279,6 +288,7 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 	if ctx.Err() != nil {
 		return
 	}
+	c.tellPlaces()
 	if damaged > 0 {
 		c.damaged = true
 		c.problem(Bad, "put the objects back from a backup, a client's hoard or a copy of the parcel",
@@ -287,8 +297,43 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 	c.directory(rec, root, damaged == 0)
 }
 
-// present is the number of damaged objects, 0 or 1, at tag.
-func (c *parcelCheck) present(tag seal.Tag, what string) int {
+// tellPlaces reports each damaged object of the version once, with all the
+// chunks that need it. What a newer version shares was reported for that.
+func (c *parcelCheck) tellPlaces() {
+	// Objects have no order of their own: that of the first chunk.
+	tags := slices.SortedFunc(maps.Keys(c.places), func(a, b seal.Tag) int {
+		x, y := c.places[a], c.places[b]
+		if d := strings.Compare(x.image, y.image); d != 0 {
+			return d
+		}
+		if len(x.chunks) > 0 && len(y.chunks) > 0 && x.chunks[0] != y.chunks[0] {
+			return int(min(1, max(-1, x.chunks[0].First-y.chunks[0].First)))
+		}
+		return strings.Compare(string(a), string(b))
+	})
+	for _, tag := range tags {
+		if c.told[tag] {
+			continue
+		}
+		c.told[tag] = true
+		at := c.places[tag]
+		what := at.what
+		switch {
+		case what == "":
+			what = fmt.Sprintf("%s: %s", at.image, at.chunks)
+		case at.image != "":
+			what = at.image + ": " + what
+		}
+		p := c.where
+		p.Severity, p.Msg = Bad, fmt.Sprintf("%s: object %s %s", what, tag, c.objects[tag].bad)
+		p.Image, p.Chunks, p.Tag = at.image, at.chunks, tag
+		c.tell(p)
+	}
+}
+
+// present is the number of damaged objects, 0 or 1, at tag, which the version
+// needs at that place.
+func (c *parcelCheck) present(tag seal.Tag, at place) int {
 	o := c.objects[tag]
 	if o == nil {
 		// It may have come after hdk was listed.
@@ -304,9 +349,16 @@ func (c *parcelCheck) present(tag seal.Tag, what string) int {
 	if o.bad == "" {
 		return 0
 	}
-	if !c.told[tag] {
-		c.told[tag] = true
-		c.problem(Bad, "", "%s: object %s %s", what, tag, o.bad)
+	p := c.places[tag]
+	if p == nil {
+		c.places[tag] = &at
+		return 1
+	}
+	// In the order of the chunks, as the tree is walked.
+	if p.image == at.image {
+		for _, r := range at.chunks {
+			p.chunks = p.chunks.Add(r)
+		}
 	}
 	return 1
 }
@@ -317,18 +369,26 @@ func (c *parcelCheck) tree(ctx context.Context, im keyring.Image, ref seal.Ref, 
 	if ref.IsNil() || ctx.Err() != nil {
 		return 0
 	}
+	at := place{image: im.Name, chunks: keyring.Ranges{{First: n << (8 * level), Last: min((n+1)<<(8*level), im.Chunks()) - 1}}}
 	if level == 0 {
-		return c.present(ref.Tag, fmt.Sprintf("%s: chunk %d", im.Name, n))
+		return c.present(ref.Tag, at)
 	}
-	if damaged, ok := c.blocks[ref]; ok {
-		return damaged
+	// A block that is damaged below is walked again, for the numbers of the
+	// chunks there.
+	if damaged, ok := c.blocks[ref]; ok && damaged == 0 {
+		return 0
 	}
-	what := fmt.Sprintf("%s: keyring block %d of level %d", im.Name, n, level)
-	damaged := c.present(ref.Tag, what)
+	at.what = fmt.Sprintf("keyring block %d of level %d", n, level)
+	damaged := c.present(ref.Tag, at)
 	if damaged == 0 {
 		b, err := keyring.GetBlock(ctx, c.cfg.Sealer(), c.p, ref, level)
 		if err != nil {
-			c.bad(fmt.Errorf("%s: %w", what, err))
+			if _, ok := c.blocks[ref]; !ok {
+				p := c.where
+				p.Severity, p.Msg = Bad, fmt.Sprintf("%s: %s: %v", im.Name, at.what, err)
+				p.Image, p.Chunks = im.Name, at.chunks
+				c.tell(p)
+			}
 			damaged++
 		} else {
 			for i, r := range b {

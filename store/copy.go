@@ -22,7 +22,12 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 	if err != nil {
 		return nil, err
 	}
-	return s.create(ctx, toUser, toName, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
+	return s.create(ctx, toUser, toName, copied(src, 0))
+}
+
+// copied fills a parcel with version v of src, 0 for the head.
+func copied(src *Parcel, v int) fill {
+	return func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
 		unlock, err := lockFile(filepath.Join(src.lock, flockFile), true)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = src.errAbsent()
@@ -31,7 +36,7 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 			return nil, seal.Ref{}, err
 		}
 		defer unlock()
-		head, cfg, err := src.published(0)
+		head, cfg, err := src.published(v)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -58,7 +63,7 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 		// Its sources have this parcel's content, under this parcel's name.
 		copied.Src = nil
 		return &copied, head.keyroot, nil
-	})
+	}
 }
 
 // share makes an object of p one of b's too: by a hard link, or where there

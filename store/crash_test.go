@@ -50,6 +50,8 @@ func (c *crash) run() error {
 		_, err = s.Import(ctx, "alice", "new", c.Image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
 	case "copy":
 		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
+	case "fork":
+		_, err = s.Fork(ctx, "alice", "winxp", 1, "new", "saved", "testhost", "crash")
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
 	case "user":
@@ -266,6 +268,31 @@ func TestCrash(t *testing.T) {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
 	}, again("bob"))
+	everyStep(t, "fork", 10, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one")})
+		return crash{}
+	}, func(t *testing.T, s *Store, c crash) {
+		if err := c.run(); err != nil {
+			t.Errorf("again: %v", err)
+		}
+		p, err := s.Parcel("alice", "new")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := p.Holder(); head(t, p) != 1 || err != nil || l == nil || l.Epoch > 2 {
+			t.Errorf("version %d, held by %v, %v", head(t, p), l, err)
+		}
+		wantChunk(t, p, 0, 1, "")
+		if _, err := p.Release("", true); err != nil {
+			t.Error(err)
+		}
+		p = s.userAt("alice").parcel("winxp") // for what a kill left there
+		if l, err := p.Acquire("alice", "h", "id"); err != nil {
+			t.Error(err)
+		} else if _, err := p.Release(l.Nonce, false); err != nil {
+			t.Error(err)
+		}
+	})
 	everyStep(t, "delete", 5, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
 		func(t *testing.T, s *Store, c crash) {
 			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrNoParcel) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -230,9 +231,9 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 	if err != nil {
 		return err
 	}
-	rec := &version{keyroot: keyroot, commit: parcel.NewID()}
+	rec := &version{keyroot: keyroot, commit: cmp.Or(b.commit, parcel.NewID())}
 	rec.Version, rec.Time, rec.Host = 1, now(), root.Host
-	rec.Comment, rec.Suspended = parcel.Clean(root.Comment), parcel.Clean(root.Suspended)
+	rec.Comment, rec.Suspended = parcel.Clean(cmp.Or(b.comment, root.Comment)), parcel.Clean(root.Suspended)
 	rec.Objects, rec.Bytes = b.objects.Load(), b.bytes.Load()
 	for _, dir := range []string{p.user.dir, p.user.lockRoot, p.user.contentRoot} {
 		if err := atomicfile.SyncDir(dir); err != nil {
@@ -305,6 +306,8 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 type building struct {
 	p              *Parcel
 	dir            string // what will be hdk
+	commit         string // id of version 1's commit; "": some
+	comment        string // of version 1; "": its root block's
 	objects, bytes atomic.Int64
 }
 

@@ -44,6 +44,7 @@ var variables = []Variable{
 	{Name: "hoard_quota", Default: "0", Doc: "Bytes the hoard may take, with K, M, G or T; 0 is no limit.", check: checkSize},
 	{Name: "hostname", Default: "", Doc: "What this host is called in locks and versions; its own name if it is empty."},
 	{Name: "isrdir", Default: `\h/.isr`, Doc: "Where checkouts and the hoard are."},
+	{Name: "lock_poll", Default: "30", Doc: "How often the lock of a running parcel is looked at.", check: checkDuration},
 	{Name: "lookaside", Doc: "A directory of objects to ask before the network.", List: true},
 	{Name: "ls_versions", Default: "5", Doc: "How many versions isr ls -l shows.", check: checkPositive},
 	{Name: "patience", Default: "60", Doc: "How long a transfer goes on trying when the server cannot be reached.", check: checkDuration},

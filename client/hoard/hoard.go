@@ -253,28 +253,6 @@ func (h *Hoard) Usage(ctx context.Context) (Usage, error) {
 	return u, nil
 }
 
-// Check looks at every object, with content also at its bytes. What is not
-// what its name says is removed, which is all it takes to mend a cache, and
-// told to report with the reason.
-func (h *Hoard) Check(ctx context.Context, content bool, report func(tag seal.Tag, err error)) error {
-	return h.Walk(ctx, func(o Object) error {
-		err := error(nil)
-		if o.Size == 0 {
-			err = fmt.Errorf("object %s: empty: %w", o.Tag, seal.ErrCorrupt)
-		} else if content {
-			_, _, err = h.Dir.get(o.Tag)
-		}
-		if err == nil || errors.Is(err, parcel.ErrNoObject) { // evicted meanwhile
-			return nil
-		}
-		report(o.Tag, err)
-		if errors.Is(err, seal.ErrCorrupt) {
-			return h.Remove(o.Tag)
-		}
-		return nil
-	})
-}
-
 // Dir is a directory of objects, DIR/ab/abcdef…. The zero value is not usable:
 // see NewDir. Safe for concurrent use, by several processes too.
 type Dir struct {

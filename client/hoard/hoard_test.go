@@ -548,12 +548,12 @@ func TestCheck(t *testing.T) {
 		want    []seal.Tag
 	}{{false, []seal.Tag{tags[2]}}, {true, []seal.Tag{tags[1]}}, {true, nil}} {
 		var got []seal.Tag
-		err := h.Check(bg, c.content, func(tag seal.Tag, err error) {
+		_, err := h.Check(bg, c.content, func(tag seal.Tag, err error) {
 			if !errors.Is(err, seal.ErrCorrupt) {
 				t.Errorf("reported with %v", err)
 			}
 			got = append(got, tag)
-		})
+		}, nil)
 		if err != nil || !slices.Equal(got, c.want) {
 			t.Errorf("check, content %v: %v %v, want %v", c.content, got, err, c.want)
 		}
@@ -575,7 +575,7 @@ func TestCancelled(t *testing.T) {
 	if _, err := h.Usage(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("usage: %v", err)
 	}
-	if err := h.Check(ctx, true, nil); !errors.Is(err, context.Canceled) {
+	if _, err := h.Check(ctx, true, nil, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("check: %v", err)
 	}
 }
@@ -700,7 +700,7 @@ func TestModel(t *testing.T) {
 			},
 			"check": func(t *rapid.T) {
 				n := 0
-				if err := view(t).Check(bg, true, func(seal.Tag, error) { n++ }); err != nil {
+				if _, err := view(t).Check(bg, true, func(seal.Tag, error) { n++ }, nil); err != nil {
 					t.Fatal(err)
 				}
 				if n != len(spoilt) {
@@ -834,7 +834,7 @@ func TestProcesses(t *testing.T) {
 			t.Errorf("process: %v", err)
 		}
 	}
-	if err := h.Check(bg, true, func(tag seal.Tag, err error) { t.Errorf("after the storm: %v", err) }); err != nil {
+	if _, err := h.Check(bg, true, func(tag seal.Tag, err error) { t.Errorf("after the storm: %v", err) }, nil); err != nil {
 		t.Error(err)
 	}
 	if _, err := h.Evict(bg); err != nil {

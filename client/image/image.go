@@ -202,6 +202,9 @@ func (im *Image) covered(from, to int64) bool {
 // readChunk fills p, which lies within one chunk.
 func (im *Image) readChunk(ctx context.Context, giveUp <-chan struct{}, p []byte, off int64) error {
 	end := off + int64(len(p))
+	if err := im.overlay.vouchFor(off, end); err != nil {
+		return err
+	}
 	var below []byte // the pristine chunk, nil for zeros
 	chunk := int64(im.c.ChunkSize)
 	if !im.covered(off, end) {
@@ -374,7 +377,7 @@ func (im *Image) touchWrite(n int64) {
 	}
 }
 
-// bitset is a fixed number of bits that are only ever set.
+// bitset is a fixed number of bits.
 type bitset []atomic.Uint64
 
 func newBitset(n int64) bitset { return make(bitset, (n+63)/64) }
@@ -384,3 +387,6 @@ func (b bitset) set(n int64) bool {
 	mask := uint64(1) << (n % 64)
 	return b[n/64].Load()&mask == 0 && b[n/64].Or(mask)&mask == 0
 }
+
+// has reports whether bit n is set.
+func (b bitset) has(n int64) bool { return b[n/64].Load()&(1<<(n%64)) != 0 }

@@ -112,9 +112,6 @@ func (im *Image) Map(p *Presence) Map {
 	return m
 }
 
-// has reports whether bit n is set.
-func (b bitset) has(n int64) bool { return b[n/64].Load()>>(n%64)&1 == 1 }
-
 // fill makes bits [from, to) on or not. It is for bitsets that one goroutine
 // writes.
 func (b bitset) fill(from, to int64, on bool) {

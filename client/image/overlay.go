@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/binary"
@@ -36,7 +37,8 @@ import (
 //
 // Integers are little-endian. The XTS key and the key check come from the
 // caller's key by HKDF-SHA-256, with the image's name in the info. Neither
-// file exists before the first write.
+// file exists before the first write. NAME.sums is to check an overlay at rest
+// by; see sums.
 //
 // The order of writes makes it safe: data, its fdatasync, then the bits of
 // that data, their fdatasync. So a bit never stands for a sector that is not
@@ -61,6 +63,14 @@ type Overlay struct {
 	// partial is held for writing by whoever reads a sector, changes a part
 	// of it and writes it back, and for reading by other writers.
 	partial sync.RWMutex
+
+	sumKey   []byte
+	sums     *sums // nil: none, or of no use
+	sumsErr  error // why they are of no use
+	vouching [64]sync.Mutex
+	summing  sync.Mutex
+	summed   atomic.Bool // the file of sums is there
+	wrote    atomic.Bool // anything, since it was opened
 
 	unsynced atomic.Bool // data was written since the last fdatasync began
 	tainted  atomic.Pointer[error]
@@ -103,7 +113,7 @@ func openOverlay(d disk, name string, size int64, chunkSize int, key []byte) (_ 
 	if len(key) < 16 {
 		return nil, fmt.Errorf("key of %d bytes: want 16 or more", len(key))
 	}
-	derived, err := hkdf.Key(sha256.New, key, nil, "isr overlay 1 "+name, 64+16)
+	derived, err := hkdf.Key(sha256.New, key, nil, "isr overlay 1 "+name, 64+16+32)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +122,7 @@ func openOverlay(d disk, name string, size int64, chunkSize int, key []byte) (_ 
 		return nil, err
 	}
 	o := &Overlay{disk: d, name: name, size: size, chunk: chunkSize, crypt: crypt,
-		head: overlayHead(size, derived[64:]), set: newSectorMap(chunkSize)}
+		head: overlayHead(size, derived[64:80]), set: newSectorMap(chunkSize), sumKey: derived[80:]}
 	bits, err := d.Open(name + ".map")
 	if errors.Is(err, fs.ErrNotExist) {
 		return o, nil // data without a map was never flushed, or has been reset
@@ -133,6 +143,11 @@ func openOverlay(d disk, name string, size int64, chunkSize int, key []byte) (_ 
 		err = fmt.Errorf("%w: %w", err, ErrOverlay)
 	}
 	if err != nil {
+		bits.Close()
+		return nil, err
+	}
+	if err := o.loadSums(); err != nil {
+		data.Close()
 		bits.Close()
 		return nil, err
 	}
@@ -284,6 +299,10 @@ func (o *Overlay) create() error {
 	if o.data != nil || o.closed {
 		return nil
 	}
+	// Of an overlay that was reset, if any.
+	if err := o.disk.Remove(o.name + ".sums"); err != nil {
+		return err
+	}
 	data, err := o.disk.Create(o.name+".data", nil, o.sectors()*sectorSize)
 	if err != nil {
 		return err
@@ -322,6 +341,13 @@ func (o *Overlay) writeSectors(p []byte, first int64) error {
 		return err
 	}
 	defer o.files.RUnlock()
+	if err := o.vouch(first, first+int64(len(p)/sectorSize), true); err != nil {
+		return err
+	}
+	if err := o.dropSums(); err != nil {
+		return o.failed(err)
+	}
+	o.wrote.Store(true)
 	buf := sectorBuffers.Get().(*[]byte)
 	defer sectorBuffers.Put(buf)
 	if cap(*buf) < len(p) {
@@ -408,23 +434,31 @@ func (o *Overlay) Reset() error {
 	o.files.Lock()
 	defer o.files.Unlock()
 	err := errors.Join(o.closeFiles(),
+		o.disk.Remove(o.name+".sums"),
 		o.disk.Remove(o.name+".map"), // data without a map is nothing
 		o.disk.Remove(o.name+".data"))
 	if err != nil {
 		return o.taint(err)
 	}
 	o.unsynced.Store(false)
+	o.summed.Store(false)
+	o.wrote.Store(false)
+	o.sums, o.sumsErr = nil, nil
 	o.set.reset()
 	return nil
 }
 
-// Close flushes and releases the files.
+// Close flushes, sums up what was written, and releases the files. Without
+// room for the sums there are none, and that is no error.
 func (o *Overlay) Close() error {
 	var err error
 	if o.Tainted() == nil {
 		err = o.Flush()
 		if errors.Is(err, errClosed) {
 			return nil
+		}
+		if err == nil && o.wrote.Load() {
+			_ = o.Sum(context.Background())
 		}
 	}
 	o.files.Lock()

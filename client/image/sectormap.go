@@ -30,7 +30,7 @@ func (p *mapPage) decode(b []byte) {
 }
 
 // sectorMap is the set of modified sectors, in pages of which only those that
-// are not empty exist. Bits are only ever added.
+// are not empty exist. Bits are only ever added, but by clear.
 type sectorMap struct {
 	chunk int64 // sectors in a chunk; a page holds a whole number of chunks
 
@@ -154,6 +154,50 @@ func (m *sectorMap) run(from, to int64) (n int64, in bool) {
 func (m *sectorMap) all(from, to int64) bool {
 	n, in := m.run(from, to)
 	return in && n == to-from
+}
+
+// any reports whether the set holds a sector of chunk n.
+func (m *sectorMap) any(n int64) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	p, at := m.page(n)
+	return p != nil && p.count(at, at+m.chunk) > 0
+}
+
+// bits is the part of the map for chunk n, as in the file.
+func (m *sectorMap) bits(n int64) []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	b := make([]byte, (m.chunk+7)/8)
+	p, at := m.page(n)
+	for i := int64(0); p != nil && i < m.chunk; i++ {
+		b[i/8] |= byte(p[(at+i)/64]>>((at+i)%64)&1) << (i % 8)
+	}
+	return b
+}
+
+// page is the page of chunk n, nil if it is empty, and where in it the chunk
+// begins; mu is held.
+func (m *sectorMap) page(n int64) (*mapPage, int64) {
+	return m.pages[n*m.chunk/pageSectors], n * m.chunk % pageSectors
+}
+
+// clear takes the sectors [from, to) of one chunk out of the set. It is for
+// who has the set alone.
+func (m *sectorMap) clear(from, to int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := from / pageSectors
+	p, base := m.pages[n], n*pageSectors
+	if p == nil || p.count(from-base, to-base) == 0 {
+		return
+	}
+	m.chunks--
+	p.words(from-base, to-base, func(w *uint64, mask uint64) bool {
+		*w &^= mask
+		return true
+	})
+	m.dirty[n] = struct{}{}
 }
 
 // modified is the number of chunks with a sector in the set.

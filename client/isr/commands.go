@@ -80,6 +80,9 @@ func (c *resumeCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if err := a.confirmDamaged(cl, c.Parcel); err != nil {
+		return err
+	}
 	o := client.ResumeOptions{VMM: c.VMM, Options: c.Options,
 		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback}
 	if c.Dirtometer || a.conf.Bool("dirtometer") && stdout.tty {

@@ -35,22 +35,25 @@ type grammar struct {
 	SSHOption map[string]string `name:"ssh-option" placeholder:"KEY=VALUE" help:"An option of ssh_config(5)."`
 	Program   versionFlag       `name:"version" help:"Print the version."`
 
-	Checkin  checkinCmd  `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
-	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
-	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
-	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
-	Dirt     dirtCmd     `cmd:"" name:"dirtometer" help:"Show what a running parcel does with its disk and memory."`
-	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
-	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
-	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
-	Keeper   keeperCmd   `cmd:"" hidden:""`
-	Ls       lsCmd       `cmd:"" help:"List parcels on the server."`
-	Poweroff poweroffCmd `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
-	Resume   resumeCmd   `cmd:"" help:"Check a parcel out if need be, and run it."`
-	Stat     statCmd     `cmd:"" help:"Show what of a parcel is here."`
-	Sync     syncCmd     `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
-	UUID     uuidCmd     `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
-	Version  versionCmd  `cmd:"" help:"Print the version of this program."`
+	Checkhoard checkhoardCmd `cmd:"" help:"Check the hoard, and repair what can be."`
+	Checkin    checkinCmd    `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
+	Checkout   checkoutCmd   `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
+	Checkp     checkpCmd     `cmd:"" help:"Check a parcel, here or on the server."`
+	Clean      cleanCmd      `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
+	Config     configCmd     `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Dirt       dirtCmd       `cmd:"" name:"dirtometer" help:"Show what a running parcel does with its disk and memory."`
+	Discard    discardCmd    `cmd:"" help:"Give up what changed here since checkout or sync."`
+	Help       helpCmd       `cmd:"" help:"Show a brief summary."`
+	Hoard      hoardCmd      `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
+	Keeper     keeperCmd     `cmd:"" hidden:""`
+	Ls         lsCmd         `cmd:"" help:"List parcels on the server."`
+	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
+	Rescue     rescueCmd     `cmd:"" help:"Make a new parcel of one that cannot be checked in."`
+	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Stat       statCmd       `cmd:"" help:"Show what of a parcel is here."`
+	Sync       syncCmd       `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
+	UUID       uuidCmd       `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
+	Version    versionCmd    `cmd:"" help:"Print the version of this program."`
 
 	// For shells, and the pilot's scripts.
 	Complete   completeCmd   `cmd:"" hidden:""`
@@ -175,7 +178,7 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 		ssh["ConnectTimeout"] = fmt.Sprint(max(1, int(d.Seconds())))
 	}
 	o := client.Options{Dir: cfg.Get("isrdir"), Host: cfg.Get("hostname"), Home: home, Server: cfg.Get("server"), User: cfg.Get("userid"),
-		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"),
+		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"), LockPoll: cfg.Duration("lock_poll"),
 		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
 		Prompter: a.screen, UI: a.screen, Program: program}
 	if !cfg.Bool("disable_lookaside") {

@@ -195,10 +195,28 @@ func (s *Server) version(verb string, out []byte, err error) (int, error) {
 	return v, nil
 }
 
+// Fork makes a parcel called to, equal to a version of p, with that comment,
+// and takes its lock for host. The same acquisition is answered with the same
+// lock, so it may be asked again.
+func (s *Server) Fork(ctx context.Context, p string, version int, to, comment, host, acquisition string) (*parcel.Lock, error) {
+	out, err := s.ask(ctx, safe, []byte(parcel.Clean(comment)+"\n"), proto.Fork, p, strconv.Itoa(version), to, word(host), acquisition)
+	if err != nil {
+		return nil, err
+	}
+	l, err := parcel.ParseLock(out)
+	if err == nil && l.Nonce == "" {
+		err = errors.New("no nonce")
+	}
+	if err != nil {
+		return nil, s.nonsense(proto.Fork, err)
+	}
+	return l, nil
+}
+
 // CheckParcel has the server check a version of p, 0 for all, with content
-// also the bytes of every object, and returns what it found, one line each.
-// The error is parcel.ErrDamaged if some of it is an error.
-func (s *Server) CheckParcel(ctx context.Context, p string, version int, content bool) ([]string, error) {
+// also the bytes of every object, and returns what it found. The error is
+// parcel.ErrDamaged if some of it is an error.
+func (s *Server) CheckParcel(ctx context.Context, p string, version int, content bool) ([]proto.Finding, error) {
 	words := []string{proto.CheckParcel, p}
 	if version != 0 {
 		words = append(words, strconv.Itoa(version))
@@ -206,14 +224,21 @@ func (s *Server) CheckParcel(ctx context.Context, p string, version int, content
 	if content {
 		words = append(words, "-c")
 	}
-	out, err := s.ask(ctx, safe, nil, words...)
-	var lines []string
-	for _, l := range strings.Split(string(out), "\n") {
-		if l = parcel.Clean(l); l != "" {
-			lines = append(lines, l)
-		}
+	out, err := s.ask(ctx, safe, nil, append(words, "--json")...)
+	if err != nil && !errors.Is(err, parcel.ErrDamaged) {
+		return nil, err
 	}
-	return lines, err
+	var found []proto.Finding
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var f proto.Finding
+		if derr := d.Decode(&f); derr == io.EOF {
+			return found, err
+		} else if derr != nil {
+			return nil, s.nonsense(proto.CheckParcel, derr)
+		}
+		f.Image, f.What, f.Do, f.Tag = parcel.Clean(f.Image), parcel.Clean(f.What), parcel.Clean(f.Do), parcel.Clean(f.Tag)
+		found = append(found, f)
+	}
 }
 
 // Motd is the server's message of the day; "" if there is none.

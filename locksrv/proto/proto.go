@@ -34,7 +34,8 @@ const (
 	Get         = "isr_get"            // PARCEL: tags on stdin, frames on stdout, in order
 	Commit      = "isr_commit"         // PARCEL: a CommitRequest on stdin; the version's number
 	Rollback    = "isr_rollback"       // PARCEL VERSION: nonce on stdin; the new version's number
-	CheckParcel = "isr_checkparcel"    // PARCEL [VERSION] [-c]: problems, one a line
+	Fork        = "isr_fork"           // PARCEL VERSION NAME HOST ACQUISITION: comment on stdin; the new parcel's lock record, nonce included
+	CheckParcel = "isr_checkparcel"    // PARCEL [VERSION] [-c] [--json]: problems, one a line; a Finding a line, as JSON
 	Motd        = "isr_motd"           // the message of the day
 )
 

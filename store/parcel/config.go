@@ -142,15 +142,15 @@ func (c *Config) Sealer() seal.Sealer {
 	return seal.Sealer{Suite: c.Crypto, Codec: c.Compress, Secret: c.Secret}
 }
 
-// maxName bounds a user's or parcel's name, so that with a suffix it still
+// MaxName bounds a user's or parcel's name, so that with a suffix it still
 // fits a file name.
-const maxName = 64
+const MaxName = 64
 
 // CheckName reports whether s can name a user, a parcel or a VMM: letters,
 // digits and . _ + - @, not beginning with . or -.
 func CheckName(s string) error {
-	if s == "" || len(s) > maxName || s[0] == '.' || s[0] == '-' {
-		return NewError(Usage, "name %q: want 1 to %d letters, digits and ._+-@, not beginning with . or -", s, maxName)
+	if s == "" || len(s) > MaxName || s[0] == '.' || s[0] == '-' {
+		return NewError(Usage, "name %q: want 1 to %d letters, digits and ._+-@, not beginning with . or -", s, MaxName)
 	}
 	for _, c := range s {
 		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._+-@", c) {
