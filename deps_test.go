@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"client/fetch":        {"store/parcel", "store/seal"},
 	"client/hoard":        {"store/atomicfile", "store/parcel", "store/seal"},
 	"client/image":        {"store/atomicfile", "store/keyring", "store/seal"},
+	"client/source":       {"client/fetch", "store/parcel", "store/seal"},
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
 	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
