@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"locksrv":             {"locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/isr-locksrv": {"locksrv", "locksrv/proto", "store", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/vmm":          {},
-	"client/conf":         {"store/parcel"},
+	"client/conf":         {"store/atomicfile", "store/parcel"},
 	"client/fusefs":       {},
 	"client/wrap":         {"store/parcel"},
 	"client/fetch":        {"store/parcel", "store/seal"},
@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"client/image":        {"store/atomicfile", "store/keyring", "store/seal"},
 	"client/source":       {"client/fetch", "store/parcel", "store/seal"},
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
-	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
+	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/source", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/isr": {"client", "client/conf", "client/remote", "client/vmm", "store/parcel"},
 	// For tests, in no program.
