@@ -406,5 +406,5 @@ func (c *statCmd) Run(a *app) error {
 		return err
 	}
 	fmt.Printf("network: %s in, %s out\n", bytesText(st.Network.In), bytesText(st.Network.Out))
-	return nil
+	return printRungs(st.Rungs)
 }

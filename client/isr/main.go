@@ -37,7 +37,9 @@ type grammar struct {
 	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
 	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
 	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Connect  lkaCmd      `cmd:"" name:"connect-lka" help:"Have a place of objects asked before the network."`
 	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
+	Export   exportCmd   `cmd:"" name:"export-lka" help:"Write a parcel's objects to a directory, to look aside in."`
 	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
 	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
 	Keeper   keeperCmd   `cmd:"" hidden:""`

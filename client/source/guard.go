@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"isr/client/fetch"
+	"isr/store/parcel"
 	"isr/store/seal"
 )
 
@@ -31,6 +32,9 @@ const (
 	firstPause = time.Second
 	maxPause   = time.Minute
 )
+
+// defaultPatience is how long a guest waits for an answer.
+const defaultPatience = 3 * time.Second
 
 var errLeftOut = fmt.Errorf("left out for a while: %w", errAbsent)
 
@@ -99,6 +103,49 @@ func (g *guard) stop() {
 	for _, cancel := range g.going {
 		cancel(errLeftOut)
 	}
+}
+
+// Guarded is another source under the rule of places: left out while it does
+// not answer.
+type Guarded struct {
+	source   fetch.TagVerifier
+	patience time.Duration
+	guard    guard
+}
+
+// Guard is source, which may take patience to answer a guest; 0 is 3 seconds.
+func Guard(source fetch.TagVerifier, patience time.Duration) *Guarded {
+	if patience == 0 {
+		patience = defaultPatience
+	}
+	return &Guarded{source: source, patience: patience}
+}
+
+// VerifiesTags says that Get never returns bytes that do not match the tag.
+func (g *Guarded) VerifiesTags() {}
+
+// Get is that of the source, but for what takes too long.
+func (g *Guarded) Get(ctx context.Context, tag seal.Tag) (sealed []byte, err error) {
+	err = g.guard.do(ctx, func(ctx context.Context) error {
+		d := g.patience
+		if fetch.ClassOf(ctx) != fetch.Demand {
+			d *= bulkPatience
+		}
+		ctx, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		sealed, err = g.source.Get(ctx, tag)
+		if errors.Is(err, parcel.ErrNoObject) {
+			return errAbsent // it answers
+		}
+		return err
+	})
+	if errors.Is(err, errAbsent) {
+		err = parcel.NewError(parcel.NoObject, "object %s: not there", tag)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return sealed, nil
 }
 
 // maxObject bounds what is taken for an object, bytes; usual is what all of

@@ -115,7 +115,7 @@ func Open(name string, o Options) (*Place, error) {
 	p := &Place{name: name, patience: o.Patience, order: []int{0, 1, 2, 3},
 		demand: make(chan struct{}, demandSlots), bulk: make(chan struct{}, bulkSlots)}
 	if p.patience == 0 {
-		p.patience = 3 * time.Second
+		p.patience = defaultPatience
 	}
 	p.layout.Store(-1)
 	bad := func(format string, args ...any) (*Place, error) {
@@ -377,3 +377,10 @@ func (p *Place) Size(tag seal.Tag) (int64, error) {
 // Gone says that the place is a directory that is not there now, or is not
 // the one it was: the stick was pulled.
 func (p *Place) Gone() bool { return p.dir != nil && !p.dir.present() }
+
+// Again ends a pause: the place is asked as if nothing had been wrong.
+func (p *Place) Again() {
+	p.guard.mu.Lock()
+	defer p.guard.mu.Unlock()
+	p.guard.until = time.Time{}
+}
