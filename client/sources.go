@@ -91,8 +91,10 @@ func (c *Client) sources(cfg *parcel.Config, server string, far *remote.Objects)
 			}
 			continue
 		}
-		rungs = append(rungs, rungsOf(c.openPlaces([]string{src}))...)
-		end = len(rungs)
+		if p := c.place(src); p != nil {
+			rungs = append(rungs, rungsOf([]*source.Place{p})...)
+			end = len(rungs)
+		}
 	}
 	return rungs[:end]
 }

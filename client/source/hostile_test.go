@@ -216,7 +216,7 @@ func TestEndless(t *testing.T) {
 			}
 		}
 	}()
-	ctx, cancel := context.WithTimeout(bg, 20*time.Second)
+	ctx, cancel := context.WithTimeout(bg, 5*time.Second)
 	defer cancel()
 	for range demandSlots {
 		tag, _ := fetchtest.Object(10)
