@@ -210,7 +210,8 @@ var _ fetch.TagVerifier = (*Place)(nil)
 
 // Get returns the object that tag names. parcel.ErrNoObject: the place lacks
 // it, is not there, or is being left out. An error that wraps seal.ErrCorrupt:
-// it has something else under that name. Any other: it could not be asked.
+// it has something else under that name. Any other: it could not be asked. The
+// text does not name the place: a ladder does.
 func (p *Place) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 	if tag.NewHash() == nil {
 		return nil, parcel.NewError(parcel.NoObject, "object %q: not a tag", tag.String())
@@ -355,10 +356,7 @@ func (p *Place) read(ctx context.Context, tag seal.Tag, l int) ([]byte, error) {
 		p.layout.Store(int32(l))
 		return sealed, nil
 	}
-	if errors.Is(err, errAbsent) {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%s: %w", p.name, err)
+	return nil, err
 }
 
 // Size is the size of an object in bytes, if the place is a directory and has
