@@ -205,6 +205,7 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 		return err
 	}
 	co.noteTraffic(srv)
+	co.noteLadder(ladder)
 	return nil
 }
 

@@ -19,11 +19,13 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
+	"isr/client/source"
 	"isr/store/parcel"
 )
 
@@ -53,7 +55,7 @@ type Options struct {
 	Batch       bool   // never ask
 	Limit       remote.Limit
 	Quota       int64             // of the hoard, bytes; 0 = no limit
-	LookAside   []string          // directories of objects to ask before the network
+	LookAside   []string          // places of objects to ask before the sources, as package source names them
 	Compression string            // profile, as in isr.conf(5); "" = auto
 	ChunkCache  int64             // decrypted disk chunks to keep in memory, bytes; 0 = diskCache
 	Patience    time.Duration     // how long transfers go on trying; 0 = remote's default
@@ -69,8 +71,11 @@ type Options struct {
 type Client struct {
 	Options
 	creds   *remote.Credentials
-	servers map[remoteKey]*remote.Server // opened so far: a command dials once
-	noted   Traffic                      // of these, what a checkout's counters have already
+	servers map[remoteKey]*remote.Server  // opened so far: a command dials once
+	places  map[string]*source.Place      // opened so far; nil: it cannot be
+	link    atomic.Pointer[remote.Server] // of servers: whose limits hold for places too
+	liars   few                           // places that the user was told of
+	noted   Traffic                       // of these, what a checkout's counters have already
 }
 
 // remoteKey is a server as a checkout names it.
@@ -95,11 +100,17 @@ func New(o Options) (*Client, error) {
 }
 
 func newClient(o Options, creds *remote.Credentials) *Client {
-	return &Client{Options: o, creds: creds, servers: make(map[remoteKey]*remote.Server)}
+	return &Client{Options: o, creds: creds, servers: make(map[remoteKey]*remote.Server),
+		places: make(map[string]*source.Place)}
 }
 
 // Close hangs up.
 func (c *Client) Close() {
+	for _, p := range c.places {
+		if p != nil {
+			p.Close()
+		}
+	}
 	for _, s := range c.servers {
 		s.Close()
 	}
@@ -158,6 +169,7 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	s.SetLimit(c.Limit)
 	s.SetPatience(c.Patience)
 	c.servers[key] = s
+	c.link.CompareAndSwap(nil, s)
 	return s, nil
 }
 
@@ -185,17 +197,26 @@ func (c *Client) hoard() (*hoard.Hoard, error) {
 	return hoard.Open(filepath.Join(c.Dir, "hoard"), c.Quota)
 }
 
-// ladder is where objects are looked for, nearest first. local may be nil.
-func (c *Client) ladder(local *hoard.Dir, h *hoard.Hoard, far fetch.Source) *fetch.Ladder {
+// ladder is where objects are looked for, nearest first: with far, the lock
+// server, the look-aside places too; src, which may be none, goes before far.
+// local may be nil. What comes from below the hoard is kept in it, wherever it
+// comes from: a stick is pulled, a laptop leaves the LAN.
+func (c *Client) ladder(local *hoard.Dir, h *hoard.Hoard, far fetch.Source, src ...fetch.Rung) *fetch.Ladder {
 	var rungs []fetch.Rung
 	if local != nil {
 		rungs = append(rungs, fetch.Rung{Name: "modified", Source: local})
 	}
 	rungs = append(rungs, fetch.Rung{Name: "hoard", Source: h, Keep: h.Put})
 	if far != nil {
-		rungs = append(rungs, fetch.Rung{Name: "source", Source: far})
+		rungs = append(rungs, c.lookAside()...)
 	}
-	return fetch.NewLadder(rungs...)
+	rungs = append(rungs, src...)
+	if far != nil {
+		rungs = append(rungs, fetch.Rung{Name: sourceRung, Source: far})
+	}
+	l := fetch.NewLadder(rungs...)
+	l.OnNote(c.note)
+	return l
 }
 
 // Find is the checkout that name means: its name or its UUID, on the server

@@ -46,6 +46,7 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 	if version != 0 {
 		defer co.noteTraffic(srv)
 	}
+	checkedOut := version != 0
 	cfg, _, err := srv.Config(ctx, name)
 	if err != nil {
 		return Hoarded{}, err
@@ -62,26 +63,15 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 		return Hoarded{}, err
 	}
 	defer h.Close()
-	ladder := c.ladder(nil, h, srv.Objects(name))
+	far := srv.Objects(name)
+	ladder := c.ladder(nil, h, far, c.sources(cfg, server, far)...)
+	if checkedOut {
+		defer co.noteLadder(ladder)
+	}
 	ctx = fetch.WithClass(ctx, fetch.Hoard)
-	_, root, err := rootOf(ctx, name, cfg, ladder, keyroot)
+	tags, err := versionTags(ctx, name, cfg, ladder, keyroot, memory)
 	if err != nil {
 		return Hoarded{}, err
-	}
-	tags := map[seal.Tag]bool{keyroot.Tag: true}
-	if !root.Cfg.IsNil() {
-		tags[root.Cfg.Tag] = true
-	}
-	for _, im := range root.Images {
-		if im.Name == keyring.Memory && !memory {
-			continue
-		}
-		if err := keyring.Walk(ctx, cfg.Sealer(), ladder, im, func(_ int, _ int64, ref seal.Ref) error {
-			tags[ref.Tag] = true
-			return nil
-		}); err != nil {
-			return Hoarded{}, fmt.Errorf("parcel %s: %w", name, err)
-		}
 	}
 	each := func(yield func(seal.Tag) bool) {
 		for t := range tags {
@@ -115,18 +105,11 @@ func (c *Client) Hoard(ctx context.Context, name string, memory bool) (Hoarded, 
 		}
 	}, hoardWorkers, func(g fetch.Progress) { p.Set(g.Objects, int64(len(missing))) })
 	done.Fetched, done.Bytes = got.Objects, got.Bytes
-	switch {
-	case err != nil:
+	if err != nil {
 		return done, fmt.Errorf("parcel %s: hoarding: %w", name, err)
-	case got.Missing > 0:
-		return done, parcel.NewError(parcel.NoObject, "parcel %s: the server lacks %d objects of version %d", name, got.Missing, version).
-			WithHint("ask its administrator to run isr-locksrv check")
-	case got.Corrupt > 0:
-		return done, parcel.NewError(parcel.Damaged, "parcel %s: %d objects of version %d are damaged on the server", name, got.Corrupt, version).
-			WithHint("ask its administrator to run isr-locksrv check -c")
 	}
 	ladder.Wait()
-	return done, nil
+	return done, incomplete(name, version, got)
 }
 
 // wantHoarded is an error unless all that an unlocked checkout may want while
@@ -140,11 +123,16 @@ func (co *Checkout) wantHoarded(ctx context.Context) error {
 	}
 	defer h.Close()
 	local := co.local()
-	here := co.client.ladder(local, h, nil)
+	// Directories of look-aside are on this host too.
+	aside := co.client.localPlaces()
+	here := co.client.ladder(local, h, nil, rungsOf(aside)...)
 	has := func(tag seal.Tag) bool {
 		_, err := h.Size(tag)
 		if err != nil {
 			_, err = local.Size(tag)
+		}
+		for i := 0; err != nil && i < len(aside); i++ {
+			_, err = aside[i].Size(tag)
 		}
 		return err == nil
 	}

@@ -22,7 +22,7 @@ type session struct {
 	co     *Checkout
 	srv    *remote.Server // nil offline
 	hoard  *hoard.Hoard
-	far    *counted // nil offline
+	far    tally // what came from the sources
 	ladder *fetch.Ladder
 	root   *keyring.Root // of the pristine version
 	images map[string]*side
@@ -54,15 +54,19 @@ func (co *Checkout) openSession(ctx context.Context, offline bool) (*session, er
 	if s.hoard, err = co.client.hoard(); err != nil {
 		return nil, err
 	}
-	var far fetch.Source
-	if !offline {
+	if offline {
+		s.ladder = co.client.ladder(co.local(), s.hoard, nil, co.offlineRungs()...)
+	} else {
 		if s.srv, err = co.client.server(co.State.Server, co.State.User); err != nil {
 			return nil, err
 		}
-		s.far = &counted{source: s.srv.Objects(co.State.Parcel)}
-		far = s.far
+		far := s.srv.Objects(co.State.Parcel)
+		src := co.client.sources(co.cfg, co.State.Server, far)
+		for i := range src {
+			src[i].Source = s.far.of(src[i].Source)
+		}
+		s.ladder = co.client.ladder(co.local(), s.hoard, s.far.of(far), src...)
 	}
-	s.ladder = co.client.ladder(co.local(), s.hoard, far)
 	if s.root, err = co.root(ctx, co.State.pristine, s.ladder); err != nil {
 		s.close()
 		return nil, err
@@ -182,33 +186,41 @@ type Amount struct {
 	Bytes  int64 `json:"bytes"`
 }
 
-// counted is the source, and counts what came from it for whom.
-type counted struct {
-	source fetch.Source
-	mu     sync.Mutex
-	got    map[string]Amount
+// tally counts what came from the sources for whom.
+type tally struct {
+	mu  sync.Mutex
+	got map[string]Amount
 }
 
+// of is source, counted. All sources verify tags.
+func (t *tally) of(source fetch.Source) fetch.Source { return &counted{source, t} }
+
+type counted struct {
+	fetch.Source
+	tally *tally
+}
+
+// VerifiesTags says that Get never returns bytes that do not match the tag.
+func (c *counted) VerifiesTags() {}
+
 func (c *counted) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
-	sealed, err := c.source.Get(ctx, tag)
+	sealed, err := c.Source.Get(ctx, tag)
 	if err == nil {
 		name, _ := ctx.Value(wantedKey{}).(string)
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.got == nil {
-			c.got = make(map[string]Amount)
+		t := c.tally
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.got == nil {
+			t.got = make(map[string]Amount)
 		}
-		a := c.got[name]
-		c.got[name] = Amount{a.Chunks + 1, a.Bytes + int64(len(sealed))}
+		a := t.got[name]
+		t.got[name] = Amount{a.Chunks + 1, a.Bytes + int64(len(sealed))}
 	}
 	return sealed, err
 }
 
 // fetched is what came for an image so far.
 func (s *session) fetched(image string) Amount {
-	if s.far == nil {
-		return Amount{}
-	}
 	s.far.mu.Lock()
 	defer s.far.mu.Unlock()
 	return s.far.got[image]

@@ -27,6 +27,7 @@ type Stat struct {
 	Mount   string               `json:"mount,omitempty"`     // while running
 	Images  map[string]ImageStat `json:"images"`
 	Network Traffic              `json:"network"`
+	Rungs   []RungStat           `json:"rungs"` // nearest first
 }
 
 // ImageStat is what of one image is where. Fetched counts since checkout.
@@ -51,10 +52,11 @@ type sessionStats struct {
 	Fetched map[string]Amount      `json:"fetched"`
 	Network Traffic                `json:"network"`
 	Images  map[string]image.Stats `json:"images"`
+	Rungs   []RungStat             `json:"rungs"`
 }
 
 func (k *keeper) sessionStats() sessionStats {
-	st := sessionStats{Fetched: make(map[string]Amount), Images: make(map[string]image.Stats)}
+	st := sessionStats{Fetched: make(map[string]Amount), Images: make(map[string]image.Stats), Rungs: rungStats(k.s.ladder)}
 	for name, sd := range k.s.images {
 		st.Fetched[name] = k.s.fetched(name)
 		st.Images[name] = sd.image.Snapshot()
@@ -117,6 +119,7 @@ func (k *keeper) keepStats() {
 	sum.Network.In += now.Network.In
 	sum.Network.Out += now.Network.Out
 	sum.Images = now.Images
+	sum.Rungs = addRungs(sum.Rungs, now.Rungs)
 	k.co.writeStats(sum)
 }
 
@@ -166,7 +169,7 @@ func (c *Client) Stat(ctx context.Context, name string) (*Stat, error) {
 	st := &Stat{Parcel: co.State.Parcel, UUID: co.State.UUID, Server: co.State.Server, User: co.State.User,
 		Version: co.State.Version, State: co.Describe(), Memory: co.State.Memory, Images: make(map[string]ImageStat)}
 	past := co.pastStats()
-	st.Network = past.Network
+	st.Network, st.Rungs = past.Network, past.Rungs
 	var live *sessionStats
 	if co.State.Status == Running {
 		st.Mount = co.State.Mount
@@ -177,6 +180,7 @@ func (c *Client) Stat(ctx context.Context, name string) (*Stat, error) {
 			}
 			st.Network.In += live.Network.In
 			st.Network.Out += live.Network.Out
+			st.Rungs = addRungs(st.Rungs, live.Rungs)
 		}
 	}
 	h, err := c.hoard()

@@ -40,12 +40,12 @@ var variables = []Variable{
 	{Name: "compression", Default: "auto", Doc: "How what changed is compressed: auto, none, mild, moderate or painful.", check: checkOneOf("auto", "none", "disabled", "mild", "moderate", "painful")},
 	{Name: "connect_timeout", Default: "", Doc: "How long to wait for a connection; as ssh_config(5) says if it is empty.", check: checkEmptyOr(checkDuration)},
 	{Name: "dirtometer", Default: "no", Doc: "Show the dirtometer at every resume.", check: checkBool},
-	{Name: "disable_lookaside", Default: "no", Doc: "Ask no look-aside directory.", check: checkBool},
+	{Name: "disable_lookaside", Default: "no", Doc: "Ask no look-aside place.", check: checkBool},
 	{Name: "hoard_quota", Default: "0", Doc: "Bytes the hoard may take, with K, M, G or T; 0 is no limit.", check: checkSize},
 	{Name: "hostname", Default: "", Doc: "What this host is called in locks and versions; its own name if it is empty."},
 	{Name: "isrdir", Default: `\h/.isr`, Doc: "Where checkouts and the hoard are."},
 	{Name: "lock_poll", Default: "30", Doc: "How often the lock of a running parcel is looked at.", check: checkDuration},
-	{Name: "lookaside", Doc: "A directory of objects to ask before the network.", List: true},
+	{Name: "lookaside", Doc: "A place of objects, a path or a URL, to ask before the server.", List: true, check: checkEmptyOr(checkPlace)},
 	{Name: "ls_versions", Default: "5", Doc: "How many versions isr ls -l shows.", check: checkPositive},
 	{Name: "patience", Default: "60", Doc: "How long a transfer goes on trying when the server cannot be reached.", check: checkDuration},
 	{Name: "server", Default: "", Doc: "The lock server, [LOGIN@]HOST[:PORT]."},
@@ -331,6 +331,14 @@ func checkEmptyOr(check func(string) error) func(string) error {
 		}
 		return check(s)
 	}
+}
+
+// checkPlace leaves it to package source what schemes there are.
+func checkPlace(s string) error {
+	if strings.HasPrefix(s, "/") || strings.HasPrefix(s, "~/") || strings.HasPrefix(s, `\h`) || strings.Contains(s, "://") {
+		return nil
+	}
+	return fmt.Errorf("%q: want a path that begins with /, or SCHEME://…", s)
 }
 
 func checkOneOf(words ...string) func(string) error {

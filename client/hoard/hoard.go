@@ -256,7 +256,8 @@ func (h *Hoard) Usage(ctx context.Context) (Usage, error) {
 // Dir is a directory of objects, DIR/ab/abcdef…. The zero value is not usable:
 // see NewDir. Safe for concurrent use, by several processes too.
 type Dir struct {
-	path string
+	path   string
+	public bool // others may read it
 
 	mu   sync.Mutex
 	root *os.File // for Sync: opened before the first write, to see its errors
@@ -264,6 +265,21 @@ type Dir struct {
 
 // NewDir is the directory of objects at path. It is made when first put to.
 func NewDir(path string) *Dir { return &Dir{path: path} }
+
+// NewPublicDir is NewDir of a directory that others may read: objects say
+// nothing to someone without a keyroot.
+func NewPublicDir(path string) *Dir { return &Dir{path: path, public: true} }
+
+// Open makes the directory if need be, so that it is known early whether it
+// can be written to, and that Sync covers what an earlier process put.
+func (d *Dir) Open() error { return d.openRoot() }
+
+func (d *Dir) modes() (dir, file fs.FileMode) {
+	if d.public {
+		return 0o755, 0o444
+	}
+	return 0o700, 0o400
+}
 
 // Path is the directory's path.
 func (d *Dir) Path() string { return d.path }
@@ -288,7 +304,8 @@ func (d *Dir) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 }
 
 func (d *Dir) get(tag seal.Tag) (sealed []byte, mtime time.Time, err error) {
-	f, err := os.Open(d.file(tag))
+	// A FIFO would wait for a writer.
+	f, err := os.OpenFile(d.file(tag), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = noObject(tag)
@@ -333,7 +350,7 @@ func (d *Dir) Put(ctx context.Context, tag seal.Tag, sealed []byte) error {
 	if err := d.openRoot(); err != nil {
 		return err
 	}
-	if old, err := os.ReadFile(d.file(tag)); err == nil && bytes.Equal(old, sealed) {
+	if old, _, err := d.get(tag); err == nil && bytes.Equal(old, sealed) {
 		return nil
 	}
 	return d.write(tag, sealed)
@@ -346,10 +363,11 @@ func (d *Dir) write(tag seal.Tag, sealed []byte) error {
 	}
 	name := d.file(tag)
 	dir := filepath.Dir(name)
-	f, err := createTemp(dir)
+	dirMode, mode := d.modes()
+	f, err := createTemp(dir, mode)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(dir, 0o700); err == nil {
-			f, err = createTemp(dir)
+		if err = os.MkdirAll(dir, dirMode); err == nil {
+			f, err = createTemp(dir, mode)
 		}
 	}
 	if err != nil {
@@ -369,9 +387,9 @@ func (d *Dir) write(tag seal.Tag, sealed []byte) error {
 }
 
 // createTemp is os.CreateTemp with an object's mode from the start.
-func createTemp(dir string) (*os.File, error) {
+func createTemp(dir string, mode fs.FileMode) (*os.File, error) {
 	name := filepath.Join(dir, atomicfile.TempPrefix+parcel.NewID())
-	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o400)
+	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 }
 
 // Sync makes everything put so far survive a power cut: one syncfs, where an
@@ -396,7 +414,8 @@ func (d *Dir) openRoot() error {
 	if d.root != nil {
 		return nil
 	}
-	if err := os.MkdirAll(d.path, 0o700); err != nil {
+	mode, _ := d.modes()
+	if err := os.MkdirAll(d.path, mode); err != nil {
 		return spaceError(err)
 	}
 	f, err := os.Open(d.path)

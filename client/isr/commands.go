@@ -397,5 +397,6 @@ func (c *statCmd) Run(a *app) error {
 	}
 	t.print()
 	fmt.Fprintf(stdout, "network: %s in, %s out\n", bytesText(st.Network.In), bytesText(st.Network.Out))
+	printRungs(st.Rungs)
 	return nil
 }

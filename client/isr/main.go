@@ -41,8 +41,10 @@ type grammar struct {
 	Checkp     checkpCmd     `cmd:"" help:"Check a parcel, here or on the server."`
 	Clean      cleanCmd      `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
 	Config     configCmd     `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Connect    lkaCmd        `cmd:"" name:"connect-lka" help:"Have a place of objects asked before the network."`
 	Dirt       dirtCmd       `cmd:"" name:"dirtometer" help:"Show what a running parcel does with its disk and memory."`
 	Discard    discardCmd    `cmd:"" help:"Give up what changed here since checkout or sync."`
+	Export     exportCmd     `cmd:"" name:"export-lka" help:"Write a parcel's objects to a directory, to look aside in."`
 	Help       helpCmd       `cmd:"" help:"Show a brief summary."`
 	Hoard      hoardCmd      `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
 	Keeper     keeperCmd     `cmd:"" hidden:""`

@@ -29,10 +29,14 @@ import (
 //	server start|stop        the server
 //	realm NAME               another realm with a server of its own: $NAME is
 //	                         its server, $NAME_ROOT its root
+//	web VAR DIR              a web server of DIR: VAR is its host and port
+//	spoil DIR HOW            every object below DIR becomes one of HOW: lie,
+//	                         short, fifo, device
 //	clean                    no mount, nothing in the runtime directory, no
 //	                         temporary file is left
 //
-// Conditions [serve] and [sshd] tell the servers apart.
+// Conditions [serve] and [sshd] tell the servers apart; [userns] says that one
+// may mount in a user namespace.
 func TestStories(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
@@ -50,6 +54,9 @@ func TestStories(t *testing.T) {
 					return nil
 				},
 				Condition: func(cond string) (bool, error) {
+					if cond == "userns" {
+						return userNamespaces(), nil
+					}
 					for _, k := range kinds {
 						if cond == k.name {
 							return cond == kind.name, nil
@@ -60,6 +67,7 @@ func TestStories(t *testing.T) {
 				Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 					"host": scriptHost, "status": scriptStatus, "disk": scriptDisk, "json": scriptJSON, "set": scriptSet,
 					"objects": scriptObjects, "server": scriptServer, "realm": scriptRealm, "clean": scriptClean,
+					"web": scriptWeb, "spoil": scriptSpoil,
 				},
 			})
 		})

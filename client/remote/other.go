@@ -1,0 +1,27 @@
+package remote
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Through is a connection to somewhere else under this server's limits; its
+// bytes count in Traffic.
+func (s *Server) Through(c net.Conn) net.Conn {
+	t := &tap{Conn: c, s: s, start: time.Now()}
+	t.hear()
+	return t
+}
+
+// DialOther logs in to another SSH server, by its own settings, with the
+// credentials that are known so far. It never asks. Port 0 and user "" are as
+// configured. The connection is Through s.
+func (s *Server) DialOther(ctx context.Context, user, host string, port int) (*ssh.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, redialTime)
+	defer cancel()
+	t := Target{Host: host, Port: port, User: user, Home: s.target.Home, BatchMode: true}
+	return dialHop(ctx, t, nil, s.creds, 0, s.Through)
+}
