@@ -258,7 +258,7 @@ func (c *Client) Checkouts() ([]*Checkout, error) {
 }
 
 // reserved are the names in the isr directory that are no checkout's.
-var reserved = map[string]bool{"hoard": true, "log": true}
+var reserved = map[string]bool{"hoard": true, "log": true, "ls": true}
 
 // dirFor is a directory for a new checkout of name: its name, or if another
 // parcel of that name is here already, its name and a part of its UUID.

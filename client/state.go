@@ -52,7 +52,6 @@ type State struct {
 	Orphaned    string // who took the lock, if it was taken
 	Damaged     string // what is wrong, if something is
 	Mount       string // directory of the running parcel's mount
-	Offline     bool   // keep hoarded, memory too
 
 	pristine seal.Ref // keyroot of Version
 	staged   seal.Ref // keyroot of what is staged
@@ -96,7 +95,7 @@ func (co *Checkout) load() error {
 	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
 		Parcel: r.Get("PARCEL"), UUID: r.Get("UUID"), Acquisition: r.Get("ACQUISITION"),
 		Modified: r.Get("MODIFIED") == "yes", Memory: r.Get("MEMORY"), Orphaned: r.Get("ORPHANED"),
-		Damaged: r.Get("DAMAGED"), Mount: r.Get("MOUNT"), Offline: r.Get("OFFLINE") == "yes"}
+		Damaged: r.Get("DAMAGED"), Mount: r.Get("MOUNT")}
 	if st.Version, err = strconv.Atoi(r.Get("VERSION")); err != nil {
 		return fmt.Errorf("checkout %s: state: VERSION: %w", co.Dir, err)
 	}
@@ -143,7 +142,7 @@ func (co *Checkout) save() error {
 		{Key: "MODIFIED", Value: yes[st.Modified]}, {Key: "MEMORY", Value: st.Memory},
 		{Key: "REQUIRES", Value: string(requires)}, {Key: "ORPHANED", Value: parcel.Clean(st.Orphaned)},
 		{Key: "DAMAGED", Value: parcel.Clean(st.Damaged)}, {Key: "MOUNT", Value: st.Mount},
-		{Key: "OFFLINE", Value: yes[st.Offline]}, {Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
+		{Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
 	p, err := r.Encode()
 	if err != nil {
 		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)

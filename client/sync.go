@@ -265,6 +265,8 @@ func (s *session) upload(ctx context.Context, root *keyring.Root) (Committed, er
 func (s *session) promote(sealedRoot []byte, root *keyring.Root, version int) error {
 	co, st := s.co, &s.co.State
 	ctx, local := context.Background(), co.local()
+	// Pinned first: then nothing of it can be evicted.
+	s.followCommit(ctx, root, version)
 	if err := local.Walk(ctx, func(o hoard.Object) error { return s.hoard.Take(ctx, local, o.Tag) }); err != nil {
 		return fmt.Errorf("parcel %s: hoard: %w", st.Parcel, err)
 	}

@@ -3,7 +3,7 @@
 // made of, which also holds what a parcel has sealed and not yet committed.
 //
 //	DIR/ab/abcdef…   an object, 0400, named by its tag
-//	DIR/pins/UUID    which objects a hoarded parcel needs
+//	DIR/pins/UUID    which objects a hoarded parcel needs; UUID.done: when all were here
 //	DIR/usage        bytes in the hoard, roughly
 //	DIR/lock         for whoever changes pins, usage, or evicts
 //

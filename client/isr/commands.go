@@ -39,35 +39,6 @@ type (
 
 func (l limitFlag) limit() remote.Limit { return remote.Limit{Up: l.Limit << 10, Down: l.Limit << 10} }
 
-type checkoutCmd struct {
-	parcelArg
-	Rollback int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
-	Offline  bool `short:"d" name:"disconnected" help:"Hoard all of it too, to run without a network."`
-}
-
-func (c *checkoutCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
-	if err != nil {
-		return err
-	}
-	if _, err := cl.Find(c.Parcel); err == nil {
-		a.Say("parcel %s: checked out here already", c.Parcel)
-	}
-	co, err := cl.Checkout(a.ctx, c.Parcel, client.CheckoutOptions{Rollback: c.Rollback})
-	if err != nil {
-		return err
-	}
-	a.Say("parcel %s: version %d, %s", c.Parcel, co.State.Version, co.Describe())
-	if c.Offline {
-		done, err := cl.Hoard(a.ctx, c.Parcel, true)
-		if err != nil {
-			return err
-		}
-		a.Say("parcel %s: hoarded, %d objects; it can run without a network: isr resume -d %s", c.Parcel, done.Objects, c.Parcel)
-	}
-	return nil
-}
-
 type resumeCmd struct {
 	parcelArg
 	vmmFlags
@@ -203,24 +174,6 @@ func (c *poweroffCmd) Run(a *app) error {
 	return cl.Poweroff(a.ctx, c.Parcel, c.VMM)
 }
 
-type hoardCmd struct {
-	parcelArg
-	limitFlag
-	Offline bool `short:"d" name:"disconnected" help:"Hoard the memory image too."`
-}
-
-func (c *hoardCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
-	if err != nil {
-		return err
-	}
-	done, err := cl.Hoard(a.ctx, c.Parcel, c.Offline)
-	if err == nil {
-		a.Say("parcel %s: hoarded, %d objects, %d of them (%s) fetched now", c.Parcel, done.Objects, done.Fetched, bytesText(done.Bytes))
-	}
-	return err
-}
-
 type uuidCmd struct{ parcelArg }
 
 func (c *uuidCmd) Run(a *app) error {
@@ -297,61 +250,6 @@ type keeperCmd struct {
 
 func (keeperCmd) Run(a *app) error { return client.Keeper() }
 
-type lsCmd struct {
-	Parcel string `arg:"" optional:"" help:"Name of the parcel; all of them if none is given."`
-	Long   bool   `short:"l" help:"Show the newest versions too."`
-	Count  int    `short:"L" name:"longvers" placeholder:"N" help:"Show the N newest versions too."`
-	jsonFlag
-}
-
-func (c *lsCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
-	if err != nil {
-		return err
-	}
-	if c.Long && c.Count == 0 {
-		cfg, err := a.configuration()
-		if err != nil {
-			return err
-		}
-		c.Count = int(cfg.Count("ls_versions"))
-	}
-	ls, err := cl.Ls(a.ctx, c.Parcel, c.Count)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(ls)
-	}
-	if len(ls) > 0 {
-		fmt.Printf("Parcels on %s\n", ls[0].Server)
-	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	for _, l := range ls {
-		switch {
-		case l.Error != "":
-			fmt.Fprintf(w, "%s\tdamaged\t%s\n", l.Parcel, l.Error)
-		case l.Held != nil:
-			fmt.Fprintf(w, "%s\tacquired\t%s\t%s\t%s\tcontact %s\n", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since), when(l.Held.Contact))
-		case l.Released != nil:
-			fmt.Fprintf(w, "%s\treleased\t%s\t%s\t%s\n", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
-		default:
-			fmt.Fprintf(w, "%s\treleased\tnever checked out\n", l.Parcel)
-		}
-		if l.Here != "" {
-			fmt.Fprintf(w, "\there: %s\n", l.Here)
-		}
-		if c.Count == 0 {
-			continue
-		}
-		fmt.Fprintf(w, "\tuuid %s\tvmm %s\tmemory %s\tdisk %s\n", l.UUID, l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
-		for _, v := range l.Versions {
-			fmt.Fprintf(w, "\t%06d\t%s\t%s\t%s\t%s\n", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
-		}
-	}
-	return w.Flush()
-}
-
 func when(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // bytesText is a number of bytes for people.
@@ -371,40 +269,4 @@ func printJSON(v any) error {
 	enc := json.NewEncoder(os.Stdout)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
-}
-
-type statCmd struct {
-	parcelArg
-	jsonFlag
-}
-
-func (c *statCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
-	if err != nil {
-		return err
-	}
-	st, err := cl.Stat(a.ctx, c.Parcel)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(st)
-	}
-	fmt.Printf("%s: version %d, %s\n", st.Parcel, st.Version, st.State)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "\ttotal\tfetched\tmodified\thoarded\t\n")
-	for _, name := range []string{"disk", "memory"} {
-		im, ok := st.Images[name]
-		if !ok {
-			continue
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\n", name, bytesText(im.Total.Bytes), bytesText(im.Fetched.Bytes),
-			bytesText(im.Modified.Bytes), bytesText(im.Hoarded.Bytes))
-		fmt.Fprintf(w, "chunks\t%d\t%d\t%d\t%d of %d\t\n", im.Total.Chunks, im.Fetched.Chunks, im.Modified.Chunks, im.Hoarded.Chunks, im.Stored.Chunks)
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	fmt.Printf("network: %s in, %s out\n", bytesText(st.Network.In), bytesText(st.Network.Out))
-	return nil
 }

@@ -42,8 +42,10 @@ type grammar struct {
 	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
 	Keeper   keeperCmd   `cmd:"" hidden:""`
 	Ls       lsCmd       `cmd:"" help:"List parcels on the server."`
+	Lshoard  lshoardCmd  `cmd:"" help:"List the parcels that are hoarded here."`
 	Poweroff poweroffCmd `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
 	Resume   resumeCmd   `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Rmhoard  rmhoardCmd  `cmd:"" help:"Remove what is hoarded of a parcel from this host."`
 	Stat     statCmd     `cmd:"" help:"Show what of a parcel is here."`
 	Sync     syncCmd     `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
 	UUID     uuidCmd     `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
