@@ -99,6 +99,11 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 	if err := co.unlock(ctx); err != nil {
 		return Committed{}, err
 	}
+	if st.Status != Staged {
+		if err := co.compress(ctx, srv); err != nil {
+			return Committed{}, err
+		}
+	}
 	s, err := co.openSession(ctx, false)
 	if err != nil {
 		return Committed{}, err

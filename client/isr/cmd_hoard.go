@@ -51,7 +51,7 @@ type hoardCmd struct {
 }
 
 func (c *hoardCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{Down: c.Limit << 10})
+	cl, err := a.open(c.down())
 	if err != nil {
 		return err
 	}

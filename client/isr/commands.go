@@ -23,7 +23,10 @@ type (
 		Parcel string `arg:"" help:"Name or UUID of the parcel."`
 	}
 	limitFlag struct {
-		Limit int64 `short:"b" name:"bwlimit" placeholder:"KB/S" help:"Send and fetch at most so many KiB a second."`
+		Limit int64 `short:"b" name:"bwlimit" placeholder:"KB/S" help:"Transfer at most so many KiB a second."`
+	}
+	compressionFlag struct {
+		Compression string `short:"C" name:"compression" placeholder:"PROFILE" enum:",auto,none,disabled,mild,moderate,painful" default:"" help:"How hard to compress: auto, none, mild, moderate or painful."`
 	}
 	jsonFlag struct {
 		JSON bool `name:"json" help:"Print JSON."`
@@ -37,18 +40,21 @@ type (
 	}
 )
 
-func (l limitFlag) limit() remote.Limit { return remote.Limit{Up: l.Limit << 10, Down: l.Limit << 10} }
+// up bounds what is sent, down what is fetched.
+func (l limitFlag) up() remote.Limit   { return remote.Limit{Up: l.Limit << 10} }
+func (l limitFlag) down() remote.Limit { return remote.Limit{Down: l.Limit << 10} }
 
 type resumeCmd struct {
 	parcelArg
 	vmmFlags
+	compressionFlag
 	Rollback     int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
 	Offline      bool `short:"d" name:"disconnected" help:"Do not touch the network."`
 	NoFullscreen bool `short:"F" name:"no-fullscreen" help:"Show the guest in a window."`
 }
 
 func (c *resumeCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
+	cl, err := a.openWith(remote.Limit{}, c.Compression)
 	if err != nil {
 		return err
 	}
@@ -59,11 +65,12 @@ func (c *resumeCmd) Run(a *app) error {
 type checkinCmd struct {
 	parcelArg
 	limitFlag
+	compressionFlag
 	commentFlag
 }
 
 func (c *checkinCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
+	cl, err := a.openWith(c.up(), c.Compression)
 	if err != nil {
 		return err
 	}
@@ -77,11 +84,12 @@ func (c *checkinCmd) Run(a *app) error {
 type syncCmd struct {
 	parcelArg
 	limitFlag
+	compressionFlag
 	commentFlag
 }
 
 func (c *syncCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
+	cl, err := a.openWith(c.up(), c.Compression)
 	if err != nil {
 		return err
 	}
@@ -153,7 +161,7 @@ func (c *discardCmd) Run(a *app) error {
 
 type poweroffCmd struct {
 	parcelArg
-	VMM string `short:"m" name:"vmm" placeholder:"VMM" help:"The memory image of this VMM."`
+	vmmFlags
 }
 
 func (c *poweroffCmd) Run(a *app) error {
@@ -171,7 +179,7 @@ func (c *poweroffCmd) Run(a *app) error {
 			return parcel.NewError(parcel.Failed, "parcel %s: not powered off", c.Parcel).WithHint("answer y, or say --yes")
 		}
 	}
-	return cl.Poweroff(a.ctx, c.Parcel, c.VMM)
+	return cl.Poweroff(a.ctx, c.Parcel, c.VMM, c.Options)
 }
 
 type uuidCmd struct{ parcelArg }

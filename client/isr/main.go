@@ -127,7 +127,10 @@ func (a *app) configuration() (*conf.Config, error) {
 }
 
 // open prepares the client for a command that needs one.
-func (a *app) open(limit remote.Limit) (*client.Client, error) {
+func (a *app) open(limit remote.Limit) (*client.Client, error) { return a.openWith(limit, "") }
+
+// openWith is open with a compression profile from the command line.
+func (a *app) openWith(limit remote.Limit, profile string) (*client.Client, error) {
 	cfg, err := a.configuration()
 	if err != nil {
 		return nil, err
@@ -140,8 +143,10 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if both := cfg.Count("bwlimit") << 10; limit == (remote.Limit{}) {
-		limit = remote.Limit{Up: both, Down: both}
+	for _, way := range []*int64{&limit.Up, &limit.Down} {
+		if *way == 0 {
+			*way = cfg.Count("bwlimit") << 10
+		}
 	}
 	ssh := maps.Clone(a.g.SSHOption)
 	if d := cfg.Duration("connect_timeout"); d > 0 && ssh["ConnectTimeout"] == "" {
@@ -154,6 +159,9 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"),
 		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
 		Prompter: a.screen, UI: a.screen, Program: program}
+	if profile != "" {
+		o.Compression, o.CompressionAsked = profile, true
+	}
 	if !cfg.Bool("disable_lookaside") {
 		o.LookAside = cfg.List("lookaside")
 	}
