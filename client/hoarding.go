@@ -383,25 +383,16 @@ func (co *Checkout) wantHoarded(ctx context.Context) error {
 		return lacking("the files of its VMM are not here")
 	}
 	for _, im := range root.Images {
-		changed := make(map[int64]bool)
-		if im.Name == keyring.Memory {
-			if st.Memory == "" {
-				continue
-			}
-			// A chunk that a suspended guest changed came here first, or was
-			// written whole.
-			ov, err := image.OpenOverlay(co.path("hdk"), im.Name, im.Size, im.ChunkSize, co.key)
-			if err != nil {
-				return fmt.Errorf("parcel %s: %w", st.Parcel, err)
-			}
-			for n := range ov.Modified() {
-				changed[n] = true
-			}
-			ov.Close()
+		if im.Name == keyring.Memory && st.Memory == "" {
+			continue
+		}
+		ov, err := image.OpenOverlay(co.path("hdk"), im.Name, im.Size, im.ChunkSize, co.key)
+		if err != nil {
+			return fmt.Errorf("parcel %s: %w", st.Parcel, err)
 		}
 		missing := 0
-		err := keyring.Walk(ctx, co.sealer(), here, im, func(level int, n int64, ref seal.Ref) error {
-			if level == 0 && changed[n] || has(ref.Tag) {
+		err = keyring.Walk(ctx, co.sealer(), here, im, func(level int, n int64, ref seal.Ref) error {
+			if level == 0 && ov.Covers(n) || has(ref.Tag) {
 				return nil
 			}
 			missing++
@@ -410,6 +401,7 @@ func (co *Checkout) wantHoarded(ctx context.Context) error {
 			}
 			return nil
 		})
+		ov.Close()
 		switch {
 		case err != nil:
 			return fmt.Errorf("parcel %s: %w", st.Parcel, err)
