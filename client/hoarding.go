@@ -355,7 +355,7 @@ func (co *Checkout) wantHoarded(ctx context.Context) error {
 	defer h.Close()
 	// What is pinned and wholly here need not be looked at chunk by chunk.
 	if p := pinned(h, st.UUID); p != nil && p.Version == st.Version && (p.Memory || st.Memory == "") {
-		if missing, err := h.Missing(ctx, st.UUID); err == nil && len(missing) == 0 {
+		if whole, err := h.Whole(ctx, st.UUID); err == nil && whole {
 			return nil
 		}
 	}

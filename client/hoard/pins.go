@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,10 +16,13 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -279,10 +283,19 @@ func (h *Hoard) Pinned(id string) (Pin, error) {
 	return f.Pin, nil
 }
 
-// Completed notes that all of a pinned parcel was seen to be here at t.
+// Completed notes that all of a pinned parcel was seen to be here at t, and
+// makes it survive a power cut.
 func (h *Hoard) Completed(id string, t time.Time) error {
 	if err := checkID(id); err != nil {
 		return err
+	}
+	root, err := os.Open(h.path)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := syncfs(root); err != nil {
+		return fmt.Errorf("hoard: sync of %s: %w", h.path, err)
 	}
 	return spaceError(atomicfile.Write(h.pinFile(id)+doneExt, fmt.Appendf(nil, "%s\n", t.UTC().Format(time.RFC3339)), 0o600))
 }
@@ -401,6 +414,87 @@ func (h *Hoard) Missing(ctx context.Context, id string) ([]seal.Tag, error) {
 		return err
 	})
 	return missing, err
+}
+
+// Whole reports whether there is a file for all that a pinned parcel needs;
+// false if it is not pinned. It looks at names alone, on all cores: what a
+// hoard run has completed is on disk, see Completed, so a name that is there
+// has its content.
+func (h *Hoard) Whole(ctx context.Context, id string) (bool, error) {
+	pin, err := h.openPin(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	defer pin.Close()
+	var (
+		next   atomic.Int64
+		lacks  atomic.Bool
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed error
+	)
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for ctx.Err() == nil && !lacks.Load() {
+				shard := next.Add(1) - 1
+				if shard > 255 {
+					return
+				}
+				all, err := h.wholeShard(pin, byte(shard))
+				if err != nil {
+					mu.Lock()
+					failed = errors.Join(failed, err)
+					mu.Unlock()
+				}
+				if !all {
+					lacks.Store(true)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if failed == nil {
+		failed = ctx.Err()
+	}
+	return failed == nil && !lacks.Load(), failed
+}
+
+func (h *Hoard) wholeShard(pin *pinFile, shard byte) (bool, error) {
+	var names map[string]struct{}
+	all := true
+	var name [2 * sha256.Size]byte
+	err := pin.shard(shard, func(e entry) error {
+		if names == nil {
+			list, err := h.names(shard)
+			if err != nil {
+				return err
+			}
+			names = make(map[string]struct{}, len(list))
+			for _, n := range list {
+				names[n] = struct{}{}
+			}
+		}
+		n := hex.Encode(name[:], []byte(e.tag))
+		if _, ok := names[string(name[:n])]; !ok {
+			all = false
+		}
+		return nil
+	})
+	return all, err
+}
+
+// names is the names in the directory of a shard, in no order.
+func (d *Dir) names(shard byte) ([]string, error) {
+	f, err := os.Open(filepath.Join(d.path, hex.EncodeToString([]byte{shard})))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
 }
 
 // present calls f for each byte with which a tag of the pin begins.

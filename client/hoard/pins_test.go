@@ -222,6 +222,14 @@ func TestSurvey(t *testing.T) {
 	if u2, err := h.Usage(bg); err != nil || u2 != u {
 		t.Errorf("usage counted otherwise: %+v %v", u2, err)
 	}
+	for _, c := range []struct {
+		id   string
+		want bool
+	}{{one.UUID, false}, {two.UUID, true}, {"6ba7b812-9dad-11d1-80b4-00c04fd430c8", false}} {
+		if whole, err := h.Whole(bg, c.id); whole != c.want || err != nil {
+			t.Errorf("whole %s: %v %v", c.id, whole, err)
+		}
+	}
 	missing, err := h.Missing(bg, one.UUID)
 	if err != nil || !slices.Equal(missing, []seal.Tag{lacking}) {
 		t.Errorf("missing: %v %v", missing, err)
