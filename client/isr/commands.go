@@ -40,6 +40,14 @@ type (
 	}
 )
 
+// Validate is called by kong.
+func (l limitFlag) Validate() error {
+	if l.Limit < 0 {
+		return fmt.Errorf("--bwlimit: %d: want KiB a second", l.Limit)
+	}
+	return nil
+}
+
 // up bounds what is sent, down what is fetched.
 func (l limitFlag) up() remote.Limit   { return remote.Limit{Up: l.Limit << 10} }
 func (l limitFlag) down() remote.Limit { return remote.Limit{Down: l.Limit << 10} }
