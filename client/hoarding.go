@@ -157,7 +157,11 @@ func (j *hoardJob) pin(ctx context.Context, memory bool) (Hoarded, error) {
 			return Hoarded{}, err
 		}
 		n := needed{tags: make(map[seal.Tag]bool)}
-		all := tree{cfg.Sealer(), j.ladder, keyroot, root}.needs(ctx, p.Memory)
+		t := tree{cfg.Sealer(), j.ladder, keyroot, root}
+		if err := (tree{}).warm(ctx, j.ladder, t, p.Memory); err != nil {
+			return Hoarded{}, fmt.Errorf("parcel %s: %w", j.name, err)
+		}
+		all := t.needs(ctx, p.Memory)
 		err = j.h.PinAfter(was, p, func(yield func(hoard.Need, error) bool) {
 			for need, err := range all {
 				if err == nil {

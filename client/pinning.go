@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"iter"
+	"slices"
 
 	"isr/client/fetch"
 	"isr/client/hoard"
@@ -107,6 +108,46 @@ func (t tree) changes(ctx context.Context, then tree, memory bool) (less, more [
 	return less, more, nil
 }
 
+// warm gets the keyring blocks in which then differs from t, a level at a time,
+// so that walking them costs as many round trips as the tree is deep, and not
+// one for each block. What it does not get, the walk will ask for again.
+func (t tree) warm(ctx context.Context, l *fetch.Ladder, then tree, memory bool) error {
+	for _, im := range then.root.Images {
+		if im.Name == keyring.Memory && !memory {
+			continue
+		}
+		old, ok := keyring.Image{}, false
+		if t.root != nil {
+			old, ok = t.root.Image(im.Name)
+		}
+		if !ok || old.Depth != im.Depth || old.ChunkSize != im.ChunkSize {
+			old = keyring.NewImage(im.Name, im.Size, im.ChunkSize)
+		}
+		for at := im.Depth; at > 0; at-- {
+			var tags []seal.Tag
+			err := keyring.Diff(ctx, then.sealer, then.getter, old, im, func(level int, _ int64, old, cur seal.Ref) error {
+				if level > at {
+					return nil
+				}
+				for _, ref := range []seal.Ref{old, cur} {
+					if !ref.IsNil() {
+						tags = append(tags, ref.Tag)
+					}
+				}
+				return keyring.SkipBelow
+			})
+			if err != nil {
+				return err
+			}
+			if _, err := l.Prefetch(ctx, slices.Values(tags), hoardWorkers, nil); err != nil {
+				return err
+			}
+			l.Wait() // until they are kept
+		}
+	}
+	return nil
+}
+
 // pinned is the pin of a parcel; nil if it is not hoarded.
 func pinned(h *hoard.Hoard, uuid string) *hoard.Pin {
 	p, err := h.Pinned(uuid)
@@ -180,7 +221,7 @@ func (s *session) followCommit(ctx context.Context, root *keyring.Root, version 
 
 // followHead has the pin follow the version that was checked out, and tells
 // what of it is not here.
-func (co *Checkout) followHead(ctx context.Context, srv *remote.Server, h *hoard.Hoard, g fetch.Source, head *head) {
+func (co *Checkout) followHead(ctx context.Context, srv *remote.Server, h *hoard.Hoard, g *fetch.Ladder, head *head) {
 	name, ui := co.State.Parcel, co.client.UI
 	was := pinned(h, head.cfg.UUID)
 	if was == nil {
@@ -194,7 +235,11 @@ func (co *Checkout) followHead(ctx context.Context, srv *remote.Server, h *hoard
 			return tree{}, err
 		}
 		_, root, err := rootOf(ctx, name, head.cfg, g, keyroot)
-		return tree{then.sealer, g, keyroot, root}, err
+		if err != nil {
+			return tree{}, err
+		}
+		old := tree{then.sealer, g, keyroot, root}
+		return old, old.warm(ctx, g, then, was.Memory)
 	})
 	if err != nil {
 		ui.Warn("parcel %s: hoarded as of version %d, not %d: %v", name, was.Version, version, err)

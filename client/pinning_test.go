@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -157,4 +159,58 @@ func TestFollow(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// counting counts what it is asked, and how many at a time at most.
+type counting struct {
+	objects
+	mu        sync.Mutex
+	asked     int
+	now, most int
+}
+
+func (c *counting) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
+	c.mu.Lock()
+	c.asked++
+	c.now++
+	c.most = max(c.most, c.now)
+	c.mu.Unlock()
+	defer func() { c.mu.Lock(); c.now--; c.mu.Unlock() }()
+	time.Sleep(20 * time.Millisecond) // a round trip
+	return c.objects.Get(ctx, tag)
+}
+
+// Walking a far keyring costs as many round trips as it is deep.
+func TestWarm(t *testing.T) {
+	s := seal.Sealer{Suite: seal.AES256SHA256, Codec: seal.None}
+	ctx, store := context.Background(), objects{}
+	k := keyring.NewTree(s, keyring.NewImage(keyring.Disk, 256*100*keyring.MinChunk, keyring.MinChunk), store)
+	for n := range int64(100) {
+		ref, _, err := s.Seal([]byte(fmt.Sprint(n)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Set(n*256, ref)
+	}
+	im, err := k.Flush(ctx, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := hoard.Open(t.TempDir(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	far := &counting{objects: store}
+	l := (&Client{}).ladder(nil, h, far)
+	then := tree{sealer: s, getter: l, root: &keyring.Root{Images: []keyring.Image{im}}}
+	if err := (tree{}).warm(ctx, l, then, false); err != nil {
+		t.Fatal(err)
+	}
+	if far.asked != 101 || far.most < 20 {
+		t.Errorf("asked for %d blocks, %d at a time; want 101, many at a time", far.asked, far.most)
+	}
+	if err := keyring.Walk(ctx, s, l, im, func(int, int64, seal.Ref) error { return nil }); err != nil || far.asked != 101 {
+		t.Errorf("the walk: %v, %d blocks were asked for", err, far.asked-101)
+	}
 }
