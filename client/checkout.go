@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"isr/client/fetch"
@@ -81,6 +82,7 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 	if cfg.Parcel != name || c.User != "" && cfg.User != c.User {
 		return nil, parcel.NewError(parcel.Denied, "parcel %s: the server answers with %s/%s", name, cfg.User, cfg.Parcel)
 	}
+	defer c.motd(ctx, srv)()
 	tmp, err := os.MkdirTemp(c.Dir, newPrefix+"*")
 	if err != nil {
 		return nil, err
@@ -126,6 +128,35 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 	return co, co.acquire(ctx, o)
 }
 
+// motd asks for the message of the day, beside what else goes on, and returns
+// what shows it. It is nobody's error that there is none.
+func (c *Client) motd(ctx context.Context, srv *remote.Server) (show func()) {
+	said := make(chan string, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		text, err := srv.Motd(ctx)
+		if err != nil {
+			text = ""
+		}
+		said <- text
+	}()
+	return func() {
+		defer cancel()
+		// It was asked for long ago; who does not have it yet goes without.
+		t := time.NewTimer(time.Second)
+		defer t.Stop()
+		select {
+		case text := <-said:
+			for line := range strings.Lines(text) {
+				if line = strings.TrimRight(line, " \t\r\n"); line != "" {
+					c.UI.Say("%s: %s", srv.Host(), line)
+				}
+			}
+		case <-t.C:
+		}
+	}
+}
+
 // newPrefix begins the name of a directory that is to become a checkout.
 const newPrefix = ".new-"
 
@@ -142,6 +173,8 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 		return err
 	}
 	ladder := c.ladder(nil, h, srv.Objects(name))
+	defer h.Close()
+	defer ladder.Wait()
 	held := false
 	defer func() {
 		// What the network did may go better next time; the rest would not.
@@ -204,6 +237,7 @@ func (co *Checkout) acquire(ctx context.Context, o CheckoutOptions) (err error) 
 	if err := co.complete(ctx, head); err != nil {
 		return err
 	}
+	co.followHead(ctx, srv, h, ladder, head)
 	co.noteTraffic(srv)
 	co.noteLadder(ladder)
 	return nil

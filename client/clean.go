@@ -158,7 +158,9 @@ func (c *Client) Clean(ctx context.Context, name string, force bool) error {
 }
 
 // Poweroff deletes the memory image: the next resume boots.
-func (c *Client) Poweroff(ctx context.Context, name, driver string) error {
+//
+// options are for its driver.
+func (c *Client) Poweroff(ctx context.Context, name, driver string, options map[string]string) error {
 	co, err := c.enter(ctx, name)
 	if err != nil {
 		return err
@@ -180,6 +182,18 @@ func (c *Client) Poweroff(ctx context.Context, name, driver string) error {
 		return err
 	}
 	had := st.Memory
+	d, err := vmm.Lookup(had)
+	if err != nil {
+		return driverError(name, err)
+	}
+	o := &ResumeOptions{VMM: had, Options: options}
+	if len(options) > 0 {
+		// Of what a driver says of a machine, only that it does not know an
+		// option matters to one that is not to run.
+		if _, err := d.Info(ctx, co.machine(runtime{}, o)); errors.Is(err, vmm.ErrOption) {
+			return driverError(name, err)
+		}
+	}
 	st.Status, st.Modified, st.Memory, st.Requires, st.staged = Suspended, true, "", nil, seal.Ref{}
 	if err := co.save(); err != nil {
 		return err
@@ -187,17 +201,13 @@ func (c *Client) Poweroff(ctx context.Context, name, driver string) error {
 	if err := co.resetOverlay("memory"); err != nil {
 		return err
 	}
-	return co.dropMemory(ctx, had)
+	return co.dropMemory(ctx, d, o)
 }
 
 // dropMemory lets the driver delete its part of the memory image from the cfg
 // archive. The record says already that there is none, so an interruption
 // leaves nothing but dead weight.
-func (co *Checkout) dropMemory(ctx context.Context, driver string) error {
-	d, err := vmm.Lookup(driver)
-	if err != nil {
-		return err
-	}
+func (co *Checkout) dropMemory(ctx context.Context, d vmm.Driver, o *ResumeOptions) error {
 	rt, err := co.makeRuntime()
 	if err != nil {
 		return err
@@ -217,8 +227,8 @@ func (co *Checkout) dropMemory(ctx context.Context, driver string) error {
 	if err := co.unpackCfg(ctx, rt.cfg, root, g); err != nil && !errors.Is(err, parcel.ErrNoObject) {
 		return err
 	}
-	m := co.machine(rt, nil)
-	m.Suspended = driver
+	m := co.machine(rt, o)
+	m.Suspended = d.Name()
 	if err := d.Poweroff(ctx, m); err != nil {
 		return err
 	}

@@ -54,17 +54,20 @@ type Options struct {
 	User        string // ISR user; "" = the checkout's, else the login name
 	Batch       bool   // never ask
 	Limit       remote.Limit
-	Quota       int64             // of the hoard, bytes; 0 = no limit
-	LookAside   []string          // places of objects to ask before the sources, as package source names them
-	Compression string            // profile, as in isr.conf(5); "" = auto
-	ChunkCache  int64             // decrypted disk chunks to keep in memory, bytes; 0 = diskCache
-	Patience    time.Duration     // how long transfers go on trying; 0 = remote's default
-	LockPoll    time.Duration     // how often a running parcel's lock is looked at; 0 = lockPoll
-	Commands    map[string]string // program for a VMM driver to start, by driver
-	SSH         map[string]string
-	Prompter    remote.Prompter `json:"-"`
-	UI          UI              `json:"-"`
-	Program     string          // the isr program, to start a keeper
+	Quota       int64    // of the hoard, bytes; 0 = no limit
+	LookAside   []string // places of objects to ask before the sources, as package source names them
+	Compression string   // profile, as in isr.conf(5); "" = auto
+	// CompressionAsked says that Compression was asked for this once: it counts
+	// for more than what a resume asked for.
+	CompressionAsked bool
+	ChunkCache       int64             // decrypted disk chunks to keep in memory, bytes; 0 = diskCache
+	Patience         time.Duration     // how long transfers go on trying; 0 = remote's default
+	LockPoll         time.Duration     // how often a running parcel's lock is looked at; 0 = lockPoll
+	Commands         map[string]string // program for a VMM driver to start, by driver
+	SSH              map[string]string
+	Prompter         remote.Prompter `json:"-"`
+	UI               UI              `json:"-"`
+	Program          string          // the isr program, to start a keeper
 }
 
 // Client runs commands for one user on one host.

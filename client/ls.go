@@ -2,47 +2,175 @@ package client
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
 
 	"isr/client/fusefs"
 	"isr/locksrv/proto"
+	"isr/store/atomicfile"
 	"isr/store/parcel"
 )
 
 // Listed is what ls says of one parcel: the server's word and this host's.
 type Listed struct {
 	proto.Listing
-	Here   string `json:"here,omitempty"`   // the checkout's state on this host, if there is one
-	Server string `json:"server,omitempty"` // where it lives
+	Server  string     `json:"server,omitempty"`  // where it lives
+	Here    string     `json:"here,omitempty"`    // the checkout's state on this host, if there is one
+	Hoarded *HoardedIn `json:"hoarded,omitempty"` // if it is hoarded on this host
+	Total   *Total     `json:"total,omitempty"`   // of all its versions, if versions were asked for
+	AsOf    *time.Time `json:"as_of,omitempty"`   // when the server said so, if that is not now
+}
+
+// HoardedIn is in which version a parcel is hoarded, and whether its memory is.
+type HoardedIn struct {
+	Version int  `json:"version"`
+	Memory  bool `json:"memory"`
+}
+
+// Total is what a parcel takes on the server.
+type Total struct {
+	Versions int   `json:"versions"`
+	Objects  int64 `json:"objects"`
+	Bytes    int64 `json:"bytes"`
 }
 
 // Ls lists the parcels of the default server, or one of them, with the n
-// newest versions of each.
+// newest versions of each. If the server cannot be reached it is the listing
+// that was kept of the last time, with AsOf, and the error, of kind
+// Unreachable.
 func (c *Client) Ls(ctx context.Context, name string, n int) ([]Listed, error) {
-	srv, err := c.defaultServer()
+	server, user := c.Server, c.User
+	if co, err := c.Find(name); name != "" && err == nil {
+		server, user, name = co.State.Server, co.State.User, co.State.Parcel
+	}
+	srv, err := c.server(server, user)
 	if err != nil {
 		return nil, err
 	}
-	ls, err := srv.Ls(ctx, name, n)
+	all := 0
+	if n > 0 {
+		all = maxVersions // their sum is told too
+	}
+	ls, err := srv.Ls(ctx, name, all)
+	cache := c.lsFile(server, user)
+	if errors.Is(err, parcel.ErrUnreachable) {
+		return c.here(cache.read(name, n), server), err
+	}
 	if err != nil {
 		return nil, err
 	}
 	if name != "" && len(ls) == 0 {
 		return nil, parcel.NewError(parcel.NoParcel, "parcel %s: no such parcel", name).WithHint("isr ls shows which there are")
 	}
-	here, err := c.Checkouts()
-	if err != nil {
-		return nil, err
-	}
 	out := make([]Listed, len(ls))
 	for i, l := range ls {
-		out[i] = Listed{Listing: l, Server: c.Server}
-		for _, co := range here {
-			if co.State.UUID == l.UUID && co.State.Server == c.Server {
-				out[i].Here = co.Describe()
+		out[i] = Listed{Listing: l, Server: server}
+		if n > 0 {
+			t := Total{Versions: len(l.Versions)}
+			for _, v := range l.Versions {
+				t.Objects, t.Bytes = t.Objects+v.Objects, t.Bytes+v.Bytes
 			}
+			out[i].Total, out[i].Versions = &t, l.Versions[:min(n, len(l.Versions))]
 		}
 	}
-	return out, nil
+	if name == "" {
+		cache.write(out)
+	}
+	return c.here(out, server), nil
+}
+
+// maxVersions is more than a parcel has.
+const maxVersions = 1 << 30
+
+// here adds what this host knows of parcels of server.
+func (c *Client) here(ls []Listed, server string) []Listed {
+	all, err := c.Checkouts()
+	if err != nil {
+		c.UI.Warn("%v", err)
+	}
+	pins := c.pinsByUUID()
+	for i := range ls {
+		l := &ls[i]
+		for _, co := range all {
+			if co.State.UUID == l.UUID && co.State.Server == server {
+				l.Here = co.Describe()
+			}
+		}
+		if p, ok := pins[l.UUID]; ok {
+			l.Hoarded = &HoardedIn{p.Version, p.Memory}
+		}
+	}
+	return ls
+}
+
+// lsFile is the last listing of one user's parcels on one server, for when
+// there is no network, and for completion: JSON, see LastListing. Losing it
+// loses nothing.
+type lsFile struct{ path, server, user string }
+
+// LastListing is the content of a file in ~/.isr/ls, USERID@SERVER with % and
+// two hex digits for what a file name cannot hold.
+type LastListing struct {
+	Server  string    `json:"server"`
+	User    string    `json:"user"` // as given; "": the login name
+	Time    time.Time `json:"time"`
+	Parcels []Listed  `json:"parcels"` // as isr ls --json has them, with the versions last asked for
+}
+
+func (c *Client) lsFile(server, user string) lsFile {
+	return lsFile{filepath.Join(c.Dir, "ls", url.PathEscape(user+"@"+server)), server, user}
+}
+
+func (f lsFile) load() (last LastListing, ok bool) {
+	p, err := os.ReadFile(f.path)
+	return last, err == nil && json.Unmarshal(p, &last) == nil
+}
+
+// read is what was kept: of all parcels, or of the one called name, by name or
+// UUID, with n versions.
+func (f lsFile) read(name string, n int) []Listed {
+	last, ok := f.load()
+	if !ok {
+		return nil
+	}
+	var out []Listed
+	for _, l := range last.Parcels {
+		if name != "" && l.Parcel != name && l.UUID != name {
+			continue
+		}
+		l.AsOf, l.Versions = &last.Time, l.Versions[:min(n, len(l.Versions))]
+		if n == 0 {
+			l.Total = nil
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// write keeps a listing. Versions that were not asked for this time are kept
+// from the last, as long as the newest is the same.
+func (f lsFile) write(ls []Listed) {
+	last, _ := f.load()
+	kept := make(map[string]Listed)
+	for _, l := range last.Parcels {
+		kept[l.UUID] = l
+	}
+	now := LastListing{Server: f.server, User: f.user, Time: now(), Parcels: make([]Listed, len(ls))}
+	for i, l := range ls {
+		if old := kept[l.UUID]; l.Total == nil && old.Version == l.Version {
+			l.Versions, l.Total = old.Versions, old.Total
+		}
+		now.Parcels[i] = l
+	}
+	p, err := json.MarshalIndent(now, "", "  ")
+	if err != nil || privateDir(filepath.Dir(f.path)) != nil {
+		return
+	}
+	atomicfile.Write(f.path, append(p, '\n'), 0o600)
 }
 
 // Describe is the checkout's state in words.

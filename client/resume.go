@@ -118,6 +118,13 @@ func (co *Checkout) prepare(ctx context.Context, o *ResumeOptions) error {
 	if err := co.unlock(ctx); err != nil {
 		return err
 	}
+	if p := co.client.Compression; co.client.CompressionAsked && p != co.State.Compression {
+		// What this run changes is sealed by a later command.
+		co.State.Compression = p
+		if err := co.save(); err != nil {
+			return err
+		}
+	}
 	if o.VMM == "" {
 		o.VMM = vmmOf(co.cfg)
 	}

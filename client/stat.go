@@ -17,17 +17,18 @@ import (
 
 // Stat is what isr stat says of a checkout.
 type Stat struct {
-	Parcel  string               `json:"parcel"`
-	UUID    string               `json:"uuid"`
-	Server  string               `json:"server"`
-	User    string               `json:"user"`
-	Version int                  `json:"version"`
-	State   string               `json:"state"`
-	Memory  string               `json:"memory_of,omitempty"` // VMM of the memory image
-	Mount   string               `json:"mount,omitempty"`     // while running
-	Images  map[string]ImageStat `json:"images"`
-	Network Traffic              `json:"network"`
-	Rungs   []RungStat           `json:"rungs"` // nearest first
+	Parcel   string               `json:"parcel"`
+	UUID     string               `json:"uuid"`
+	Server   string               `json:"server"`
+	User     string               `json:"user"`
+	Version  int                  `json:"version"`
+	State    string               `json:"state"`
+	Memory   string               `json:"memory_of,omitempty"` // VMM of the memory image
+	Mount    string               `json:"mount,omitempty"`     // while running
+	Images   map[string]ImageStat `json:"images"`
+	Network  Traffic              `json:"network"`
+	Rungs    []RungStat           `json:"rungs"`              // nearest first
+	Hoarding *Hoarding            `json:"hoarding,omitempty"` // nil: not hoarded
 }
 
 // ImageStat is what of one image is where. Fetched counts since checkout.
@@ -191,6 +192,9 @@ func (c *Client) Stat(ctx context.Context, name string) (*Stat, error) {
 	here := c.ladder(co.local(), h, nil)
 	root, err := co.root(ctx, co.State.pristine, here)
 	if err != nil {
+		return nil, err
+	}
+	if st.Hoarding, err = hoarding(ctx, h, co.State.UUID); err != nil {
 		return nil, err
 	}
 	for _, im := range root.Images {

@@ -54,7 +54,7 @@ type State struct {
 	Orphaned    string  // who took the lock, if it was taken
 	Damaged     string  // what is wrong, if something is
 	Mount       string  // directory of the running parcel's mount
-	Offline     bool    // keep hoarded, memory too
+	Compression string  // profile that a resume asked for; "": none did
 	Proof       string  // sum of the file nonce
 	Rescue      *Rescue // a rescue that is not done, if one was begun
 
@@ -79,6 +79,7 @@ type Checkout struct {
 	key    []byte // the checkout's key, once unlocked
 	lock   *flock.Flock
 	cfg    *parcel.Config // once opened
+	coding *coding        // how changes are compressed; nil: as cfg says
 }
 
 const boxLabel = "state"
@@ -105,7 +106,7 @@ func (co *Checkout) load() error {
 	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
 		Parcel: r.Get("PARCEL"), UUID: r.Get("UUID"), Acquisition: r.Get("ACQUISITION"),
 		Modified: r.Get("MODIFIED") == "yes", Memory: r.Get("MEMORY"), Orphaned: r.Get("ORPHANED"),
-		Damaged: r.Get("DAMAGED"), Proof: r.Get("PROOF"), Mount: r.Get("MOUNT"), Offline: r.Get("OFFLINE") == "yes"}
+		Damaged: r.Get("DAMAGED"), Proof: r.Get("PROOF"), Mount: r.Get("MOUNT"), Compression: r.Get("COMPRESSION")}
 	if st.Version, err = strconv.Atoi(r.Get("VERSION")); err != nil {
 		return fmt.Errorf("checkout %s: state: VERSION: %w", co.Dir, err)
 	}
@@ -157,7 +158,7 @@ func (co *Checkout) save() error {
 		{Key: "MODIFIED", Value: yes[st.Modified]}, {Key: "MEMORY", Value: st.Memory},
 		{Key: "REQUIRES", Value: string(requires)}, {Key: "ORPHANED", Value: parcel.Clean(st.Orphaned)},
 		{Key: "DAMAGED", Value: parcel.Clean(st.Damaged)}, {Key: "PROOF", Value: st.Proof}, {Key: "MOUNT", Value: st.Mount},
-		{Key: "OFFLINE", Value: yes[st.Offline]}, {Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
+		{Key: "COMPRESSION", Value: st.Compression}, {Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
 	if st.Rescue != nil {
 		v, err := json.Marshal(st.Rescue)
 		if err != nil {
@@ -278,7 +279,7 @@ func (co *Checkout) letGo() {
 }
 
 // sealer seals and unseals the parcel's objects.
-func (co *Checkout) sealer() seal.Sealer { return co.cfg.Sealer() }
+func (co *Checkout) sealer() seal.Sealer { return co.coded(co.cfg.Sealer()) }
 
 // local is the directory of objects that are sealed here and not committed.
 func (co *Checkout) local() *hoard.Dir { return hoard.NewDir(co.path("hdk", "objects")) }

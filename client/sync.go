@@ -108,6 +108,11 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 	if err := co.unlock(ctx); err != nil {
 		return Committed{}, err
 	}
+	if st.Status != Staged {
+		if err := co.compress(ctx, srv); err != nil {
+			return Committed{}, err
+		}
+	}
 	s, err := co.openSession(ctx, false)
 	if err != nil {
 		return Committed{}, err
@@ -289,6 +294,8 @@ func (s *session) upload(ctx context.Context, root *keyring.Root) (Committed, er
 func (s *session) promote(sealedRoot []byte, root *keyring.Root, version int) error {
 	co, st := s.co, &s.co.State
 	ctx, local := context.Background(), co.local()
+	// Pinned first: then nothing of it can be evicted.
+	s.followCommit(ctx, root, version)
 	if err := local.Walk(ctx, func(o hoard.Object) error { return s.hoard.Take(ctx, local, o.Tag) }); err != nil {
 		return fmt.Errorf("parcel %s: hoard: %w", st.Parcel, err)
 	}

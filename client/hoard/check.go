@@ -133,7 +133,7 @@ func ours(name string, d fs.DirEntry) bool {
 	case dir == "":
 		return slices.Contains([]string{"usage", "lock", "evict"}, name) && d.Type().IsRegular()
 	case dir == "pins/":
-		return checkID(base) == nil && d.Type().IsRegular()
+		return checkID(strings.TrimSuffix(base, doneExt)) == nil && d.Type().IsRegular()
 	}
 	tag, err := seal.ParseTag(base)
 	return err == nil && d.Type().IsRegular() && tag.String() == base && dir == base[:2]+"/"

@@ -17,7 +17,7 @@ const testID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 
 func pin(t testing.TB, h *Hoard, id string, tags ...seal.Tag) {
 	t.Helper()
-	if err := h.Pin(Pin{UUID: id, Parcel: "box", User: "alice", Server: "h", Version: 1, Time: time.Now()}, slices.Values(tags)); err != nil {
+	if err := h.Pin(Pin{UUID: id, Parcel: "box", User: "alice", Server: "h", Version: 1, Time: time.Now()}, disk(tags)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -3,17 +3,17 @@
 // made of, which also holds what a parcel has sealed and not yet committed.
 //
 //	DIR/ab/abcdef…   an object, 0400, named by its tag
-//	DIR/pins/UUID    which objects a hoarded parcel needs
+//	DIR/pins/UUID    which objects a hoarded parcel needs; UUID.done: when all were here
 //	DIR/usage        bytes in the hoard, roughly
 //	DIR/lock         for whoever changes pins, usage, or evicts
 //
 // It promises never to return bytes that do not match the tag, and that any
 // number of processes of one machine may use one hoard at a time. A file
-// appears whole under its name or not at all, but it is not forced to disk:
-// what a power cut leaves short, empty or wrong is found when it is read, is
-// removed, and counts as missing, for everything in the hoard can be fetched
-// again. What cannot, an object not yet committed, belongs in a Dir, which
-// removes nothing by itself and has Sync.
+// appears whole under its name or not at all, but it is not forced to disk
+// until a hoard run is completed: what a power cut leaves short, empty or wrong
+// is found when it is read, is removed, and counts as missing, for everything
+// in the hoard can be fetched again. What cannot, an object not yet committed,
+// belongs in a Dir, which removes nothing by itself and has Sync.
 //
 // The hoard has a quota. Beyond it the objects least recently used go, never
 // those of a pinned parcel; so pin first, then fetch. It does not fetch, and

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"os/exec"
@@ -393,6 +394,17 @@ func TestEvictsByItself(t *testing.T) {
 	}
 }
 
+// disk is tags as needs of a disk.
+func disk(tags []seal.Tag) iter.Seq2[Need, error] {
+	return func(yield func(Need, error) bool) {
+		for _, t := range tags {
+			if !yield(Need{Tag: t}, nil) {
+				return
+			}
+		}
+	}
+}
+
 func newPin() Pin {
 	return Pin{UUID: "6ba7b810-9dad-11d1-80b4-00c04fd430c8", Parcel: "winxp", User: "alice", Server: "isr.example.org:22",
 		Version: 7, Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
@@ -406,7 +418,7 @@ func TestPins(t *testing.T) {
 	lacking, _ := object(1000)
 	pin := newPin()
 	asked := append(slices.Clone(pinned), lacking, pinned[3])
-	if err := h.Pin(pin, slices.Values(asked)); err != nil {
+	if err := h.Pin(pin, disk(asked)); err != nil {
 		t.Fatal(err)
 	}
 	pins, err := h.Pins()
@@ -438,7 +450,7 @@ func TestPins(t *testing.T) {
 	// A second parcel shares half of them; dropping the first leaves those.
 	other := newPin()
 	other.UUID = "6ba7b811-9dad-11d1-80b4-00c04fd430c8"
-	if err := h.Pin(other, slices.Values(pinned[:10])); err != nil {
+	if err := h.Pin(other, disk(pinned[:10])); err != nil {
 		t.Fatal(err)
 	}
 	freed, err := h.Drop(bg, pin.UUID)
@@ -473,17 +485,17 @@ func TestPinSuites(t *testing.T) {
 		}
 	}
 	pin := newPin()
-	if err := h.Pin(pin, slices.Values(tags)); err != nil {
+	if err := h.Pin(pin, disk(tags)); err != nil {
 		t.Fatal(err)
 	}
 	if n, _, err := h.Present(bg, pin.UUID); err != nil || n != 300 {
 		t.Errorf("present: %d %v", n, err)
 	}
 	long, _ := object(1)
-	if err := h.Pin(pin, slices.Values([]seal.Tag{tags[0], long})); err == nil {
+	if err := h.Pin(pin, disk([]seal.Tag{tags[0], long})); err == nil {
 		t.Error("tags of two suites were pinned")
 	}
-	if err := h.Pin(pin, slices.Values([]seal.Tag(nil))); err != nil {
+	if err := h.Pin(pin, disk(nil)); err != nil {
 		t.Errorf("pin of nothing: %v", err)
 	}
 	if got, err := h.Tags(pin.UUID); err != nil || len(got) != 0 {
@@ -492,7 +504,7 @@ func TestPinSuites(t *testing.T) {
 	for _, bad := range []string{"", "../../etc/passwd", "6BA7B810-9dad-11d1-80b4-00c04fd430c8", "x"} {
 		p := pin
 		p.UUID = bad
-		if h.Pin(p, slices.Values(tags)) == nil || h.Unpin(bad) == nil {
+		if h.Pin(p, disk(tags)) == nil || h.Unpin(bad) == nil {
 			t.Errorf("uuid %q was taken", bad)
 		}
 		if _, err := h.Drop(bg, bad); err == nil {
@@ -507,7 +519,7 @@ func TestBadPin(t *testing.T) {
 	tags := aged(t, open(t, dir, 0), 10, 1000)
 	h := open(t, dir, 1000)
 	pin := newPin()
-	if err := h.Pin(pin, slices.Values(tags[:1])); err != nil {
+	if err := h.Pin(pin, disk(tags[:1])); err != nil {
 		t.Fatal(err)
 	}
 	good, err := os.ReadFile(h.pinFile(pin.UUID))
@@ -674,7 +686,7 @@ func TestModel(t *testing.T) {
 			},
 			"pin": func(t *rapid.T) {
 				list := rapid.SliceOfDistinct(anyTag, rapid.ID[seal.Tag]).Draw(t, "tags")
-				if err := view(t).Pin(newPin(), slices.Values(list)); err != nil {
+				if err := view(t).Pin(newPin(), disk(list)); err != nil {
 					t.Fatal(err)
 				}
 				clear(pinned)
@@ -735,7 +747,7 @@ func storm(h *Hoard, seed byte) error {
 	pin := newPin()
 	pin.UUID = fmt.Sprintf("%08x-9dad-11d1-80b4-00c04fd430c8", seed)
 	mine := tags[int(seed)%20 : int(seed)%20+5]
-	if err := h.Pin(pin, slices.Values(mine)); err != nil {
+	if err := h.Pin(pin, disk(mine)); err != nil {
 		return err
 	}
 	for _, tag := range mine {
@@ -852,7 +864,7 @@ func FuzzPinHead(f *testing.F) {
 		f.Fatal(err)
 	}
 	tag, _ := object(1)
-	if err := h.Pin(newPin(), slices.Values([]seal.Tag{tag})); err != nil {
+	if err := h.Pin(newPin(), disk([]seal.Tag{tag})); err != nil {
 		f.Fatal(err)
 	}
 	good, err := os.ReadFile(h.pinFile(newPin().UUID))

@@ -240,6 +240,14 @@ func (o *Overlay) Modified() iter.Seq[int64] { return o.set.modifiedChunks() }
 // ModifiedCount is how many they are.
 func (o *Overlay) ModifiedCount() int64 { return o.set.modified() }
 
+// Covers reports whether all of chunk n is modified: nothing of what it was is
+// needed.
+func (o *Overlay) Covers(n int64) bool {
+	from := n * o.set.chunk
+	to := min(from+o.set.chunk, o.sectors())
+	return from < to && o.set.all(from, to)
+}
+
 // Size is the size of the image in bytes.
 func (o *Overlay) Size() int64 { return o.size }
 

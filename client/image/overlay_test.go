@@ -27,6 +27,38 @@ import (
 	"isr/store/seal"
 )
 
+// A chunk is covered when every sector of it was written, the short last one
+// too.
+func TestCovers(t *testing.T) {
+	key := make([]byte, 64)
+	o, err := OpenOverlay(t.TempDir(), "disk", 2*4096+700, 4096, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	write := func(first int64, n int) {
+		t.Helper()
+		if err := o.writeSectors(make([]byte, n*sectorSize), first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(when string, want ...bool) {
+		t.Helper()
+		for n, w := range want {
+			if got := o.Covers(int64(n)); got != w {
+				t.Errorf("%s: chunk %d: %v", when, n, got)
+			}
+		}
+	}
+	want("nothing is written", false, false, false, false)
+	write(0, 7)
+	write(8, 8)
+	want("but for a sector", false, true, false, false)
+	write(7, 1)
+	write(16, 2)
+	want("all is", true, true, true, false)
+}
+
 func TestMain(m *testing.M) {
 	switch os.Getenv("IMAGE_HELPER") {
 	case "":

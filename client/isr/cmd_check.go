@@ -137,7 +137,7 @@ type rescueCmd struct {
 }
 
 func (c *rescueCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
+	cl, err := a.open(c.up())
 	if err != nil {
 		return err
 	}

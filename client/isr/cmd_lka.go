@@ -213,7 +213,7 @@ func (c *exportCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	cl, err := a.open(c.limit())
+	cl, err := a.open(c.down())
 	if err != nil {
 		return err
 	}

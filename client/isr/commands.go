@@ -21,7 +21,10 @@ type (
 		Parcel string `arg:"" help:"Name or UUID of the parcel."`
 	}
 	limitFlag struct {
-		Limit int64 `short:"b" name:"bwlimit" placeholder:"KB/S" help:"Send and fetch at most so many KiB a second."`
+		Limit int64 `short:"b" name:"bwlimit" placeholder:"KB/S" help:"Transfer at most so many KiB a second."`
+	}
+	compressionFlag struct {
+		Compression string `short:"C" name:"compression" placeholder:"PROFILE" enum:",auto,none,disabled,mild,moderate,painful" default:"" help:"How hard to compress: auto, none, mild, moderate or painful."`
 	}
 	jsonFlag struct {
 		JSON bool `name:"json" help:"Print JSON."`
@@ -35,40 +38,22 @@ type (
 	}
 )
 
-func (l limitFlag) limit() remote.Limit { return remote.Limit{Up: l.Limit << 10, Down: l.Limit << 10} }
-
-type checkoutCmd struct {
-	parcelArg
-	Rollback int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
-	Offline  bool `short:"d" name:"disconnected" help:"Hoard all of it too, to run without a network."`
-}
-
-func (c *checkoutCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
-	if err != nil {
-		return err
-	}
-	if _, err := cl.Find(c.Parcel); err == nil {
-		a.Say("parcel %s: checked out here already", c.Parcel)
-	}
-	co, err := cl.Checkout(a.ctx, c.Parcel, client.CheckoutOptions{Rollback: c.Rollback})
-	if err != nil {
-		return err
-	}
-	a.Say("parcel %s: version %d, %s", c.Parcel, co.State.Version, co.Describe())
-	if c.Offline {
-		done, err := cl.Hoard(a.ctx, c.Parcel, true)
-		if err != nil {
-			return err
-		}
-		a.Say("parcel %s: hoarded, %d objects; it can run without a network: isr resume -d %s", c.Parcel, done.Objects, c.Parcel)
+// Validate is called by kong.
+func (l limitFlag) Validate() error {
+	if l.Limit < 0 {
+		return fmt.Errorf("--bwlimit: %d: want KiB a second", l.Limit)
 	}
 	return nil
 }
 
+// up bounds what is sent, down what is fetched.
+func (l limitFlag) up() remote.Limit   { return remote.Limit{Up: l.Limit << 10} }
+func (l limitFlag) down() remote.Limit { return remote.Limit{Down: l.Limit << 10} }
+
 type resumeCmd struct {
 	parcelArg
 	vmmFlags
+	compressionFlag
 	Rollback     int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
 	Offline      bool `short:"d" name:"disconnected" help:"Do not touch the network."`
 	NoFullscreen bool `short:"F" name:"no-fullscreen" help:"Show the guest in a window."`
@@ -76,7 +61,7 @@ type resumeCmd struct {
 }
 
 func (c *resumeCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
+	cl, err := a.openWith(remote.Limit{}, c.Compression)
 	if err != nil {
 		return err
 	}
@@ -96,11 +81,12 @@ func (c *resumeCmd) Run(a *app) error {
 type checkinCmd struct {
 	parcelArg
 	limitFlag
+	compressionFlag
 	commentFlag
 }
 
 func (c *checkinCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
+	cl, err := a.openWith(c.up(), c.Compression)
 	if err != nil {
 		return err
 	}
@@ -114,11 +100,12 @@ func (c *checkinCmd) Run(a *app) error {
 type syncCmd struct {
 	parcelArg
 	limitFlag
+	compressionFlag
 	commentFlag
 }
 
 func (c *syncCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
+	cl, err := a.openWith(c.up(), c.Compression)
 	if err != nil {
 		return err
 	}
@@ -190,7 +177,7 @@ func (c *discardCmd) Run(a *app) error {
 
 type poweroffCmd struct {
 	parcelArg
-	VMM string `short:"m" name:"vmm" placeholder:"VMM" help:"The memory image of this VMM."`
+	vmmFlags
 }
 
 func (c *poweroffCmd) Run(a *app) error {
@@ -208,25 +195,7 @@ func (c *poweroffCmd) Run(a *app) error {
 			return parcel.NewError(parcel.Failed, "parcel %s: not powered off", c.Parcel).WithHint("answer y, or say --yes")
 		}
 	}
-	return cl.Poweroff(a.ctx, c.Parcel, c.VMM)
-}
-
-type hoardCmd struct {
-	parcelArg
-	limitFlag
-	Offline bool `short:"d" name:"disconnected" help:"Hoard the memory image too."`
-}
-
-func (c *hoardCmd) Run(a *app) error {
-	cl, err := a.open(c.limit())
-	if err != nil {
-		return err
-	}
-	done, err := cl.Hoard(a.ctx, c.Parcel, c.Offline)
-	if err == nil {
-		a.Say("parcel %s: hoarded, %d objects, %d of them (%s) fetched now", c.Parcel, done.Objects, done.Fetched, bytesText(done.Bytes))
-	}
-	return err
+	return cl.Poweroff(a.ctx, c.Parcel, c.VMM, c.Options)
 }
 
 type uuidCmd struct{ parcelArg }
@@ -306,97 +275,7 @@ type keeperCmd struct {
 
 func (keeperCmd) Run(a *app) error { return client.Keeper() }
 
-type lsCmd struct {
-	Parcel string `arg:"" optional:"" help:"Name of the parcel; all of them if none is given."`
-	Long   bool   `short:"l" help:"Show the newest versions too."`
-	Count  int    `short:"L" name:"longvers" placeholder:"N" help:"Show the N newest versions too."`
-	jsonFlag
-}
-
-func (c *lsCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
-	if err != nil {
-		return err
-	}
-	if c.Long && c.Count == 0 {
-		cfg, err := a.configuration()
-		if err != nil {
-			return err
-		}
-		c.Count = int(cfg.Count("ls_versions"))
-	}
-	ls, err := cl.Ls(a.ctx, c.Parcel, c.Count)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(ls)
-	}
-	if len(ls) > 0 {
-		fmt.Fprintf(stdout, "Parcels on %s\n", ls[0].Server)
-	}
-	var t table
-	for _, l := range ls {
-		switch {
-		case l.Error != "":
-			t.rowf("%s\tdamaged\t%s", l.Parcel, l.Error)
-		case l.Held != nil:
-			t.rowf("%s\tacquired\t%s\t%s\t%s\tcontact %s", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since), when(l.Held.Contact))
-		case l.Released != nil:
-			t.rowf("%s\treleased\t%s\t%s\t%s", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
-		default:
-			t.rowf("%s\treleased\tnever checked out", l.Parcel)
-		}
-		if l.Here != "" {
-			t.rowf("\there: %s", l.Here)
-		}
-		if c.Count == 0 {
-			continue
-		}
-		t.rowf("\tuuid %s\tvmm %s\tmemory %s\tdisk %s", l.UUID, l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
-		for _, v := range l.Versions {
-			t.rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
-		}
-	}
-	t.print()
-	return nil
-}
-
 func when(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // bytesText is a number of bytes for people.
 func bytesText(n int64) string { return dirt.Bytes(float64(n)) }
-
-type statCmd struct {
-	parcelArg
-	jsonFlag
-}
-
-func (c *statCmd) Run(a *app) error {
-	cl, err := a.open(remote.Limit{})
-	if err != nil {
-		return err
-	}
-	st, err := cl.Stat(a.ctx, c.Parcel)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return printJSON(st)
-	}
-	fmt.Fprintf(stdout, "%s: version %d, %s\n", st.Parcel, st.Version, st.State)
-	t := table{heads: []string{"", "total", "fetched", "modified", "hoarded"}, right: true}
-	for _, name := range []string{"disk", "memory"} {
-		im, ok := st.Images[name]
-		if !ok {
-			continue
-		}
-		t.row(name, bytesText(im.Total.Bytes), bytesText(im.Fetched.Bytes), bytesText(im.Modified.Bytes), bytesText(im.Hoarded.Bytes))
-		t.row("chunks", fmt.Sprint(im.Total.Chunks), fmt.Sprint(im.Fetched.Chunks), fmt.Sprint(im.Modified.Chunks),
-			fmt.Sprintf("%d of %d", im.Hoarded.Chunks, im.Stored.Chunks))
-	}
-	t.print()
-	fmt.Fprintf(stdout, "network: %s in, %s out\n", bytesText(st.Network.In), bytesText(st.Network.Out))
-	printRungs(st.Rungs)
-	return nil
-}

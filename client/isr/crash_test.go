@@ -297,6 +297,35 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "A", p, 1)
 		}},
+		{"hoard", 8, []string{"hoard", "-d"}, nil, nil, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 {
+				t.Errorf("again: %v", again)
+			}
+			w.hoarded(t, "A", p, 1)
+		}},
+		{"sync of what is hoarded", 8, []string{"sync"}, []string{"hoard", "resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 {
+				t.Errorf("again: %v", again)
+			}
+			w.hoarded(t, "A", p, 2)
+			w.goesOn(t, "A", p, 3)
+		}},
+		{"checkin of what is hoarded", 6, []string{"checkin"}, []string{"hoard", "resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 && again.status != 10 {
+				t.Errorf("again: %v", again)
+			}
+			w.hoarded(t, "A", p, 2)
+			w.goesOn(t, "B", p, 3)
+		}},
+		{"rmhoard", 4, []string{"rmhoard", "--yes"}, []string{"hoard", "checkout"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 && again.status != 10 {
+				t.Errorf("again: %v", again)
+			}
+			if k := w.kept(t, "A", p); k != nil {
+				t.Errorf("still hoarded: %+v", k)
+			}
+			w.goesOn(t, "A", p, 2)
+		}},
 		{"clean", 4, []string{"clean", "--yes"}, []string{"resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 && again.status != 10 {
 				t.Errorf("again: %v", again)

@@ -49,9 +49,11 @@ type grammar struct {
 	Hoard      hoardCmd      `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
 	Keeper     keeperCmd     `cmd:"" hidden:""`
 	Ls         lsCmd         `cmd:"" help:"List parcels on the server."`
+	Lshoard    lshoardCmd    `cmd:"" help:"List the parcels that are hoarded here."`
 	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
 	Rescue     rescueCmd     `cmd:"" help:"Make a new parcel of one that cannot be checked in."`
 	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Rmhoard    rmhoardCmd    `cmd:"" help:"Remove what is hoarded of a parcel from this host."`
 	Stat       statCmd       `cmd:"" help:"Show what of a parcel is here."`
 	Sync       syncCmd       `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
 	UUID       uuidCmd       `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
@@ -156,7 +158,10 @@ func (a *app) configuration() (*conf.Config, error) {
 }
 
 // open prepares the client for a command that needs one.
-func (a *app) open(limit remote.Limit) (*client.Client, error) {
+func (a *app) open(limit remote.Limit) (*client.Client, error) { return a.openWith(limit, "") }
+
+// openWith is open with a compression profile from the command line.
+func (a *app) openWith(limit remote.Limit, profile string) (*client.Client, error) {
 	cfg, err := a.configuration()
 	if err != nil {
 		return nil, err
@@ -169,8 +174,10 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if both := cfg.Count("bwlimit") << 10; limit == (remote.Limit{}) {
-		limit = remote.Limit{Up: both, Down: both}
+	for _, way := range []*int64{&limit.Up, &limit.Down} {
+		if *way == 0 {
+			*way = cfg.Count("bwlimit") << 10
+		}
 	}
 	ssh := maps.Clone(a.g.SSHOption)
 	if d := cfg.Duration("connect_timeout"); d > 0 && ssh["ConnectTimeout"] == "" {
@@ -183,6 +190,9 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"), LockPoll: cfg.Duration("lock_poll"),
 		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
 		Prompter: a.screen, UI: a.screen, Program: program}
+	if profile != "" {
+		o.Compression, o.CompressionAsked = profile, true
+	}
 	if !cfg.Bool("disable_lookaside") {
 		o.LookAside = cfg.List("lookaside")
 	}

@@ -102,9 +102,10 @@ func (s *Server) Close() error {
 // Host is the server's name as it was given.
 func (s *Server) Host() string { return s.target.Host }
 
-// OnOutage has f called when a demand begins to wait for a server that cannot
-// be reached, with the reason, and when it is back. With it, demand waits as
-// long as its context lets it; without, a minute. f must not block.
+// OnOutage has f called when a demand, or what a Policy lets wait for ever,
+// begins to wait for a server that cannot be reached, with the reason, and when
+// it is back. With it, demand waits as long as its context lets it; without, a
+// minute. f must not block.
 func (s *Server) OnOutage(f func(down bool, err error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -354,7 +355,8 @@ func (s *Server) persist(ctx context.Context, demand func() bool, patience func(
 		if began.IsZero() {
 			began = time.Now()
 		}
-		if p := patience(); !p.Forever && time.Since(began) >= p.For {
+		p := patience()
+		if !p.Forever && time.Since(began) >= p.For {
 			return err
 		}
 		var fail *failure
@@ -362,7 +364,7 @@ func (s *Server) persist(ctx context.Context, demand func() bool, patience func(
 			quick = false // at once on a new connection
 			continue
 		}
-		if demand() {
+		if demand() || p.Forever { // somebody waits, or waits for it to end
 			s.isDown(err)
 		}
 		s.outage.wait(ctx)

@@ -36,27 +36,58 @@ func ParseCodec(s string) (Codec, error) {
 	return "", fmt.Errorf("codec %q: want gzip, zstd or none", s)
 }
 
-var gzipWriters = sync.Pool{New: func() any {
-	// Level 1 is what keeps up with a disk: see BenchmarkSeal.
-	w, err := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed)
+// Level is how hard a codec tries. It changes what an object weighs, never how
+// it is read.
+type Level int
+
+// The levels: what BenchmarkLevels shows of each.
+const (
+	Usual Level = iota // gzip 1, zstd 3: what keeps up with a disk
+	Fast               // gzip 1, zstd 1
+	Hard               // gzip 6, zstd 7
+	Most               // gzip 9, zstd 11
+)
+
+// gzipLevels and zstdLevels are by Level.
+var (
+	gzipLevels = [...]int{gzip.BestSpeed, gzip.BestSpeed, 6, gzip.BestCompression}
+	zstdLevels = [...]zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedFastest, zstd.SpeedBetterCompression, zstd.SpeedBestCompression}
+)
+
+var gzipWriters [len(gzipLevels)]sync.Pool
+
+func gzipWriter(l Level) *gzip.Writer {
+	if w, ok := gzipWriters[l].Get().(*gzip.Writer); ok {
+		return w
+	}
+	w, err := gzip.NewWriterLevel(io.Discard, gzipLevels[l])
 	if err != nil {
-		panic(err) // the level is a constant
+		panic(err) // the levels are constants
 	}
 	return w
-}}
+}
 
 var gzipReaders sync.Pool
 
 // The zstd coders are safe for concurrent EncodeAll and DecodeAll.
-var zstdWriter = sync.OnceValue(func() *zstd.Encoder {
-	// A single segment always says how long its content is, below 256 bytes
-	// too: decode relies on it.
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(0), zstd.WithSingleSegment(true))
-	if err != nil {
-		panic(err)
-	}
-	return w
-})
+var zstdWriters [len(zstdLevels)]struct {
+	once sync.Once
+	w    *zstd.Encoder
+}
+
+func zstdWriter(l Level) *zstd.Encoder {
+	z := &zstdWriters[l]
+	z.once.Do(func() {
+		// A single segment always says how long its content is, below 256 bytes
+		// too: decode relies on it.
+		w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(0), zstd.WithSingleSegment(true), zstd.WithEncoderLevel(zstdLevels[l]))
+		if err != nil {
+			panic(err)
+		}
+		z.w = w
+	})
+	return z.w
+}
 
 var zstdReader = sync.OnceValue(func() *zstd.Decoder {
 	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*MaxPlain),
@@ -69,15 +100,18 @@ var zstdReader = sync.OnceValue(func() *zstd.Decoder {
 
 // encode is the codec byte and the compressed bytes, or codecNone and plain
 // when compression gains nothing.
-func encode(c Codec, plain []byte) ([]byte, error) {
+func encode(c Codec, l Level, plain []byte) ([]byte, error) {
+	if l < 0 || int(l) >= len(gzipLevels) {
+		return nil, fmt.Errorf("level %d of codec %s: there is none", l, c)
+	}
 	var out []byte
 	switch c {
 	case None:
 	case Gzip:
 		buf := bytes.NewBuffer(make([]byte, 0, len(plain)/2+64))
 		buf.WriteByte(codecGzip)
-		w := gzipWriters.Get().(*gzip.Writer)
-		defer gzipWriters.Put(w)
+		w := gzipWriter(l)
+		defer gzipWriters[l].Put(w)
 		w.Reset(buf)
 		if _, err := w.Write(plain); err != nil {
 			return nil, err
@@ -87,7 +121,7 @@ func encode(c Codec, plain []byte) ([]byte, error) {
 		}
 		out = buf.Bytes()
 	case Zstd:
-		out = zstdWriter().EncodeAll(plain, []byte{codecZstd})
+		out = zstdWriter(l).EncodeAll(plain, []byte{codecZstd})
 	default:
 		return nil, fmt.Errorf("codec %q: want gzip, zstd or none", c)
 	}

@@ -194,6 +194,7 @@ func (s Suite) newHash() hash.Hash {
 type Sealer struct {
 	Suite  Suite
 	Codec  Codec  // what Seal tries; Unseal reads every codec
+	Level  Level  // how hard it tries
 	Secret []byte // convergence secret; empty is the pilot's rule
 }
 
@@ -213,7 +214,7 @@ func (s Sealer) Seal(plain []byte) (Ref, []byte, error) {
 		return Ref{}, nil, fmt.Errorf("plaintext of %d bytes: want 1 to %d", len(plain), MaxPlain)
 	}
 	key := s.Key(plain)
-	encoded, err := encode(s.Codec, plain)
+	encoded, err := encode(s.Codec, s.Level, plain)
 	if err != nil {
 		return Ref{}, nil, err
 	}

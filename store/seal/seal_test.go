@@ -176,7 +176,7 @@ func TestKey(t *testing.T) {
 	for _, suite := range suites {
 		for _, secret := range []string{"", "a", "b"} {
 			for _, codec := range codecs {
-				s := Sealer{suite, codec, []byte(secret)}
+				s := Sealer{Suite: suite, Codec: codec, Secret: []byte(secret)}
 				what := string(suite) + secret
 				k := s.Key(plain)
 				if was, ok := keys[k]; ok && was != what {
@@ -432,7 +432,7 @@ func TestZero(t *testing.T) {
 
 func TestSealProperty(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
-		s := Sealer{rapid.SampledFrom(suites).Draw(r, "suite"), rapid.SampledFrom(codecs).Draw(r, "codec"), rapid.SliceOf(rapid.Byte()).Draw(r, "secret")}
+		s := Sealer{Suite: rapid.SampledFrom(suites).Draw(r, "suite"), Codec: rapid.SampledFrom(codecs).Draw(r, "codec"), Secret: rapid.SliceOf(rapid.Byte()).Draw(r, "secret")}
 		plain := rapid.SliceOfN(rapid.Byte(), 1, 3000).Draw(r, "plain")
 		ref, sealed, err := s.Seal(plain)
 		if err != nil {
@@ -450,7 +450,7 @@ func TestSealProperty(t *testing.T) {
 // Whatever decodes is at most limit bytes, and nothing panics.
 func FuzzDecode(f *testing.F) {
 	for _, c := range codecs {
-		m, _ := encode(c, text(500))
+		m, _ := encode(c, Usual, text(500))
 		f.Add(m, 500)
 		f.Add(m, 499)
 	}
