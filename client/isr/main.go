@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"syscall"
 
@@ -81,8 +80,7 @@ func run() int {
 	if k.Command() == "keeper <parcel>" {
 		return s.fail(client.Keeper())
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	ctx, ended := interruptible()
 	a := &app{screen: s, g: &g, ctx: ctx}
 	err = k.Run(a, parser)
 	if a.client != nil {
@@ -91,10 +89,26 @@ func run() int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		s.finish()
 		s.print("", "interrupted; run it again to go on")
-		return int(parcel.Interrupted)
+		return 128 + int(ended())
 	}
 	s.finish()
 	return s.fail(err)
+}
+
+// interruptible is a context that ends at the first signal that asks for the
+// end, and what tells which that was. A signal that was ignored when we were
+// started stays so: nohup, and a shell's background, mean it.
+func interruptible() (context.Context, func() syscall.Signal) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := make(chan os.Signal, 1)
+	client.NotifyEnd(c)
+	first := make(chan syscall.Signal, 1)
+	go func() {
+		sig := <-c
+		first <- sig.(syscall.Signal)
+		cancel()
+	}()
+	return ctx, func() syscall.Signal { return <-first }
 }
 
 // configuration is what the files, the environment and the command line say.

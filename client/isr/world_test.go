@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -40,6 +41,13 @@ var drivers string
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	// What was ignored stays ignored in programs: tests under nohup, or in a
+	// script's background, would wait for ever.
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	dir, err := os.MkdirTemp("", "isr-bin")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -331,7 +339,7 @@ func (w *world) must(t testing.TB, name string, args ...string) string {
 	return r.out
 }
 
-// mounts are the mounts below the world's runtime directory.
+// mounts are isr's mounts below the world's directory.
 func (w *world) mounts(t testing.TB) []string {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/mounts")
@@ -340,7 +348,7 @@ func (w *world) mounts(t testing.TB) []string {
 	}
 	var ms []string
 	for _, line := range strings.Split(string(text), "\n") {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], w.dir+"/") {
+		if f := strings.Fields(line); len(f) > 2 && strings.HasPrefix(f[2], "fuse") && strings.HasPrefix(f[1], w.dir+"/") {
 			ms = append(ms, f[1])
 		}
 	}
