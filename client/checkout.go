@@ -38,7 +38,7 @@ func (c *Client) Checkout(ctx context.Context, name string, o CheckoutOptions) (
 		return nil, err
 	}
 	if co.State.Status != Acquiring && co.State.Status != Releasing {
-		if o.Rollback != 0 {
+		if o.Rollback != 0 && !co.equals(ctx, o.Rollback) {
 			return nil, parcel.NewError(parcel.Exists, "parcel %s: checked out here already, version %d", name, co.State.Version).
 				WithHint("check it in or clean it before you roll back")
 		}
@@ -66,6 +66,20 @@ func (c *Client) Checkout(ctx context.Context, name string, o CheckoutOptions) (
 		return co, co.acquire(ctx, o)
 	}
 	return co, nil // somebody finished it meanwhile
+}
+
+// equals reports whether the checkout is pristine and equal to version v: a
+// rollback that was interrupted is done already.
+func (co *Checkout) equals(ctx context.Context, v int) bool {
+	if co.State.Modified || co.State.Damaged != "" || co.unlock(ctx) != nil {
+		return false
+	}
+	srv, err := co.client.server(co.State.Server, co.State.User)
+	if err != nil {
+		return false
+	}
+	keyroot, err := srv.Keyroot(ctx, co.State.Parcel, v)
+	return err == nil && keyroot == co.State.pristine
 }
 
 // newCheckout makes the record of what is about to happen, then does it.
