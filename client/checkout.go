@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"isr/client/fetch"
 	"isr/client/remote"
@@ -95,13 +99,14 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 	if cfg.Parcel != name || c.User != "" && cfg.User != c.User {
 		return nil, parcel.NewError(parcel.Denied, "parcel %s: the server answers with %s/%s", name, cfg.User, cfg.Parcel)
 	}
-	tmp, err := os.MkdirTemp(c.Dir, newPrefix+"*")
+	tmp, lock, err := c.newDir()
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	co := &Checkout{client: c, Dir: tmp, State: State{Status: Acquiring, Server: c.Server, User: cfg.User,
+	co := &Checkout{client: c, Dir: tmp, lock: lock, State: State{Status: Acquiring, Server: c.Server, User: cfg.User,
 		Parcel: name, UUID: cfg.UUID, Acquisition: parcel.NewID()}}
+	defer co.letGo()
 	for _, dir := range []string{"keys", "cfg", "hdk"} {
 		if err := os.Mkdir(co.path(dir), 0o700); err != nil {
 			return nil, err
@@ -133,11 +138,29 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 	if err := atomicfile.SyncDir(c.Dir); err != nil {
 		return nil, err
 	}
-	if err := co.seize(); err != nil {
-		return nil, err
-	}
-	defer co.letGo()
 	return co, co.acquire(ctx, o)
+}
+
+// newDir makes a directory that is to become a checkout, and takes its lock:
+// one that nobody holds is swept.
+func (c *Client) newDir() (string, *flock.Flock, error) {
+	for {
+		dir, err := os.MkdirTemp(c.Dir, newPrefix+"*")
+		if err != nil {
+			return "", nil, err
+		}
+		l := flock.New(filepath.Join(dir, "lock"), flock.SetPermissions(0o600))
+		ok, err := l.TryLock()
+		if ok && sameFile(filepath.Join(dir, "lock"), l) {
+			return dir, l, nil
+		}
+		l.Close()
+		os.RemoveAll(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", nil, err
+		}
+		// Swept before it had its lock: another.
+	}
 }
 
 // newPrefix begins the name of a directory that is to become a checkout.

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
@@ -135,10 +137,13 @@ func (c *Client) sweep() {
 	}
 	begun, _ := filepath.Glob(filepath.Join(c.Dir, newPrefix+"*"))
 	for _, dir := range begun {
-		// Another isr may be at it; a minute is long for what it does there.
-		if fi, err := os.Stat(dir); err == nil && time.Since(fi.ModTime()) > time.Minute {
+		l := flock.New(filepath.Join(dir, "lock"), flock.SetFlag(os.O_RDWR))
+		if ok, err := l.TryLock(); ok {
 			os.RemoveAll(dir)
+		} else if fi, serr := os.Stat(dir); err != nil && serr == nil && time.Since(fi.ModTime()) > time.Minute {
+			os.RemoveAll(dir) // it never came to have a lock
 		}
+		l.Close()
 	}
 }
 

@@ -393,7 +393,7 @@ func (p *running) waitFor(t testing.TB, text string) {
 }
 
 func (p *running) result() result {
-	return result{p.out.String(), p.err.String(), statusOf(p.cmd, p.err1)}
+	return result{out: p.out.String(), err: p.err.String(), status: statusOf(p.cmd, p.err1)}
 }
 
 // wait waits for the end.

@@ -279,7 +279,8 @@ func exists(path string) bool {
 // result is what a program did.
 type result struct {
 	out, err string
-	status   int // 128+N after signal N
+	status   int    // 128+N after signal N
+	sig      string // that killedAt sent
 }
 
 func (r result) String() string {
@@ -291,7 +292,7 @@ func execute(cmd *exec.Cmd, stdin string) result {
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	err := cmd.Run()
-	return result{out.String(), errs.String(), statusOf(cmd, err)}
+	return result{out: out.String(), err: errs.String(), status: statusOf(cmd, err)}
 }
 
 func statusOf(cmd *exec.Cmd, err error) int {
