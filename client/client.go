@@ -14,6 +14,7 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -51,6 +52,7 @@ type Options struct {
 	Host        string // this host's name in locks and versions; "" = its first label
 	Home        string // where .ssh is
 	Server      string // [LOGIN@]HOST[:PORT]; "" = the checkout's
+	Said        bool   // Server was asked for just now: it is no default
 	User        string // ISR user; "" = the checkout's, else the login name
 	Batch       bool   // never ask
 	Limit       remote.Limit
@@ -203,25 +205,30 @@ func (c *Client) ladder(local *hoard.Dir, h *hoard.Hoard, far fetch.Source) *fet
 }
 
 // Find is the checkout that name means: its name or its UUID, on the server
-// and of the user that the options name, if they do. parcel.ErrNoParcel if
+// and of the user that the options name, if they do; a UUID needs no server,
+// but is not looked for on another than was asked for. parcel.ErrNoParcel if
 // there is none.
 func (c *Client) Find(name string) (*Checkout, error) {
 	all, err := c.Checkouts()
 	if err != nil {
 		return nil, err
 	}
-	var found []*Checkout
+	var found, byUUID []*Checkout
 	elsewhere := ""
 	for _, co := range all {
+		here := (c.Server == "" || co.State.Server == c.Server) && (c.User == "" || co.State.User == c.User)
 		switch {
-		case co.State.UUID == name:
-			return co, nil
-		case co.State.Parcel != name:
-		case c.Server != "" && co.State.Server != c.Server, c.User != "" && co.State.User != c.User:
-			elsewhere = co.State.User + " at " + co.State.Server
-		default:
+		case co.State.UUID != name && co.State.Parcel != name:
+		case here:
 			found = append(found, co)
+		case co.State.UUID == name && !c.Said:
+			byUUID = append(byUUID, co)
+		default:
+			elsewhere = co.State.User + " at " + co.State.Server
 		}
+	}
+	if len(found) == 0 {
+		found = byUUID
 	}
 	switch len(found) {
 	case 0:
@@ -233,8 +240,12 @@ func (c *Client) Find(name string) (*Checkout, error) {
 	case 1:
 		return found[0], nil
 	}
-	return nil, parcel.NewError(parcel.Usage, "parcel %s: checked out from more than one server", name).
-		WithHint("say which by -s, or by the UUID that isr uuid prints")
+	var where []string
+	for _, co := range found {
+		where = append(where, fmt.Sprintf("%s at %s (%s)", co.State.User, co.State.Server, co.State.UUID))
+	}
+	return nil, parcel.NewError(parcel.Usage, "parcel %s: checked out here more than once: of %s", name, strings.Join(where, ", of ")).
+		WithHint("say which by -s and -u, or by its UUID")
 }
 
 // Checkouts is every checkout on this host, by name.
@@ -272,5 +283,11 @@ func (c *Client) dirFor(name, uuid string) string {
 	if _, err := os.Lstat(dir); err == nil || reserved[name] {
 		dir += "@" + uuid[:8]
 	}
-	return dir
+	// A server may be a copy of another, with the same UUIDs.
+	for n, base := 2, dir; ; n++ {
+		if _, err := os.Lstat(dir); err != nil {
+			return dir
+		}
+		dir = fmt.Sprint(base, "+", n)
+	}
 }

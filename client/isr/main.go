@@ -162,7 +162,7 @@ func (a *app) open(limit remote.Limit) (*client.Client, error) {
 		}
 		ssh["ConnectTimeout"] = fmt.Sprint(max(1, int(d.Seconds())))
 	}
-	o := client.Options{Dir: cfg.Get("isrdir"), Host: cfg.Get("hostname"), Home: home, Server: cfg.Get("server"), User: cfg.Get("userid"),
+	o := client.Options{Dir: cfg.Get("isrdir"), Host: cfg.Get("hostname"), Home: home, Server: cfg.Get("server"), Said: a.g.Server != "" && a.g.Server != os.Getenv("ISR_SERVER"), User: cfg.Get("userid"),
 		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"),
 		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
 		Prompter: a.screen, UI: a.screen, Program: program}
