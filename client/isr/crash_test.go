@@ -199,16 +199,24 @@ func counts(t testing.TB, r result) (count, disk int) {
 	return count, disk
 }
 
-// strays are the processes of the world's hosts.
-func (w *world) strays() (found []string) {
+type process struct {
+	pid     int
+	command string
+}
+
+// processes are those of the world's hosts.
+func (w *world) processes() (found []process) {
 	all, _ := filepath.Glob("/proc/[0-9]*/environ")
+	home := regexp.MustCompile(`(?s)(^|\x00)HOME=` + regexp.QuoteMeta(w.dir) + `/[^\x00]`)
 	for _, f := range all {
-		text, _ := os.ReadFile(f)
-		if strings.Contains("\x00"+string(text), "\x00HOME="+w.dir+"/") && !strings.Contains("\x00"+string(text), "\x00HOME="+w.dir+"\x00") {
-			cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
-			if text := strings.ReplaceAll(string(cmdline), "\x00", " "); text != "" && !strings.Contains(text, "isr-locksrv") {
-				found = append(found, text)
-			}
+		if text, _ := os.ReadFile(f); !home.Match(text) {
+			continue
+		}
+		dir := filepath.Dir(f)
+		text, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err == nil && len(text) > 0 { // a zombie has none
+			found = append(found, process{pid, strings.ReplaceAll(string(text), "\x00", " ")})
 		}
 	}
 	return found
@@ -406,7 +414,7 @@ func TestKilled(t *testing.T) {
 				w.sound(t, p)
 				w.wantClean(t)
 			}
-			within(t, tooLong, "end of all processes", func() bool { return len(w.strays()) == 0 })
+			within(t, tooLong, "end of all processes", func() bool { return len(w.processes()) == 0 })
 			// Threads share the steps anew in each run, so some survive.
 			if died*4 < tried {
 				t.Errorf("%d of %d were killed: too few to tell", died, tried)

@@ -16,13 +16,21 @@ import (
 	"isr/contrib/guest"
 )
 
-// machine is alice's parcel box, with a real guest, on one host after another.
+// machine is alice's parcel, with a real guest, on one host after another.
 type machine struct {
 	testing.TB
-	w     *world
-	host  string
-	front *running
-	con   *guest.Console
+	w      *world
+	parcel string // "" = box
+	host   string
+	front  *running
+	con    *guest.Console
+}
+
+func (m *machine) name() string {
+	if m.parcel == "" {
+		return "box"
+	}
+	return m.parcel
 }
 
 // resume runs isr resume on host until its guest can be heard.
@@ -33,10 +41,10 @@ func (m *machine) resume(host string, more ...string) {
 
 func (m *machine) resumeBy(host string, start func(testing.TB, *exec.Cmd) *running, more ...string) {
 	m.Helper()
-	serial := filepath.Join(m.w.dir, host+".serial")
+	serial := filepath.Join(m.w.dir, host+m.parcel+".serial")
 	m.host = host
 	os.Remove(serial) // of a guest that was killed
-	cmd := m.w.command(host, "isr", append([]string{"resume", "box", "-o", "display=none,accel=tcg,serial=unix:" + serial}, more...)...)
+	cmd := m.w.command(host, "isr", append([]string{"resume", m.name(), "-o", "display=none,accel=tcg,serial=unix:" + serial}, more...)...)
 	m.front = start(m, cmd)
 	ctx, cancel := context.WithTimeout(context.Background(), tooLong)
 	defer cancel()
@@ -111,7 +119,7 @@ func (m *machine) suspend() int {
 // suspended wants the parcel to be so, with its memory, and nothing left over.
 func (m *machine) suspended() {
 	m.Helper()
-	if st := stat(m, m.w, m.host, "box"); st.State != "suspended" || st.Memory != "qemu" {
+	if st := stat(m, m.w, m.host, m.name()); st.State != "suspended" || st.Memory != "qemu" {
 		m.Fatalf("%s: state %q with memory of %q, want suspended with that of qemu", m.host, st.State, st.Memory)
 	}
 	m.w.wantClean(m)
