@@ -142,10 +142,10 @@ func countLog(t testing.TB, log string) map[string]int {
 
 // crashWorld is a world in which alice has the parcel gold, at version 2: a
 // toy that has counted to 1.
-func crashWorld(t testing.TB) *world {
+func crashWorld(t testing.TB, kind string) *world {
 	t.Helper()
 	sshdtest.Require(t, "strace")
-	w := newQuickWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), kind)
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}
@@ -368,7 +368,7 @@ func TestKilled(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			w := crashWorld(t)
+			w := crashWorld(t, "serve")
 			with := func(args []string, p string) []string { return slices.Insert(slices.Clone(args), 1, p) }
 			fresh := func(p string) {
 				w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
@@ -443,7 +443,7 @@ func (w *world) goesOn(t testing.TB, host, p string, count int) {
 // was acknowledged is there afterwards, and nothing is half.
 func TestKeeperKilled(t *testing.T) {
 	t.Parallel()
-	w := crashWorld(t)
+	w := crashWorld(t, "serve")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "4M", "--vmm", "shell")
 	w.ok(t, "A", "checkout", "box")
 	rng := seed(t)
@@ -614,36 +614,62 @@ func straced(t testing.TB, w *world, pid int, args ...string) *running {
 }
 
 // TestServerKilledInCommit kills the server at its n-th step of a checkin, for
-// many n. The client finishes with the next server, or can when told again.
+// many n: the daemon, or whichever of sshd's and its verbs' processes comes
+// there first. The client finishes with the next server, or can when told again.
 func TestServerKilledInCommit(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) { testServerKilledInCommit(t, kind.name) })
+	}
+}
+
+func testServerKilledInCommit(t *testing.T, kind string) {
 	t.Parallel()
-	w := crashWorld(t)
-	d := w.server.(*daemon)
+	w := crashWorld(t, kind)
+	server, some := func() (pid int, done chan struct{}) {
+		d := w.server.(*daemon)
+		return d.cmd.Process.Pid, d.done
+	}, 10
+	if s, ok := w.server.(*sshd); ok {
+		server, some = func() (int, chan struct{}) { return s.Pid(), nil }, 4
+		// Every process that the client asks for anew is killed too.
+		rc := filepath.Join(w.dir, "A", ".openisrrc")
+		text, err := os.ReadFile(rc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, rc, string(text)+"patience = 2s\n")
+	}
 	fresh := func(p string) {
 		w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
 		w.ok(t, "A", "resume", p)
 	}
 	fresh("whole")
 	log := filepath.Join(w.dir, "steps")
-	trace := straced(t, w, d.cmd.Process.Pid, "-o", log, "-e", "trace="+steps)
+	pid, _ := server()
+	trace := straced(t, w, pid, "-o", log, "-e", "trace="+steps)
 	w.ok(t, "A", "checkin", "whole")
 	trace.cmd.Process.Signal(syscall.SIGINT)
 	trace.wait(t)
 	tried, died := 0, 0
-	for _, at := range sampled(seed(t), countLog(t, log), 10, "KILL") {
+	for _, at := range sampled(seed(t), countLog(t, log), some, "KILL") {
 		p := fmt.Sprint(at.call, at.n)
 		fresh(p)
-		trace := straced(t, w, d.cmd.Process.Pid, "-o", "/dev/null", "-e", "trace="+at.call,
+		pid, done := server()
+		killed := filepath.Join(w.dir, "killed")
+		trace := straced(t, w, pid, "-o", killed, "-e", "trace="+at.call,
 			"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", at.call, at.n))
 		client := start(t, w.command("A", "isr", "checkin", p))
 		tried++
 		select {
-		case <-d.done:
-			died++
+		case <-done:
 		case <-client.ended:
 		}
 		w.server.kill(t)
+		trace.cmd.Process.Signal(syscall.SIGINT) // there may be others of sshd's
 		trace.wait(t)
+		if countLog(t, killed)[at.call] >= at.n {
+			died++
+		}
 		w.sound(t, p)
 		w.server.start(t)
 		r := client.wait(t)
