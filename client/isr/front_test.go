@@ -115,6 +115,41 @@ esac
 	w.must(t, "isr-locksrv", "check", "-c")
 }
 
+// TestSleep: the host sleeps while its guest reads, and its connections do not
+// outlive that, with a word or without one. The guest sees no error.
+func TestSleep(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, shortDir(t), "serve")
+	x := newWire(t, w, false)
+	for _, host := range []string{"A", "B"} {
+		w.home(t, host, "alice", "alice")
+	}
+	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "16M", "--vmm", "shell")
+	sum := w.disk(t, "A", "box", "head -c 12M /dev/urandom | dd of=$DISK bs=128k iflag=fullblock conv=notrunc,fsync 2>/dev/null; sha256sum <$DISK")
+	w.ok(t, "A", "checkin", "box")
+	for name, lose := range map[string]func(){"cut": func() { x.cut(); x.mend() }, "silent": x.silence} {
+		if err := os.RemoveAll(w.dir + "/B/.isr"); err != nil { // its hoard
+			t.Fatal(err)
+		}
+		p := start(t, w.command("B", "isr", "--ssh-option", "ServerAliveInterval=1", "--ssh-option", "ServerAliveCountMax=1", "resume", "box"))
+		p.send("head -c 64K $DISK >/dev/null && echo begun; sha256sum <$DISK; exit\n")
+		p.waitFor(t, "begun")
+		asleep := w.processes()
+		for _, a := range asleep {
+			syscall.Kill(a.pid, syscall.SIGSTOP)
+		}
+		lose()
+		for _, a := range asleep {
+			syscall.Kill(a.pid, syscall.SIGCONT)
+		}
+		if r := p.wait(t); r.status != 0 || !strings.Contains(r.out, sum) || strings.Contains(r.err, "I/O error") {
+			t.Errorf("%s: after a sleep: want %s, got %v", name, sum, r)
+		}
+		w.ok(t, "B", "checkin", "box")
+	}
+	w.wantClean(t)
+}
+
 // keepersOfWorld are the keepers of the world's hosts.
 func keepersOfWorld(w *world) (pids []int) {
 	for _, p := range w.processes() {
