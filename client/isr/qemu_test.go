@@ -218,7 +218,7 @@ func TestGuest(t *testing.T) {
 	m.goesOn(last)
 	took := time.Since(began)
 	t.Logf("C: next tick of the hoarded parcel after %v", took.Round(time.Millisecond))
-	if took > 10*time.Second {
+	if took > 30*time.Second { // 5 s were seen at a load of 25
 		t.Errorf("C: next tick of the hoarded parcel took %v", took)
 	}
 	if s := m.ask("memsum"); s != memory {
