@@ -88,6 +88,7 @@ func (rt runtime) remove() {
 		os.RemoveAll(dir)
 	}
 	os.Remove(rt.mount)
+	os.Remove(rt.waits())
 	os.Remove(rt.dir)
 }
 

@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"isr/client/fetch"
 	"isr/client/remote"
@@ -39,7 +43,7 @@ func (c *Client) Checkout(ctx context.Context, name string, o CheckoutOptions) (
 		return nil, err
 	}
 	if co.State.Status != Acquiring && co.State.Status != Releasing {
-		if o.Rollback != 0 {
+		if o.Rollback != 0 && !co.equals(ctx, o.Rollback) {
 			return nil, parcel.NewError(parcel.Exists, "parcel %s: checked out here already, version %d", name, co.State.Version).
 				WithHint("check it in or clean it before you roll back")
 		}
@@ -69,6 +73,20 @@ func (c *Client) Checkout(ctx context.Context, name string, o CheckoutOptions) (
 	return co, nil // somebody finished it meanwhile
 }
 
+// equals reports whether the checkout is pristine and equal to version v: a
+// rollback that was interrupted is done already.
+func (co *Checkout) equals(ctx context.Context, v int) bool {
+	if co.State.Modified || co.State.Damaged != "" || co.unlock(ctx) != nil {
+		return false
+	}
+	srv, err := co.client.server(co.State.Server, co.State.User)
+	if err != nil {
+		return false
+	}
+	keyroot, err := srv.Keyroot(ctx, co.State.Parcel, v)
+	return err == nil && keyroot == co.State.pristine
+}
+
 // newCheckout makes the record of what is about to happen, then does it.
 func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions) (*Checkout, error) {
 	srv, err := c.defaultServer()
@@ -83,13 +101,14 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 		return nil, parcel.NewError(parcel.Denied, "parcel %s: the server answers with %s/%s", name, cfg.User, cfg.Parcel)
 	}
 	defer c.motd(ctx, srv)()
-	tmp, err := os.MkdirTemp(c.Dir, newPrefix+"*")
+	tmp, lock, err := c.newDir()
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	co := &Checkout{client: c, Dir: tmp, State: State{Status: Acquiring, Server: c.Server, User: cfg.User,
+	co := &Checkout{client: c, Dir: tmp, lock: lock, State: State{Status: Acquiring, Server: c.Server, User: cfg.User,
 		Parcel: name, UUID: cfg.UUID, Acquisition: parcel.NewID()}}
+	defer co.letGo()
 	for _, dir := range []string{"keys", "cfg", "hdk"} {
 		if err := os.Mkdir(co.path(dir), 0o700); err != nil {
 			return nil, err
@@ -121,10 +140,6 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 	if err := atomicfile.SyncDir(c.Dir); err != nil {
 		return nil, err
 	}
-	if err := co.seize(); err != nil {
-		return nil, err
-	}
-	defer co.letGo()
 	return co, co.acquire(ctx, o)
 }
 
@@ -154,6 +169,28 @@ func (c *Client) motd(ctx context.Context, srv *remote.Server) (show func()) {
 			}
 		case <-t.C:
 		}
+	}
+}
+
+// newDir makes a directory that is to become a checkout, and takes its lock:
+// one that nobody holds is swept.
+func (c *Client) newDir() (string, *flock.Flock, error) {
+	for {
+		dir, err := os.MkdirTemp(c.Dir, newPrefix+"*")
+		if err != nil {
+			return "", nil, err
+		}
+		l := flock.New(filepath.Join(dir, "lock"), flock.SetPermissions(0o600))
+		ok, err := l.TryLock()
+		if ok && sameFile(filepath.Join(dir, "lock"), l) {
+			return dir, l, nil
+		}
+		l.Close()
+		os.RemoveAll(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", nil, err
+		}
+		// Swept before it had its lock: another.
 	}
 }
 

@@ -14,6 +14,7 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,6 +22,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"isr/client/fetch"
 	"isr/client/hoard"
@@ -51,6 +54,7 @@ type Options struct {
 	Host        string // this host's name in locks and versions; "" = its first label
 	Home        string // where .ssh is
 	Server      string // [LOGIN@]HOST[:PORT]; "" = the checkout's
+	Said        bool   // Server was asked for just now: it is no default
 	User        string // ISR user; "" = the checkout's, else the login name
 	Batch       bool   // never ask
 	Limit       remote.Limit
@@ -150,10 +154,13 @@ func (c *Client) sweep() {
 	}
 	begun, _ := filepath.Glob(filepath.Join(c.Dir, newPrefix+"*"))
 	for _, dir := range begun {
-		// Another isr may be at it; a minute is long for what it does there.
-		if fi, err := os.Stat(dir); err == nil && time.Since(fi.ModTime()) > time.Minute {
+		l := flock.New(filepath.Join(dir, "lock"), flock.SetFlag(os.O_RDWR))
+		if ok, err := l.TryLock(); ok {
 			os.RemoveAll(dir)
+		} else if fi, serr := os.Stat(dir); err != nil && serr == nil && time.Since(fi.ModTime()) > time.Minute {
+			os.RemoveAll(dir) // it never came to have a lock
 		}
+		l.Close()
 	}
 }
 
@@ -223,25 +230,30 @@ func (c *Client) ladder(local *hoard.Dir, h *hoard.Hoard, far fetch.Source, src 
 }
 
 // Find is the checkout that name means: its name or its UUID, on the server
-// and of the user that the options name, if they do. parcel.ErrNoParcel if
+// and of the user that the options name, if they do; a UUID needs no server,
+// but is not looked for on another than was asked for. parcel.ErrNoParcel if
 // there is none.
 func (c *Client) Find(name string) (*Checkout, error) {
 	all, err := c.Checkouts()
 	if err != nil {
 		return nil, err
 	}
-	var found []*Checkout
+	var found, byUUID []*Checkout
 	elsewhere := ""
 	for _, co := range all {
+		here := (c.Server == "" || co.State.Server == c.Server) && (c.User == "" || co.State.User == c.User)
 		switch {
-		case co.State.UUID == name:
-			return co, nil
-		case co.State.Parcel != name:
-		case c.Server != "" && co.State.Server != c.Server, c.User != "" && co.State.User != c.User:
-			elsewhere = co.State.User + " at " + co.State.Server
-		default:
+		case co.State.UUID != name && co.State.Parcel != name:
+		case here:
 			found = append(found, co)
+		case co.State.UUID == name && !c.Said:
+			byUUID = append(byUUID, co)
+		default:
+			elsewhere = co.State.User + " at " + co.State.Server
 		}
+	}
+	if len(found) == 0 {
+		found = byUUID
 	}
 	switch len(found) {
 	case 0:
@@ -253,8 +265,12 @@ func (c *Client) Find(name string) (*Checkout, error) {
 	case 1:
 		return found[0], nil
 	}
-	return nil, parcel.NewError(parcel.Usage, "parcel %s: checked out from more than one server", name).
-		WithHint("say which by -s, or by the UUID that isr uuid prints")
+	var where []string
+	for _, co := range found {
+		where = append(where, fmt.Sprintf("%s at %s (%s)", co.State.User, co.State.Server, co.State.UUID))
+	}
+	return nil, parcel.NewError(parcel.Usage, "parcel %s: checked out here more than once: of %s", name, strings.Join(where, ", of ")).
+		WithHint("say which by -s and -u, or by its UUID")
 }
 
 // Checkouts is every checkout on this host, by name.
@@ -292,5 +308,11 @@ func (c *Client) dirFor(name, uuid string) string {
 	if _, err := os.Lstat(dir); err == nil || reserved[name] {
 		dir += "@" + uuid[:8]
 	}
-	return dir
+	// A server may be a copy of another, with the same UUIDs.
+	for n, base := 2, dir; ; n++ {
+		if _, err := os.Lstat(dir); err != nil {
+			return dir
+		}
+		dir = fmt.Sprint(base, "+", n)
+	}
 }

@@ -40,6 +40,9 @@ type keeper struct {
 	given atomic.Bool // the memory image of before is given up
 	ails  few         // I/O errors of the guest that the user was told of
 	ahead ahead       // of the prefetch
+
+	ends    atomic.Bool  // the run is to end, or has
+	waiting atomic.Value // string: what it waits for, "" for nothing
 }
 
 // Keeper runs one parcel, as told over conn, and returns when its guest is off
@@ -72,26 +75,41 @@ func Keeper() error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	e.UI = ui
+	c := newClient(e.Options, e.Credentials)
+	defer c.Close()
+	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, taken: e.Taken, ui: ui}
 	go func() { <-term; wish() }()
 	go func() {
 		for {
 			var cmd command
 			// The end of the stream is the end of whoever stood in front.
-			if err := dec.Decode(&cmd); err != nil || cmd.Suspend {
+			if err := dec.Decode(&cmd); err != nil {
 				wish()
-				if err != nil {
-					return
-				}
+				return
+			}
+			if cmd.Suspend && k.ends.Swap(true) {
+				k.impatient()
+			}
+			if cmd.Suspend {
+				wish()
 			}
 		}
 	}()
-	e.UI = ui
-	c := newClient(e.Options, e.Credentials)
-	defer c.Close()
-	k := &keeper{co: &Checkout{client: c, Dir: e.Checkout, key: e.Key}, o: e.Resume, taken: e.Taken, ui: ui}
 	err = k.run(context.Background(), suspend)
 	ui.end(err)
 	return nil // the front reports it
+}
+
+// impatient answers who asks for a suspension that is under way. It is not
+// hurried by that, and it is not undone.
+func (k *keeper) impatient() {
+	name := filepath.Base(k.co.Dir)
+	if w, _ := k.waiting.Load().(string); w != "" {
+		k.ui.Say("parcel %s: %s; it waits for room, and kill -9 %d gives up what is not kept", name, w, os.Getpid())
+		return
+	}
+	k.ui.Say("parcel %s: being suspended: waiting until all of it is on this host's disk", name)
 }
 
 func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
@@ -130,6 +148,11 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := co.reserve().take(); err != nil {
+		return parcel.NewError(parcel.Full, "parcel %s: no room to run it: %v", st.Parcel, err).
+			WithHint("make room in %s, then run it again", co.client.Dir)
+	}
+	defer co.reserve().giveUp()
 	before := st.Status
 	st.Status, st.Mount = Running, k.rt.mount
 	if err := co.save(); err != nil {
@@ -161,8 +184,13 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	m.Started = func() { k.ui.Detail("parcel %s: the guest runs", st.Parcel) }
 	k.ui.Detail("parcel %s: shown at %s, run by %s", st.Parcel, k.rt.mount, driver.Name())
 	k.ui.send(event{Mount: k.rt.mount})
-	if k.s.images[keyring.Memory] != nil {
+	if sd := k.s.images[keyring.Memory]; sd != nil {
 		m.Pages = pages{k}
+		switch driver.(type) {
+		case vmm.None, vmm.Shell: // they save none
+		default:
+			k.room(sd.pristine.Size - sd.overlay.ModifiedCount()*int64(sd.pristine.ChunkSize))
+		}
 	}
 	if k.taken {
 		in, out, stop, err := k.overhear()
@@ -175,6 +203,8 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	}
 	out, runErr := driver.Run(ctx, m, suspend)
 
+	k.ends.Store(true)
+	k.waits("")
 	k.ui.Detail("parcel %s: the run ended, suspended: %t", st.Parcel, out.Suspended)
 	stop()
 	wg.Wait()
@@ -207,12 +237,16 @@ func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr er
 		if sd == nil {
 			continue
 		}
-		var err error
+		keep := sd.image.Flush
 		if name == keyring.Memory && out.Suspended {
-			err = sd.image.EndSave(ctx)
-		} else {
-			err = sd.image.Flush(ctx)
+			keep = sd.image.EndSave
 		}
+		err := k.persist(name, func() error {
+			if err := keep(ctx); sd.image.Tainted() == nil {
+				return err
+			}
+			return nil // for good
+		})
 		if err == nil {
 			err = sd.image.Tainted()
 		}
@@ -226,11 +260,12 @@ func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr er
 	switch {
 	case out.Suspended:
 		if len(trace) > 0 {
+			// The next resume can do without.
 			if err := os.WriteFile(filepath.Join(k.rt.cfg, traceFile), trace, 0o600); err != nil {
-				return err
+				os.Remove(filepath.Join(k.rt.cfg, traceFile))
 			}
 		}
-		if err := co.packCfg(k.rt.cfg); err != nil {
+		if err := k.persist("VMM's state", func() error { return co.packCfg(k.rt.cfg) }); err != nil {
 			return err
 		}
 		st.Status, st.Modified, st.Memory, st.Requires = Suspended, true, driver, out.Requires
@@ -249,15 +284,12 @@ func (k *keeper) settle(driver string, before Status, out vmm.Outcome, runErr er
 			break
 		}
 		st.Status = Suspended
-		if err := co.packCfg(k.rt.cfg); err != nil {
+		if err := k.persist("VMM's state", func() error { return co.packCfg(k.rt.cfg) }); err != nil {
 			return err
 		}
 	}
 	st.Mount = ""
-	if err := co.save(); err != nil {
-		return err
-	}
-	return nil
+	return k.persist("record", co.save)
 }
 
 // giveUpMemory notes, durably and before it happens, that the memory image
@@ -271,8 +303,10 @@ func (k *keeper) giveUpMemory() error {
 	defer k.mu.Unlock()
 	st := &k.co.State
 	if !st.Modified || st.Memory != "" {
+		modified, memory := st.Modified, st.Memory
 		st.Modified, st.Memory = true, ""
 		if err := k.co.save(); err != nil {
+			st.Modified, st.Memory = modified, memory
 			return err
 		}
 	}
@@ -284,7 +318,7 @@ func (k *keeper) giveUpMemory() error {
 type pages struct{ k *keeper }
 
 func (p pages) BeginSave() error {
-	if err := p.k.giveUpMemory(); err != nil {
+	if err := p.k.persist("record", p.k.giveUpMemory); err != nil {
 		return err
 	}
 	return p.k.s.images[keyring.Memory].image.BeginSave()
@@ -295,7 +329,11 @@ func (p pages) Asked(off int64, n int) bool {
 }
 
 func (p pages) WriteAt(b []byte, off int64) (int, error) {
-	return p.k.s.images[keyring.Memory].image.Pages().WriteAt(b, off)
+	n, err := p.k.s.images[keyring.Memory].image.Pages().WriteAt(b, off)
+	if mayPass(err) { // the driver tries again
+		p.k.waits(fmt.Sprintf("its memory cannot be kept: %v", err))
+	}
+	return n, err
 }
 
 // guarded is an image whose first write is noted before it is made, and whose
@@ -328,7 +366,12 @@ func (k *keeper) told(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, io.EOF) || ctx.Err() != nil {
 		return err
 	}
-	if text := err.Error(); k.ails.note(text) {
+	text := err.Error()
+	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	switch {
+	case full && k.ails.note("full"):
+		k.ui.Warn("parcel %s: no room for what the guest writes: %s", k.co.State.Parcel, text)
+	case !full && k.ails.note(text):
 		k.ui.Warn("parcel %s: the guest sees an I/O error: %s", k.co.State.Parcel, text)
 	}
 	return err

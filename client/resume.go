@@ -208,7 +208,7 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 	// A group of its own: ctrl-c reaches us, and we ask it to suspend.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	NotifyEnd(signals)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		there.Close()
@@ -237,6 +237,16 @@ func (c *Client) keep(co *Checkout, o ResumeOptions) error {
 		}
 	}()
 	return c.follow(json.NewDecoder(conn), co, o.Watcher)
+}
+
+// NotifyEnd has c told of the signals that ask a command to end, but for those
+// that were ignored when this process was started.
+func NotifyEnd(c chan<- os.Signal) {
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(c, sig)
+		}
+	}
 }
 
 // follow shows the keeper's events until its last. w may be nil.

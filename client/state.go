@@ -266,6 +266,10 @@ func (co *Checkout) busy() error {
 	e := parcel.NewError(parcel.Busy, "parcel %s: in use by another isr command", co.State.Parcel)
 	if co.State.Status == Running {
 		e = parcel.NewError(parcel.Busy, "parcel %s: running", co.State.Parcel)
+		if w := co.waitsFor(); w != "" {
+			e = parcel.NewError(parcel.Busy, "parcel %s: being suspended, and waits for room: %s", co.State.Parcel, w)
+			return e.WithHint("make room in %s: it goes on by itself", co.client.Dir)
+		}
 		return e.WithHint("suspend it first: ctrl-c in its isr resume, or close its window")
 	}
 	return e.WithHint("wait for it, or end it")

@@ -314,6 +314,7 @@ func (s *session) promote(sealedRoot []byte, root *keyring.Root, version int) er
 // tidy removes what a pristine checkout does not need: what was modified, and
 // is now in a version or given up. Only the record says which.
 func (co *Checkout) tidy() error {
+	co.reserve().giveUp() // of a keeper that died
 	if co.State.Memory == "" && co.State.Modified {
 		if err := co.resetOverlay(keyring.Memory); err != nil {
 			return err

@@ -55,7 +55,7 @@ func TestRescueKilled(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			w := crashWorld(t)
+			w := crashWorld(t, "serve")
 			fresh := func(p string) {
 				w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
 				w.ok(t, "A", "resume", p)
@@ -65,14 +65,14 @@ func TestRescueKilled(t *testing.T) {
 			most := countSteps(t, w, "A", "rescue", "whole")
 			tried, died := 0, 0
 			for _, at := range sample(seed(t), most, 10) {
-				p := fmt.Sprint(at.call, at.n)
+				p := fmt.Sprint(at.call, at.n, at.sig)
 				if exists(w.hdk("alice", p)) {
 					continue
 				}
 				fresh(p)
 				killed := killedAt(w, at, "A", "rescue", p)
 				tried++
-				if killed.status == 128+int(syscall.SIGKILL) {
+				if killed.status > 128 {
 					died++
 				}
 				again := w.isr("A", "rescue", p)
@@ -118,7 +118,7 @@ func TestRescueKilled(t *testing.T) {
 // reverted is never checked in, and run again it finishes.
 func TestSpliceKilled(t *testing.T) {
 	t.Parallel()
-	w := crashWorld(t)
+	w := crashWorld(t, "serve")
 	fresh := func(p string) {
 		w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
 		w.ok(t, "A", "resume", p)
@@ -133,7 +133,7 @@ func TestSpliceKilled(t *testing.T) {
 		t.Fatal(r)
 	}
 	for _, at := range sample(seed(t), countLog(t, log), 8) {
-		p := fmt.Sprint(at.call, at.n)
+		p := fmt.Sprint(at.call, at.n, at.sig)
 		if exists(w.hdk("alice", p)) {
 			continue
 		}
@@ -311,7 +311,7 @@ func TestFlips(t *testing.T) {
 // sealed anew if it is damaged, by checkp; nothing is lost.
 func TestSealedDamaged(t *testing.T) {
 	t.Parallel()
-	w := crashWorld(t)
+	w := crashWorld(t, "serve")
 	fresh := func(p string) {
 		w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
 		w.ok(t, "A", "resume", p)
@@ -322,7 +322,7 @@ func TestSealedDamaged(t *testing.T) {
 	for n := range most["fsync"] {
 		p := fmt.Sprint("fsync", n)
 		fresh(p)
-		killedAt(w, step{"fsync", n + 1}, "A", "sync", p)
+		killedAt(w, step{"fsync", n + 1, "KILL"}, "A", "sync", p)
 		dir := filepath.Join(w.dir, "A", ".isr", p)
 		state, err := os.ReadFile(filepath.Join(dir, "state"))
 		if err != nil {

@@ -38,29 +38,47 @@ func seed(t testing.TB) *rand.Rand {
 }
 
 // A step is a point to be killed at: when a thread makes its n-th call of
-// this name. The call is not made.
+// this name. Killed, it does not make the call.
 type step struct {
 	call string
 	n    int
+	sig  string // KILL, or another signal
 }
 
-func (s step) String() string { return fmt.Sprint(s.call, " ", s.n) }
+func (s step) String() string { return fmt.Sprint(s.call, " ", s.n, " by ", s.sig) }
 
-// sample is some of the steps that are in most, which tells how many calls of
+// status is that of a command which a signal has ended.
+func (s step) status() int {
+	return 128 + int(map[string]syscall.Signal{"KILL": syscall.SIGKILL, "INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP}[s.sig])
+}
+
+// asked are the signals that ask a command to end.
+var asked = []string{"INT", "TERM", "HUP"}
+
+// sample is steps to kill at, and fewer to interrupt at.
+func sample(rng *rand.Rand, most map[string]int, some int) []step {
+	steps := sampled(rng, most, some, "KILL")
+	for _, sig := range asked {
+		steps = append(steps, sampled(rng, most, (some+3)/4, sig)...)
+	}
+	return steps
+}
+
+// sampled is some of the steps that are in most, which tells how many calls of
 // each name one thread makes; all of them with ISR_TEST_CRASH=all. Each name
 // has its share: what is rare is done for a reason.
-func sample(rng *rand.Rand, most map[string]int, some int) (steps []step) {
+func sampled(rng *rand.Rand, most map[string]int, some int, sig string) (steps []step) {
 	calls := slices.Sorted(maps.Keys(most))
 	if os.Getenv("ISR_TEST_CRASH") == "all" {
 		for _, call := range calls {
 			for n := range most[call] {
-				steps = append(steps, step{call, n + 1})
+				steps = append(steps, step{call, n + 1, sig})
 			}
 		}
 		return steps
 	}
 	if testing.Short() {
-		some = 2
+		some = min(some, 2)
 	}
 	seen := make(map[step]bool)
 	for tries := 0; len(steps) < some && tries < 10*some; tries++ {
@@ -68,7 +86,7 @@ func sample(rng *rand.Rand, most map[string]int, some int) (steps []step) {
 			rng.Shuffle(len(calls), func(i, j int) { calls[i], calls[j] = calls[j], calls[i] })
 		}
 		call := calls[tries%len(calls)]
-		s := step{call, 1 + rng.IntN(most[call])}
+		s := step{call, 1 + rng.IntN(most[call]), sig}
 		if !seen[s] {
 			seen[s] = true
 			steps = append(steps, s)
@@ -77,13 +95,15 @@ func sample(rng *rand.Rand, most map[string]int, some int) (steps []step) {
 	return steps
 }
 
-// killedAt runs isr on host, and kills the process of it, or of its keeper,
-// that is the first to come to s.
+// killedAt runs isr on host, and sends the signal to the process of it, or of
+// its keeper, that is the first to come to s.
 func killedAt(w *world, s step, host string, args ...string) result {
 	cmd := w.command(host, "strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=" + s.call, "-e", "signal=none",
-		"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", s.call, s.n), filepath.Join(w.programs, "isr")}, args...)...)
+		"-e", fmt.Sprintf("inject=%s:signal=%s:when=%d", s.call, s.sig, s.n), filepath.Join(w.programs, "isr")}, args...)...)
 	cmd.Env = append(cmd.Env, "GOMAXPROCS=1") // so that few threads take the steps
-	return execute(cmd, "")
+	r := execute(cmd, "")
+	r.sig = s.sig
+	return r
 }
 
 // countSteps runs isr on host to its end; it gives the most calls of each name
@@ -122,10 +142,10 @@ func countLog(t testing.TB, log string) map[string]int {
 
 // crashWorld is a world in which alice has the parcel gold, at version 2: a
 // toy that has counted to 1.
-func crashWorld(t testing.TB) *world {
+func crashWorld(t testing.TB, kind string) *world {
 	t.Helper()
 	sshdtest.Require(t, "strace")
-	w := newQuickWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), kind)
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}
@@ -179,8 +199,32 @@ func counts(t testing.TB, r result) (count, disk int) {
 	return count, disk
 }
 
-// TestKilled kills isr and its keeper at their n-th step, for many n, and runs
-// the same command again.
+type process struct {
+	pid     int
+	command string
+}
+
+// processes are those of the world's hosts.
+func (w *world) processes() (found []process) {
+	all, _ := filepath.Glob("/proc/[0-9]*/environ")
+	home := regexp.MustCompile(`(?s)(^|\x00)HOME=` + regexp.QuoteMeta(w.dir) + `/[^\x00]`)
+	for _, f := range all {
+		if text, _ := os.ReadFile(f); !home.Match(text) {
+			continue
+		}
+		dir := filepath.Dir(f)
+		text, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err == nil && len(text) > 0 { // a zombie has none
+			found = append(found, process{pid, strings.ReplaceAll(string(text), "\x00", " ")})
+		}
+	}
+	return found
+}
+
+// TestKilled ends isr and its keeper at their n-th step, for many n, by each
+// signal, and runs the same command again. A command that changes anything
+// has a line here.
 func TestKilled(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -203,15 +247,26 @@ func TestKilled(t *testing.T) {
 			}
 			w.goesOn(t, "A", p, 2)
 		}},
-		{"rollback", 4, []string{"checkout", "-r", "1"}, nil, nil, func(t *testing.T, w *world, p string, killed, again result) {
-			// Done, or done already.
-			if again.status != 0 && again.status != 17 {
+		{"rollback", 4, []string{"checkout", "-r", "1"}, []string{"resume", "checkin"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 {
 				t.Errorf("again: %v", again)
 			}
-			if got := w.listed(t, p, "held.epoch"); got != "1" {
-				t.Errorf("lock has number %s, want 1", got)
+			if got := w.listed(t, p, "version"); got != "3" {
+				t.Errorf("version is %s, want 3", got)
+			}
+			if got := w.listed(t, p, "held.epoch"); got != "2" {
+				t.Errorf("lock has number %s, want 2", got)
 			}
 			w.goesOn(t, "A", p, 2)
+		}},
+		{"checkout -d", 2, []string{"checkout", "-d"}, nil, nil, func(t *testing.T, w *world, p string, killed, again result) {
+			if again.status != 0 {
+				t.Errorf("again: %v", again)
+			}
+			if count, disk := counts(t, w.ok(t, "A", "resume", "-d", p)); count != 2 || disk != 1 {
+				t.Errorf("without a network it counts %d over a disk that says %d, want 2 over 1", count, disk)
+			}
+			w.goesOn(t, "A", p, 3)
 		}},
 		{"resume", 14, []string{"resume"}, []string{"checkout"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			count, disk := counts(t, again)
@@ -225,7 +280,8 @@ func TestKilled(t *testing.T) {
 			if count != disk+1 && count != 1 {
 				t.Errorf("memory counts %d over a disk that says %d", count, disk)
 			}
-			if count == 1 && !strings.Contains(again.err+killed.err, "its memory is lost") {
+			// A toy that is interrupted is off: that is said by its own.
+			if count == 1 && killed.sig == "KILL" && !strings.Contains(again.err+killed.err, "its memory is lost") {
 				t.Errorf("memory is lost, and nobody said so: %v", again)
 			}
 			w.goesOn(t, "A", p, count+1)
@@ -302,6 +358,7 @@ func TestKilled(t *testing.T) {
 				t.Errorf("again: %v", again)
 			}
 			w.hoarded(t, "A", p, 1)
+			w.goesOn(t, "A", p, 2)
 		}},
 		{"sync of what is hoarded", 8, []string{"sync"}, []string{"hoard", "resume"}, nil, func(t *testing.T, w *world, p string, killed, again result) {
 			if again.status != 0 {
@@ -335,7 +392,7 @@ func TestKilled(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			w := crashWorld(t)
+			w := crashWorld(t, "serve")
 			with := func(args []string, p string) []string { return slices.Insert(slices.Clone(args), 1, p) }
 			fresh := func(p string) {
 				w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
@@ -348,18 +405,23 @@ func TestKilled(t *testing.T) {
 			steps := sample(seed(t), most, c.some)
 			for n := range most["fsync"] {
 				if c.some == 0 {
-					steps = append(steps, step{"fsync", n + 1})
+					steps = append(steps, step{"fsync", n + 1, "KILL"})
 				}
 			}
 			tried, died := 0, 0
 			for _, at := range steps {
-				p := fmt.Sprint(at.call, at.n)
+				p := fmt.Sprint(at.call, at.n, at.sig)
 				if exists(w.hdk("alice", p)) {
 					continue
 				}
 				fresh(p)
 				killed := killedAt(w, at, "A", with(c.args, p)...)
-				tried++
+				if at.sig != "KILL" && killed.status != 0 && killed.status != at.status() {
+					t.Errorf("interrupted at %v: %v", at, killed)
+				}
+				if at.sig == "KILL" {
+					tried++
+				}
 				if killed.status == 128+int(syscall.SIGKILL) || strings.Contains(killed.err, "keeper died") {
 					died++
 				}
@@ -374,7 +436,9 @@ func TestKilled(t *testing.T) {
 					t.Fatalf("killed at %v: %vthen %v", at, killed, again)
 				}
 				w.sound(t, p)
+				w.wantClean(t)
 			}
+			within(t, tooLong, "end of all processes", func() bool { return len(w.processes()) == 0 })
 			// Threads share the steps anew in each run, so some survive.
 			if died*4 < tried {
 				t.Errorf("%d of %d were killed: too few to tell", died, tried)
@@ -403,7 +467,7 @@ func (w *world) goesOn(t testing.TB, host, p string, count int) {
 // was acknowledged is there afterwards, and nothing is half.
 func TestKeeperKilled(t *testing.T) {
 	t.Parallel()
-	w := crashWorld(t)
+	w := crashWorld(t, "serve")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "4M", "--vmm", "shell")
 	w.ok(t, "A", "checkout", "box")
 	rng := seed(t)
@@ -574,36 +638,62 @@ func straced(t testing.TB, w *world, pid int, args ...string) *running {
 }
 
 // TestServerKilledInCommit kills the server at its n-th step of a checkin, for
-// many n. The client finishes with the next server, or can when told again.
+// many n: the daemon, or whichever of sshd's and its verbs' processes comes
+// there first. The client finishes with the next server, or can when told again.
 func TestServerKilledInCommit(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) { testServerKilledInCommit(t, kind.name) })
+	}
+}
+
+func testServerKilledInCommit(t *testing.T, kind string) {
 	t.Parallel()
-	w := crashWorld(t)
-	d := w.server.(*daemon)
+	w := crashWorld(t, kind)
+	server, some := func() (pid int, done chan struct{}) {
+		d := w.server.(*daemon)
+		return d.cmd.Process.Pid, d.done
+	}, 10
+	if s, ok := w.server.(*sshd); ok {
+		server, some = func() (int, chan struct{}) { return s.Pid(), nil }, 4
+		// Every process that the client asks for anew is killed too.
+		rc := filepath.Join(w.dir, "A", ".openisrrc")
+		text, err := os.ReadFile(rc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, rc, string(text)+"patience = 2s\n")
+	}
 	fresh := func(p string) {
 		w.must(t, "isr-locksrv", "parcel", "copy", "alice", "gold", "alice", p)
 		w.ok(t, "A", "resume", p)
 	}
 	fresh("whole")
 	log := filepath.Join(w.dir, "steps")
-	trace := straced(t, w, d.cmd.Process.Pid, "-o", log, "-e", "trace="+steps)
+	pid, _ := server()
+	trace := straced(t, w, pid, "-o", log, "-e", "trace="+steps)
 	w.ok(t, "A", "checkin", "whole")
 	trace.cmd.Process.Signal(syscall.SIGINT)
 	trace.wait(t)
 	tried, died := 0, 0
-	for _, at := range sample(seed(t), countLog(t, log), 10) {
+	for _, at := range sampled(seed(t), countLog(t, log), some, "KILL") {
 		p := fmt.Sprint(at.call, at.n)
 		fresh(p)
-		trace := straced(t, w, d.cmd.Process.Pid, "-o", "/dev/null", "-e", "trace="+at.call,
+		pid, done := server()
+		killed := filepath.Join(w.dir, "killed")
+		trace := straced(t, w, pid, "-o", killed, "-e", "trace="+at.call,
 			"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", at.call, at.n))
 		client := start(t, w.command("A", "isr", "checkin", p))
 		tried++
 		select {
-		case <-d.done:
-			died++
+		case <-done:
 		case <-client.ended:
 		}
 		w.server.kill(t)
+		trace.cmd.Process.Signal(syscall.SIGINT) // there may be others of sshd's
 		trace.wait(t)
+		if countLog(t, killed)[at.call] >= at.n {
+			died++
+		}
 		w.sound(t, p)
 		w.server.start(t)
 		r := client.wait(t)

@@ -80,10 +80,10 @@ func TestHoardOutage(t *testing.T) {
 	w.wantClean(t)
 }
 
-// TestHoardBeside: a hoard beside a running parcel, its sync and its checkin,
+// TestHoardAndSync: a hoard beside a running parcel, its sync and its checkin,
 // and beside another hoard. Whoever is last, the pin is of the newest version
 // and all of it is here.
-func TestHoardBeside(t *testing.T) {
+func TestHoardAndSync(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, shortDir(t), "serve")
 	for _, host := range []string{"A", "B"} {

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"syscall"
@@ -110,8 +109,7 @@ func run() int {
 	if k.Command() == "keeper <parcel>" {
 		return s.fail(client.Keeper())
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	ctx, ended := interruptible()
 	a := &app{screen: s, g: &g, parser: parser, ctx: ctx}
 	err = k.Run(a, parser)
 	if a.client != nil {
@@ -120,10 +118,26 @@ func run() int {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		s.finish()
 		s.print("", "interrupted; run it again to go on")
-		return int(parcel.Interrupted)
+		return 128 + int(ended())
 	}
 	s.finish()
 	return s.end(err)
+}
+
+// interruptible is a context that ends at the first signal that asks for the
+// end, and what tells which that was. A signal that was ignored when we were
+// started stays so: nohup, and a shell's background, mean it.
+func interruptible() (context.Context, func() syscall.Signal) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := make(chan os.Signal, 1)
+	client.NotifyEnd(c)
+	first := make(chan syscall.Signal, 1)
+	go func() {
+		sig := <-c
+		first <- sig.(syscall.Signal)
+		cancel()
+	}()
+	return ctx, func() syscall.Signal { return <-first }
 }
 
 // configuration is what the files, the environment and the command line say.
@@ -187,6 +201,7 @@ func (a *app) openWith(limit remote.Limit, profile string) (*client.Client, erro
 		ssh["ConnectTimeout"] = fmt.Sprint(max(1, int(d.Seconds())))
 	}
 	o := client.Options{Dir: cfg.Get("isrdir"), Host: cfg.Get("hostname"), Home: home, Server: cfg.Get("server"), User: cfg.Get("userid"),
+		Said:  a.g.Server != "" && a.g.Server != os.Getenv("ISR_SERVER"),
 		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"), LockPoll: cfg.Duration("lock_poll"),
 		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
 		Prompter: a.screen, UI: a.screen, Program: program}

@@ -16,14 +16,22 @@ import (
 	"isr/contrib/guest"
 )
 
-// machine is alice's parcel box, with a real guest, on one host after another.
+// machine is alice's parcel, with a real guest, on one host after another.
 type machine struct {
 	testing.TB
-	w     *world
-	host  string
-	front *running
-	con   *guest.Console
-	in    func(host string, cmd *exec.Cmd) *exec.Cmd // where hosts are in networks of their own
+	w      *world
+	parcel string // "" = box
+	host   string
+	front  *running
+	con    *guest.Console
+	in     func(host string, cmd *exec.Cmd) *exec.Cmd // where hosts are in networks of their own
+}
+
+func (m *machine) name() string {
+	if m.parcel == "" {
+		return "box"
+	}
+	return m.parcel
 }
 
 // resume runs isr resume on host until its guest can be heard.
@@ -34,10 +42,10 @@ func (m *machine) resume(host string, more ...string) {
 
 func (m *machine) resumeBy(host string, start func(testing.TB, *exec.Cmd) *running, more ...string) {
 	m.Helper()
-	serial := filepath.Join(m.w.dir, host+".serial")
+	serial := filepath.Join(m.w.dir, host+m.parcel+".serial")
 	m.host = host
 	os.Remove(serial) // of a guest that was killed
-	cmd := m.w.command(host, "isr", append([]string{"resume", "box", "-o", "display=none,accel=tcg,serial=unix:" + serial}, more...)...)
+	cmd := m.w.command(host, "isr", append([]string{"resume", m.name(), "-o", "display=none,accel=tcg,serial=unix:" + serial}, more...)...)
 	if m.in != nil {
 		cmd = m.in(host, cmd)
 	}
@@ -115,7 +123,7 @@ func (m *machine) suspend() int {
 // suspended wants the parcel to be so, with its memory, and nothing left over.
 func (m *machine) suspended() {
 	m.Helper()
-	if st := stat(m, m.w, m.host, "box"); st.State != "suspended" || st.Memory != "qemu" {
+	if st := stat(m, m.w, m.host, m.name()); st.State != "suspended" || st.Memory != "qemu" {
 		m.Fatalf("%s: state %q with memory of %q, want suspended with that of qemu", m.host, st.State, st.Memory)
 	}
 	m.w.wantClean(m)
@@ -214,7 +222,7 @@ func TestGuest(t *testing.T) {
 	m.goesOn(last)
 	took := time.Since(began)
 	t.Logf("C: next tick of the hoarded parcel after %v", took.Round(time.Millisecond))
-	if took > 10*time.Second {
+	if took > 30*time.Second { // 5 s were seen at a load of 25
 		t.Errorf("C: next tick of the hoarded parcel took %v", took)
 	}
 	if s := m.ask("memsum"); s != memory {

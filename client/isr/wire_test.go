@@ -31,7 +31,8 @@ type wire struct {
 	passed   map[string]*bytes.Buffer // by connection and direction
 	conns    map[net.Conn]bool
 	isCut    bool
-	attempts atomic.Int64 // to connect while it is cut
+	silent   map[net.Conn]bool // nothing passes, and nobody is told
+	attempts atomic.Int64      // to connect while it is cut
 }
 
 // newWire puts a wire between w's hosts, made from now on, and its server.
@@ -91,7 +92,10 @@ func (x *wire) pass(dst, src net.Conn, count *atomic.Int64, name string) {
 			x.passed[name].Write(buf[:n])
 			x.mu.Unlock()
 		}
-		if n > 0 {
+		x.mu.Lock()
+		silent := x.silent[src]
+		x.mu.Unlock()
+		if n > 0 && !silent {
 			if _, werr := dst.Write(buf[:n]); werr != nil {
 				err = werr
 			}
@@ -105,6 +109,17 @@ func (x *wire) pass(dst, src net.Conn, count *atomic.Int64, name string) {
 			x.mu.Unlock()
 			return
 		}
+	}
+}
+
+// silence has all connections there are pass nothing more, as when a router
+// has forgotten them.
+func (x *wire) silence() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.silent = make(map[net.Conn]bool)
+	for c := range x.conns {
+		x.silent[c] = true
 	}
 }
 
@@ -393,7 +408,7 @@ func (p *running) waitFor(t testing.TB, text string) {
 }
 
 func (p *running) result() result {
-	return result{p.out.String(), p.err.String(), statusOf(p.cmd, p.err1)}
+	return result{out: p.out.String(), err: p.err.String(), status: statusOf(p.cmd, p.err1)}
 }
 
 // wait waits for the end.

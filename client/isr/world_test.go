@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -41,6 +42,13 @@ var drivers string
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	// What was ignored stays ignored in programs: tests under nohup, or in a
+	// script's background, would wait for ever.
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	dir, err := os.MkdirTemp("", "isr-bin")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -272,7 +280,8 @@ func exists(path string) bool {
 // result is what a program did.
 type result struct {
 	out, err string
-	status   int // 128+N after signal N
+	status   int    // 128+N after signal N
+	sig      string // that killedAt sent
 }
 
 func (r result) String() string {
@@ -284,7 +293,7 @@ func execute(cmd *exec.Cmd, stdin string) result {
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	err := cmd.Run()
-	return result{out.String(), errs.String(), statusOf(cmd, err)}
+	return result{out: out.String(), err: errs.String(), status: statusOf(cmd, err)}
 }
 
 func statusOf(cmd *exec.Cmd, err error) int {
@@ -332,7 +341,7 @@ func (w *world) must(t testing.TB, name string, args ...string) string {
 	return r.out
 }
 
-// mounts are the mounts below the world's runtime directory.
+// mounts are isr's mounts below the world's directory.
 func (w *world) mounts(t testing.TB) []string {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/mounts")
@@ -341,7 +350,7 @@ func (w *world) mounts(t testing.TB) []string {
 	}
 	var ms []string
 	for _, line := range strings.Split(string(text), "\n") {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], w.dir+"/") {
+		if f := strings.Fields(line); len(f) > 2 && strings.HasPrefix(f[2], "fuse") && strings.HasPrefix(f[1], w.dir+"/") {
 			ms = append(ms, f[1])
 		}
 	}

@@ -398,7 +398,8 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// Rollback changes something each time, so it is asked once, whatever happens.
+// Breaking a lock, asked for again, would break the next holder's: it is asked
+// for once, whatever happens.
 func TestOnceIsOnce(t *testing.T) {
 	r := newRealm(t)
 	s := r.open()
@@ -408,9 +409,18 @@ func TestOnceIsOnce(t *testing.T) {
 	}
 	r.Cut()
 	r.Refuse(true)
-	_, err = s.Rollback(WithPolicy(bg, Policy{Forever: true}), "box", l.Nonce, 1)
+	_, err = s.Release(WithPolicy(bg, Policy{Forever: true}), "box", l.Nonce, true)
 	if !errors.Is(err, parcel.ErrUnreachable) {
-		t.Fatalf("rollback: %v, want ErrUnreachable", err)
+		t.Fatalf("release by force: %v, want ErrUnreachable", err)
+	}
+	// A rollback finds itself done.
+	r.Refuse(false)
+	if v, err := s.Rollback(bg, "box", l.Nonce, 1); err != nil || v != 1 {
+		t.Fatalf("rollback to the head: version %d, %v", v, err)
+	}
+	r.Cut()
+	if v, err := s.Rollback(bg, "box", l.Nonce, 1); err != nil || v != 1 {
+		t.Fatalf("rollback over a dead connection: version %d, %v", v, err)
 	}
 }
 

@@ -178,9 +178,10 @@ func (s *Server) Commit(ctx context.Context, p string, r proto.CommitRequest) (i
 }
 
 // Rollback makes a version of p that equals an old one, and returns its
-// number. It is never asked twice.
+// number. A head that equals it already is the answer, so it may be asked
+// again.
 func (s *Server) Rollback(ctx context.Context, p, nonce string, version int) (int, error) {
-	out, err := s.ask(ctx, once, []byte(nonce+"\n"), proto.Rollback, p, strconv.Itoa(version))
+	out, err := s.ask(ctx, safe, []byte(nonce+"\n"), proto.Rollback, p, strconv.Itoa(version))
 	return s.version(proto.Rollback, out, err)
 }
 

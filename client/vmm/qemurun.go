@@ -18,7 +18,7 @@ import (
 const (
 	patience  = 3 * time.Second // before the user is told what is being waited for
 	retryLow  = 2 * time.Second // after an error of the image, the machine is started again
-	retryHigh = 30 * time.Second
+	retryHigh = 10 * time.Second
 )
 
 // noPagemap makes tests do without the kernel's word on which pages were changed.

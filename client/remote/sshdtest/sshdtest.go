@@ -257,6 +257,9 @@ func (s *Server) Freeze() { s.signal(syscall.SIGSTOP) }
 // Thaw undoes Freeze.
 func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
 
+// Pid is the process id of the listener.
+func (s *Server) Pid() int { return s.cmd.Process.Pid }
+
 // Processes counts what the server runs besides its listener: none when nobody is connected.
 func (s *Server) Processes() int {
 	if s.cmd == nil {
