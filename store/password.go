@@ -20,9 +20,9 @@ import (
 // passwordFile holds a user's password, as bcrypt has it.
 const passwordFile = "password"
 
-// passwordCost is bcrypt's: a quarter of a second, for us and for who guesses.
-// Tests lower it.
-var passwordCost = 12
+// PasswordCost is bcrypt's: a quarter of a second, for us and for who guesses.
+// Tests lower it, before anything is hashed.
+var PasswordCost = 12
 
 // wrongPause is how long a wrong old password keeps the user's password from
 // being tried again, by whichever process: the guesses of one who has found a
@@ -51,7 +51,7 @@ func (u user) setPassword(password []byte) error {
 		return err
 	}
 	hashing <- struct{}{}
-	hash, err := bcrypt.GenerateFromPassword(password, passwordCost)
+	hash, err := bcrypt.GenerateFromPassword(password, PasswordCost)
 	<-hashing
 	if err != nil {
 		return fmt.Errorf("user %s: %w", u.name, err)
@@ -144,7 +144,7 @@ func (s *Store) CheckPassword(name string, password []byte) error {
 var nobodysHash = sync.OnceValue(newNobodysHash)
 
 func newNobodysHash() []byte {
-	hash, err := bcrypt.GenerateFromPassword([]byte(parcel.NewID()), passwordCost)
+	hash, err := bcrypt.GenerateFromPassword([]byte(parcel.NewID()), PasswordCost)
 	if err != nil {
 		panic(err) // the cost is a constant
 	}

@@ -17,9 +17,9 @@ import (
 
 // cheapPasswords makes hashing quick until the end of the test.
 func cheapPasswords(t *testing.T) {
-	cost, pause := passwordCost, wrongPause
-	passwordCost, wrongPause = bcrypt.MinCost, time.Millisecond
-	t.Cleanup(func() { passwordCost, wrongPause = cost, pause })
+	cost, pause := PasswordCost, wrongPause
+	PasswordCost, wrongPause = bcrypt.MinCost, time.Millisecond
+	t.Cleanup(func() { PasswordCost, wrongPause = cost, pause })
 }
 
 func passwordStore(t *testing.T) *Store {
@@ -152,7 +152,7 @@ func TestPasswordChangedAtOnce(t *testing.T) {
 // A name does not tell by the time it takes whether there is a password.
 func TestPasswordTakesAsLong(t *testing.T) {
 	s := passwordStore(t)
-	passwordCost = 8
+	PasswordCost = 8
 	nobodysHash = sync.OnceValue(newNobodysHash)
 	nobodysHash()
 	if err := s.SetPassword("alice", []byte("alice's secret")); err != nil {

@@ -36,6 +36,7 @@ const (
 	Rollback    = "isr_rollback"       // PARCEL VERSION: nonce on stdin; the new version's number
 	CheckParcel = "isr_checkparcel"    // PARCEL [VERSION] [-c]: problems, one a line
 	Motd        = "isr_motd"           // the message of the day
+	Passwd      = "isr_passwd"         // [--check]: old and new password, a line each, on stdin; with --check whether there is one: yes or no
 )
 
 // Split breaks a command into words. There is no quoting: no verb takes an
