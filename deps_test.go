@@ -32,9 +32,10 @@ var mayImport = map[string][]string{
 	"client/hoard":        {"store/atomicfile", "store/parcel", "store/seal"},
 	"client/image":        {"store/atomicfile", "store/keyring", "store/seal"},
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
-	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
+	"client/auth":         {"client/remote", "store/parcel"},
+	"client": {"client/auth", "client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"client/isr": {"client", "client/conf", "client/remote", "client/vmm", "store/parcel"},
+	"client/isr": {"client", "client/auth", "client/conf", "client/remote", "client/vmm", "store/parcel"},
 	// For tests, in no program.
 	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},
 	"client/remote/linktest": {},

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"isr/client/auth"
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
@@ -69,6 +70,7 @@ type Client struct {
 	Options
 	creds   *remote.Credentials
 	servers map[remoteKey]*remote.Server // opened so far: a command dials once
+	logins  map[string]*auth.Held        // by destination: what isr auth left; nil: nothing
 	noted   Traffic                      // of these, what a checkout's counters have already
 }
 
@@ -154,6 +156,10 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 		return nil, err
 	}
 	s := remote.Open(t, c.Prompter, c.creds)
+	if h := c.held(t); h != nil {
+		c.UI.Detail("server %s: by way of isr auth", t.Host)
+		s.SetVia(h.Dial)
+	}
 	s.SetLimit(c.Limit)
 	s.SetPatience(c.Patience)
 	c.servers[key] = s

@@ -19,6 +19,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"isr/client"
+	"isr/client/auth"
 	"isr/client/conf"
 	"isr/client/remote"
 	"isr/store/parcel"
@@ -33,21 +34,25 @@ type grammar struct {
 	Yes       bool              `help:"Answer every question with yes."`
 	SSHOption map[string]string `name:"ssh-option" placeholder:"KEY=VALUE" help:"An option of ssh_config(5)."`
 
-	Checkin  checkinCmd  `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
-	Checkout checkoutCmd `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
-	Clean    cleanCmd    `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
-	Config   configCmd   `cmd:"" help:"Show the configuration in force and where it comes from."`
-	Discard  discardCmd  `cmd:"" help:"Give up what changed here since checkout or sync."`
-	Help     helpCmd     `cmd:"" help:"Show a brief summary."`
-	Hoard    hoardCmd    `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
-	Keeper   keeperCmd   `cmd:"" hidden:""`
-	Ls       lsCmd       `cmd:"" help:"List parcels on the server."`
-	Poweroff poweroffCmd `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
-	Resume   resumeCmd   `cmd:"" help:"Check a parcel out if need be, and run it."`
-	Stat     statCmd     `cmd:"" help:"Show what of a parcel is here."`
-	Sync     syncCmd     `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
-	UUID     uuidCmd     `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
-	Version  versionCmd  `cmd:"" help:"Print the version of this program."`
+	Auth       authCmd       `cmd:"" help:"Log in once for many commands, until deauth or log-out."`
+	AuthKeeper authKeeperCmd `cmd:"" hidden:""`
+	Checkin    checkinCmd    `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
+	Checkout   checkoutCmd   `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
+	Clean      cleanCmd      `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
+	Config     configCmd     `cmd:"" help:"Show the configuration in force and where it comes from."`
+	Deauth     deauthCmd     `cmd:"" help:"End what auth began."`
+	Discard    discardCmd    `cmd:"" help:"Give up what changed here since checkout or sync."`
+	Help       helpCmd       `cmd:"" help:"Show a brief summary."`
+	Hoard      hoardCmd      `cmd:"" help:"Fetch all of a parcel's disk, to run without a network."`
+	Keeper     keeperCmd     `cmd:"" hidden:""`
+	Ls         lsCmd         `cmd:"" help:"List parcels on the server."`
+	Passwd     passwdCmd     `cmd:"" help:"Change your ISR password."`
+	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
+	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
+	Stat       statCmd       `cmd:"" help:"Show what of a parcel is here."`
+	Sync       syncCmd       `cmd:"" help:"Make a version of a parcel on the server and keep its lock."`
+	UUID       uuidCmd       `cmd:"" name:"uuid" help:"Print a parcel's UUID."`
+	Version    versionCmd    `cmd:"" help:"Print the version of this program."`
 }
 
 // app is what a command runs with.
@@ -80,6 +85,9 @@ func run() int {
 	s.yes = g.Yes || g.Quiet
 	if k.Command() == "keeper <parcel>" {
 		return s.fail(client.Keeper())
+	}
+	if k.Command() == "auth-keeper" {
+		return s.fail(auth.Background())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

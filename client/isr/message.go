@@ -36,6 +36,7 @@ type screen struct {
 	colour  bool
 	bars    *mpb.Progress
 	in      *bufio.Reader
+	restore func() // the terminal's echo, while a secret is asked for
 }
 
 func newScreen() *screen {
@@ -104,9 +105,12 @@ var hints = map[parcel.Kind]string{
 // finish ends what is shown of progress.
 func (s *screen) finish() {
 	s.mu.Lock()
-	bars := s.bars
-	s.bars = nil
+	bars, restore := s.bars, s.restore
+	s.bars, s.restore = nil, nil
 	s.mu.Unlock()
+	if restore != nil {
+		restore()
+	}
 	if bars != nil {
 		bars.Shutdown()
 	}
@@ -180,19 +184,6 @@ func (b *bar) Done() {
 
 // errNoAnswer ends a question that nobody answers.
 var errNoAnswer = io.EOF
-
-// Secret asks for a password or passphrase on the terminal.
-func (s *screen) Secret(prompt string) (string, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if s.batch || err != nil {
-		return "", errNoAnswer
-	}
-	defer tty.Close()
-	fmt.Fprint(tty, prompt)
-	p, err := term.ReadPassword(int(tty.Fd()))
-	fmt.Fprintln(tty)
-	return string(p), err
-}
 
 // Confirm asks a yes-or-no question; anything but y or yes is no.
 func (s *screen) Confirm(prompt string) (bool, error) {
