@@ -190,11 +190,12 @@ func Background() error {
 		return tell(conn, err)
 	}
 	defer k.close()
-	ln, release, err := listen(e.Socket)
+	ln, mine, release, err := listen(e.Socket)
 	if err != nil {
 		return tell(conn, err)
 	}
 	defer release()
+	k.reachable = mine
 	// From here on on our own: no terminal's signals, no directory in use.
 	unix.Setsid()
 	os.Chdir("/")
@@ -230,35 +231,40 @@ func tell(conn net.Conn, err error) error {
 }
 
 // listen makes the socket, in a directory that is nobody else's, unless a
-// Keeper listens there already. release removes it, if it is still ours.
-func listen(socket string) (ln *net.UnixListener, release func(), err error) {
+// Keeper listens there already. mine says whether it is still ours; release
+// removes it if it is.
+func listen(socket string) (ln *net.UnixListener, mine func() bool, release func(), err error) {
 	unlock, err := lockDir(filepath.Dir(socket))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer unlock()
 	if h := Find(socket); h != nil {
-		return nil, nil, parcel.NewError(parcel.Exists, "auth: another isr auth was quicker").WithHint("isr auth --status shows it")
+		return nil, nil, nil, parcel.NewError(parcel.Exists, "auth: another isr auth was quicker").WithHint("isr auth --status shows it")
 	}
 	os.Remove(socket) // of one that died
 	ln, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
-		return nil, nil, fmt.Errorf("auth: %w", err)
+		return nil, nil, nil, fmt.Errorf("auth: %w", err)
 	}
 	ln.SetUnlinkOnClose(false)
-	mine, err := os.Lstat(socket)
+	made, err := os.Lstat(socket)
 	if err == nil {
 		err = os.Chmod(socket, 0o600)
 	}
 	if err != nil {
 		ln.Close()
-		return nil, nil, fmt.Errorf("auth: %w", err)
+		return nil, nil, nil, fmt.Errorf("auth: %w", err)
 	}
-	return ln, func() {
+	mine = func() bool {
+		fi, err := os.Lstat(socket)
+		return err == nil && os.SameFile(fi, made)
+	}
+	return ln, mine, func() {
 		if unlock, err := lockDir(filepath.Dir(socket)); err == nil {
 			defer unlock()
 		}
-		if fi, err := os.Lstat(socket); err == nil && os.SameFile(fi, mine) {
+		if mine() {
 			os.Remove(socket)
 		}
 	}, nil

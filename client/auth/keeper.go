@@ -27,6 +27,8 @@ type Keeper struct {
 	session string
 	since   time.Time
 
+	reachable func() bool // nil: always
+
 	dialing sync.Mutex // one at a time logs in for the shared connection
 
 	mu      sync.Mutex
@@ -126,13 +128,14 @@ func (k *Keeper) Serve(ctx context.Context, ln *net.UnixListener) {
 }
 
 // watchClock ends the Keeper when its time is over, by the clock on the wall:
-// a host that slept has spent it too.
+// a host that slept has spent it too. So it does if nobody can reach it any
+// more, because its socket was removed.
 func (k *Keeper) watchClock(ctx context.Context) {
 	for {
 		k.mu.Lock()
 		left := time.Until(k.expires.Round(0))
 		k.mu.Unlock()
-		if left <= 0 {
+		if left <= 0 || k.reachable != nil && !k.reachable() {
 			k.stop()
 			return
 		}

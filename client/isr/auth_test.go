@@ -614,11 +614,16 @@ func TestAuthIsPrivate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// First that the program would get it, if it were let.
+	control := exec.Command("perl", "-MIO::Socket::UNIX", "-e",
+		`$s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "connect: $!"; $s->autoflush(1); print $s pack("N/a*", $ARGV[1]); print <$s>`, sockets[0], ask)
+	if r := execute(control, ""); !strings.Contains(r.out, "Credentials") {
+		t.Errorf("its user, by a program: %v", r)
+	}
 	// By a program, since a thread with another user is not what a process is.
 	other := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-MIO::Socket::UNIX", "-e",
-		`$s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "connect: $!"; print "connected\n"; $s->autoflush(1); $SIG{PIPE}="IGNORE"; print $s $ARGV[1]; print <$s>`,
-		sockets[0], strings.TrimLeft(message, "\x00"))
-	other.Args[len(other.Args)-1] = ask
+		`$s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "connect: $!"; print "connected\n"; $s->autoflush(1); $SIG{PIPE}="IGNORE"; print $s pack("N/a*", $ARGV[1]); print <$s>`,
+		sockets[0], ask)
 	r := execute(other, "")
 	if r.status != 0 || r.out != "connected\n" {
 		t.Errorf("another user: %v; want connected, and nothing said", r)

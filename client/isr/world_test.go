@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/auth"
 	"isr/client/remote/sshdtest"
 )
 
@@ -142,6 +143,11 @@ func makeWorld(t testing.TB, dir, kind string, quickly bool) *world {
 		}
 	}
 	w.port = w.server.port()
+	t.Cleanup(func() {
+		for _, h := range auth.FindAll(filepath.Join(dir, "run", "isr", "*.auth")) {
+			h.End()
+		}
+	})
 	return w
 }
 
