@@ -68,8 +68,14 @@ func passChannel(nc ssh.NewChannel, up *ssh.Client) {
 		return
 	}
 	var back sync.WaitGroup // all that the server says
-	back.Go(func() { io.Copy(near, far); near.CloseWrite() })
-	back.Go(func() { io.Copy(near.Stderr(), far.Stderr()) })
+	back.Go(func() {
+		// The end is of both streams, so it is said after both.
+		var errs sync.WaitGroup
+		errs.Go(func() { io.Copy(near.Stderr(), far.Stderr()) })
+		io.Copy(near, far)
+		errs.Wait()
+		near.CloseWrite()
+	})
 	back.Go(func() { passRequests(near, farReqs) })
 	var forth sync.WaitGroup
 	forth.Go(func() { io.Copy(far, near); far.CloseWrite() })
