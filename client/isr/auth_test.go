@@ -410,6 +410,67 @@ func TestPasswd(t *testing.T) {
 	w.wantClean(t)
 }
 
+// The line breaks before the server's answer to isr passwd arrives: whichever
+// password counts there, this host's checkouts open.
+func TestPasswdInterrupted(t *testing.T) {
+	t.Parallel()
+	const secret, other = "alice-her-secret", "another-secret-of-hers"
+	w := newQuickWorld(t, shortDir(t), "serve")
+	w.password(t, "alice", secret)
+	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "1M", "--vmm", "shell")
+	link := linktest.New(t, fmt.Sprintf("127.0.0.1:%d", w.server.port()))
+	_, port, _ := net.SplitHostPort(link.Addr)
+	w.port, _ = strconv.Atoi(port)
+	w.bare(t, "A")
+	w.types(t, "A", []typed{{"assword", secret}}, "checkout", "-d", "box")
+	link.RTT(500 * time.Millisecond)
+	record := filepath.Join(w.dir, "A", ".isr", "box", "keys", "keyroot")
+	lines := func() int {
+		text, err := os.ReadFile(record)
+		if err != nil {
+			t.Error(err)
+		}
+		return strings.Count(string(text), "PASSWORD:=")
+	}
+	// Between the two lines of the record and the answer is a round trip.
+	cut := make(chan bool)
+	stop := make(chan bool)
+	go func() {
+		defer close(cut)
+		for lines() < 2 {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+		link.Refuse(true)
+		link.Cut()
+	}()
+	r, shown := atTerminal(t, w.command("A", "isr", "passwd"), typed{"assword", secret}, typed{"New ISR", other}, typed{"Again", other})
+	close(stop)
+	<-cut
+	if r.status != 14 {
+		t.Fatalf("passwd: %v; the terminal shows %q", r, shown)
+	}
+	for _, p := range []string{secret, other} {
+		w.guestWrites(t, "A", "box", "true", []typed{{"assword", p}}, "-d")
+	}
+	// Again, with whichever it is.
+	link.RTT(0)
+	link.Refuse(false)
+	r, _ = atTerminal(t, w.command("A", "isr", "passwd"), typed{"assword", secret}, typed{"New ISR", other}, typed{"Again", other})
+	if r.status == 16 {
+		r, _ = atTerminal(t, w.command("A", "isr", "passwd"), typed{"assword", other}, typed{"New ISR", other}, typed{"Again", other})
+	}
+	if r.status != 0 || lines() != 1 {
+		t.Errorf("passwd again: %v; %d passwords open the record", r, lines())
+	}
+	w.guestWrites(t, "A", "box", "true", []typed{{"assword", other}}, "-d")
+	w.types(t, "A", []typed{{"assword", other}}, "checkin", "box")
+	w.wantClean(t)
+}
+
 // A user with a key may set a password too, and has no old one to give.
 func TestPasswdWithKey(t *testing.T) {
 	for _, kind := range kinds {
