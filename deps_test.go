@@ -38,9 +38,10 @@ var mayImport = map[string][]string{
 	"client/image":        {"client/histogram", "store/atomicfile", "store/keyring", "store/seal"},
 	"client/source":       {"client/fetch", "store/parcel", "store/seal"},
 	"client/remote":       {"client/fetch", "locksrv/proto", "store/parcel", "store/seal"},
-	"client": {"client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/source", "client/vmm",
+	"client/auth":         {"client/remote", "store/parcel"},
+	"client": {"client/auth", "client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/source", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
-	"client/isr": {"client", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/hoard", "client/remote", "client/vmm",
+	"client/isr": {"client", "client/auth", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/hoard", "client/remote", "client/vmm",
 		"contrib/completion", "store/parcel"},
 	// For tests, in no program.
 	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},

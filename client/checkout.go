@@ -15,7 +15,6 @@ import (
 	"isr/client/fetch"
 	"isr/client/remote"
 	"isr/client/vmm"
-	"isr/client/wrap"
 	"isr/store/atomicfile"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -114,11 +113,11 @@ func (c *Client) newCheckout(ctx context.Context, name string, o CheckoutOptions
 			return nil, err
 		}
 	}
-	signers, err := c.signers(ctx, c.Server, cfg.User)
+	t, err := c.target(c.Server, cfg.User)
 	if err != nil {
 		return nil, err
 	}
-	_, record, err := wrap.New(signers)
+	record, err := c.newKey(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -387,15 +386,7 @@ func (co *Checkout) nonceText() string {
 
 // complete writes what a checkout consists of and makes it one.
 func (co *Checkout) complete(ctx context.Context, h *head) error {
-	record, err := os.ReadFile(co.path("keys", "keyroot"))
-	if err != nil {
-		return err
-	}
-	signers, err := co.client.signers(ctx, co.State.Server, co.State.User)
-	if err != nil {
-		return err
-	}
-	if co.key, err = wrap.Open(record, signers); err != nil {
+	if err := co.openKey(ctx); err != nil {
 		return err
 	}
 	st := &co.State

@@ -25,6 +25,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"isr/client/auth"
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
@@ -79,6 +80,7 @@ type Client struct {
 	Options
 	creds   *remote.Credentials
 	servers map[remoteKey]*remote.Server  // opened so far: a command dials once
+	logins  map[string]*auth.Held         // by destination: what isr auth left; nil: nothing
 	places  map[string]*source.Place      // opened so far; nil: it cannot be
 	link    atomic.Pointer[remote.Server] // of servers: whose limits hold for places too
 	liars   few                           // places that the user was told of
@@ -176,6 +178,10 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 		return nil, err
 	}
 	s := remote.Open(t, c.Prompter, c.creds)
+	if h := c.held(t); h != nil {
+		c.UI.Detail("server %s: by way of isr auth", t.Host)
+		s.SetVia(h.Dial)
+	}
 	s.SetLimit(c.Limit)
 	s.SetPatience(c.Patience)
 	c.servers[key] = s

@@ -195,23 +195,29 @@ func (co *Checkout) unbox() error {
 	return err
 }
 
-// unlock gets the checkout's key by the user's SSH keys, and opens what it
-// protects.
+// unlock gets the checkout's key by the user's SSH keys, or by the password,
+// and opens what it protects.
 func (co *Checkout) unlock(ctx context.Context) error {
 	if co.key == nil {
-		record, err := os.ReadFile(co.path("keys", "keyroot"))
-		if err != nil {
-			return fmt.Errorf("checkout %s: %w", co.Dir, err)
-		}
-		signers, err := co.client.signers(ctx, co.State.Server, co.State.User)
-		if err != nil {
-			return err
-		}
-		if co.key, err = wrap.Open(record, signers); err != nil {
+		if err := co.openKey(ctx); err != nil {
 			return err
 		}
 	}
 	return co.open()
+}
+
+// openKey gets the checkout's key.
+func (co *Checkout) openKey(ctx context.Context) error {
+	record, err := os.ReadFile(co.path("keys", "keyroot"))
+	if err != nil {
+		return fmt.Errorf("checkout %s: %w", co.Dir, err)
+	}
+	t, err := co.client.target(co.State.Server, co.State.User)
+	if err != nil {
+		return err
+	}
+	co.key, err = co.client.openKey(ctx, t, record)
+	return err
 }
 
 // open reads what the checkout's key protects.
@@ -230,10 +236,13 @@ func (co *Checkout) open() error {
 	return nil
 }
 
-func (c *Client) signers(ctx context.Context, server, user string) ([]ssh.Signer, error) {
-	t, err := c.target(server, user)
-	if err != nil {
-		return nil, err
+// signers are the user's, for t. With what isr auth knows nobody is asked for
+// more, unless nothing comes of that.
+func (c *Client) signers(ctx context.Context, t remote.Target) ([]ssh.Signer, error) {
+	if c.held(t) != nil {
+		if s, err := remote.Signers(ctx, t, nil, c.creds); err == nil {
+			return s, nil
+		}
 	}
 	return remote.Signers(ctx, t, c.Prompter, c.creds)
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -85,6 +86,13 @@ func TestPrincipal(t *testing.T) {
 		{login{name: "isr"}, ""},
 		{login{name: "alice", key: alice, changed: true}, ""},
 		{login{name: "isr", key: alice, changed: true}, ""},
+		{login{name: "bob", proven: "bob"}, "bob"},
+		{login{name: "alice", proven: "bob"}, ""},
+		{login{name: "isr", proven: "bob"}, ""},
+		{login{name: "isr", proven: "isr"}, ""},
+		{login{name: "bob", proven: "bob", changed: true}, ""},
+		{login{name: "alice", proven: "alice", key: alice}, ""},
+		{login{name: "bob", proven: "bob", key: alice}, ""},
 	} {
 		got, err := principal(o, test.login)
 		if got != test.want || (err == nil) != (test.want != "") || err != nil && !errors.Is(err, parcel.ErrDenied) {
@@ -93,15 +101,35 @@ func TestPrincipal(t *testing.T) {
 	}
 }
 
-// What the library says was the key, and what was verified, must agree.
+// What the libraries say was proven, and what was verified, must agree.
 func TestLoginWithoutProofHasNoKey(t *testing.T) {
 	key, other := newSigner(t).PublicKey(), newSigner(t).PublicKey()
 	for _, test := range []struct {
-		proven, said, want ssh.PublicKey
-	}{{key, key, key}, {nil, key, nil}, {other, key, nil}, {key, nil, nil}, {nil, nil, nil}} {
-		c := &conn{proven: test.proven}
-		if got := c.login("alice", "alice", test.said); (got.key != nil) != (test.want != nil) || got.changed {
-			t.Errorf("proven %v, said %v: got %v, changed %v; want %v", test.proven, test.said, got.key, got.changed, test.want)
+		proven, said ssh.PublicKey
+		password     string
+		by           *ssh.Permissions
+		want         login
+	}{
+		{key, key, "", permit(byKey(key)), login{key: key}},
+		{key, key, "", permit(byKey(other)), login{}},
+		{key, key, "", permit(byPassword("alice")), login{}},
+		{key, key, "", permit(""), login{}},
+		{key, key, "", nil, login{}},
+		{nil, key, "", permit(byKey(key)), login{}},
+		{other, key, "", permit(byKey(key)), login{}},
+		{key, nil, "", permit(byKey(key)), login{}},
+		{nil, nil, "", nil, login{}},
+		{nil, nil, "alice", permit(byPassword("alice")), login{proven: "alice"}},
+		{nil, key, "alice", permit(byPassword("alice")), login{proven: "alice"}},
+		{nil, key, "alice", permit(byKey(key)), login{}},
+		{nil, nil, "alice", permit(byPassword("bob")), login{}},
+		{nil, nil, "", permit(byPassword("alice")), login{}},
+		{nil, nil, "alice", nil, login{}},
+	} {
+		c := &conn{proven: test.proven, password: test.password}
+		test.want.name = "alice"
+		if got := c.login("alice", "alice", test.said, test.by); !reflect.DeepEqual(got, test.want) {
+			t.Errorf("proven %v %q, said %v, %v: got %+v, want %+v", test.proven, test.password, test.said, test.by, got, test.want)
 		}
 	}
 }

@@ -23,11 +23,19 @@ import (
 // key log in as another user, and anybody in under some configurations, and a
 // panic in a handler of it ends the whole server. So, here:
 //
-//   - Public keys only. PublicKeyHandler ignores every name and only says
-//     whether somebody owns the key; nothing is remembered from it. Since it
-//     is set, ServerConfigCallback cannot switch authentication off.
-//   - Who it is, is derived in the session, from the key whose possession was
-//     proven, and refused if the user name changed on the way (principal).
+//   - PublicKeyHandler ignores every name and only says whether somebody owns
+//     the key; nothing is remembered from it. Since it is set,
+//     ServerConfigCallback cannot switch authentication off.
+//   - Passwords do not go through the library, whose handlers are told the
+//     first user name only, but through callbacks of our own that are told
+//     the one the password came with. They are there only while some user has
+//     a password, never for ServiceUser, and throttled.
+//   - Who it is, is derived in the session, from what was proven: the key whose
+//     signature was verified, or the password of exactly that name. Two
+//     accounts of it must agree, ours and the permissions that the SSH library
+//     kept of the last success. Refused if the user name changed on the way
+//     (principal). So a victim's public key that was offered and not signed
+//     with, before one's own password, is worth nothing.
 //   - Handler is always set, and every callback and handler recovers.
 //   - A channel passes on exec, subsystem and shell requests only: no pty, no
 //     env, no agent; no other channel or global request has a handler.
@@ -40,12 +48,14 @@ type Daemon struct {
 	Log              *slog.Logger  // what happens, never a secret; nil: nowhere
 	HostKeys         []ssh.Signer  // at least one
 	Limits           Limits        // zero: the defaults
-	HandshakeTimeout time.Duration // from connection to login; default 20 s
+	HandshakeTimeout time.Duration // from connection to the first request for authentication; default 20 s
+	LoginTimeout     time.Duration // from there to login: a person may be typing; default 2 min
 	KeepAlive        time.Duration // a silent client is asked this often, and dropped after three silences; default 15 s
 	Grace            time.Duration // how long Serve waits for what must finish; default 30 s
 
 	users     counter
 	addresses counter
+	guesses   throttle
 
 	mu        sync.Mutex
 	stopping  bool
@@ -55,6 +65,9 @@ type Daemon struct {
 // maxAuthTries is how many keys a client may offer in vain: agents hold many.
 const maxAuthTries = 12
 
+// maxWrong is how many wrong passwords end a connection's guessing.
+const maxWrong = 3
+
 // conn is the state of one connection, from accept to close.
 type conn struct {
 	net.Conn // as the transport sees it: without deadlines
@@ -63,8 +76,11 @@ type conn struct {
 	names    int    // how many user names it used in a row
 	name     string // the last
 	proven   ssh.PublicKey
+	password string // the user whose password was given
+	wrong    int    // passwords that were not
 	sessions atomic.Int64
 	keepOnce sync.Once
+	begun    sync.Once // authentication
 }
 
 // The deadline of the handshake is the daemon's: the library would lift it at
@@ -83,18 +99,36 @@ func (c *conn) uses(name string) {
 	}
 }
 
-func (c *conn) login(sessionName, firstName string, key ssh.PublicKey) login {
+// login is what was proven. key is the library's account of it, which may be
+// a key that was only asked about; p that of the SSH library.
+func (c *conn) login(sessionName, firstName string, key ssh.PublicKey, p *ssh.Permissions) login {
 	c.uses(firstName)
 	c.uses(sessionName)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := login{name: sessionName, changed: c.names > 1}
-	// The library's key and the one whose signature was verified are two
-	// accounts of one fact; a login in which they differ has no key.
-	if gliderssh.KeysEqual(key, c.proven) {
+	// Two accounts of one fact; a login in which they differ proves nothing.
+	by := ""
+	if p != nil {
+		by = p.Extensions[provenBy]
+	}
+	if c.proven != nil && gliderssh.KeysEqual(key, c.proven) && by == byKey(key) {
 		l.key = key
 	}
+	if c.password != "" && by == byPassword(c.password) {
+		l.proven = c.password
+	}
 	return l
+}
+
+// provenBy names the permission that says what let a connection in: no client
+// can set it.
+const provenBy = "isr-proven-by"
+
+func byKey(key ssh.PublicKey) string { return "key " + string(key.Marshal()) }
+func byPassword(user string) string  { return "password " + user }
+func permit(by string) *ssh.Permissions {
+	return &ssh.Permissions{Extensions: map[string]string{provenBy: by}}
 }
 
 // connKey finds the conn in a connection's context.
@@ -227,22 +261,79 @@ func (d *Daemon) mayTry(ctx gliderssh.Context, key gliderssh.PublicKey) (ok bool
 // config completes the library's configuration of one connection.
 func (d *Daemon) config(ctx gliderssh.Context) *ssh.ServerConfig {
 	c := connOf(ctx)
-	return &ssh.ServerConfig{
+	config := &ssh.ServerConfig{
 		MaxAuthTries: maxAuthTries,
-		VerifiedPublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey, p *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+		VerifiedPublicKeyCallback: func(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
 			c.uses(meta.User())
 			c.mu.Lock()
 			c.proven = key
 			c.mu.Unlock()
-			return p, nil
+			return permit(byKey(key)), nil
 		},
 		AuthLogCallback: func(meta ssh.ConnMetadata, method string, err error) {
 			c.uses(meta.User())
+			c.begun.Do(func() { c.Conn.SetDeadline(time.Now().Add(orDefault(d.LoginTimeout, 2*time.Minute))) })
 			if err == nil {
 				c.Conn.SetDeadline(time.Time{}) // the handshake is over
 			}
 		},
 	}
+	if d.Store.AnyPassword() {
+		config.PasswordCallback = func(meta ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
+			return d.password(ctx, c, meta, password)
+		}
+		config.KeyboardInteractiveCallback = func(meta ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+			answers, err := ask("", "", []string{"Password: "}, []bool{false})
+			if err != nil {
+				return nil, err
+			}
+			if len(answers) != 1 {
+				return nil, errNoLogin
+			}
+			return d.password(ctx, c, meta, []byte(answers[0]))
+		}
+	}
+	return config
+}
+
+// errNoLogin is all that a client hears.
+var errNoLogin = errors.New("permission denied")
+
+// password lets in whoever knows the password of the name it came with.
+func (d *Daemon) password(ctx context.Context, c *conn, meta ssh.ConnMetadata, password []byte) (p *ssh.Permissions, err error) {
+	err = errNoLogin
+	defer d.recover("password")
+	defer clear(password)
+	user, from := meta.User(), address(meta.RemoteAddr())
+	c.uses(user)
+	c.mu.Lock()
+	c.wrong++ // unless it is right
+	wrong := c.wrong
+	c.mu.Unlock()
+	if wrong > maxWrong || user == ServiceUser {
+		return nil, errNoLogin
+	}
+	wait, ok := d.guesses.guess(user, from)
+	if !ok {
+		d.Log.Warn("password not heard: too many were wrong", "name", user, "from", meta.RemoteAddr())
+		return nil, errNoLogin
+	}
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if err := d.Store.CheckPassword(user, password); err != nil {
+		d.Log.Warn("password refused", "name", user, "from", meta.RemoteAddr(), "error", err)
+		return nil, errNoLogin
+	}
+	d.guesses.done(user, from)
+	c.mu.Lock()
+	c.password = user
+	c.mu.Unlock()
+	return permit(byPassword(user)), nil
 }
 
 // channel hands a session channel to the library without the requests that
@@ -322,7 +413,11 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 	defer cancel()
 	defer context.AfterFunc(verbs, cancel)()
 
-	user, err := principal(d.Store, connOf(s.Context()).login(s.User(), s.Context().User(), s.PublicKey()))
+	var permissions *ssh.Permissions
+	if sc, ok := s.Context().Value(gliderssh.ContextKeyConn).(*ssh.ServerConn); ok {
+		permissions = sc.Permissions
+	}
+	user, err := principal(d.Store, connOf(s.Context()).login(s.User(), s.Context().User(), s.PublicKey(), permissions))
 	if err == nil && verbs.Err() != nil {
 		err = parcel.NewError(parcel.Unreachable, "server: is stopping")
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -108,6 +109,10 @@ func RunAs(addr, first string, offers []Offer, command string) (stdout, stderr s
 	if len(signers) > 0 {
 		config.Auth = []ssh.AuthMethod{ssh.PublicKeys(signers...)}
 	}
+	return runOver(addr, config, command)
+}
+
+func runOver(addr string, config *ssh.ClientConfig, command string) (stdout, stderr string, err error) {
 	client, err := ssh.Dial("tcp", addr, config)
 	if err != nil {
 		return "", "", err
@@ -157,6 +162,34 @@ func TestHolesAreReal(t *testing.T) {
 		t.Errorf("without the change of name: got in; so the attack shows nothing")
 	}
 
+	// Carol, with her own password and the public half of alice's key, has a
+	// session that says the key was alice's.
+	alice := newSigner(t)
+	addr = naiveServer(t, func(srv *gliderssh.Server) {
+		srv.PublicKeyHandler = func(gliderssh.Context, gliderssh.PublicKey) bool { return true }
+		srv.PasswordHandler = func(ctx gliderssh.Context, password string) bool { return password == "carol's secret" }
+		srv.Handler = func(s gliderssh.Session) {
+			if gliderssh.KeysEqual(s.PublicKey(), alice.PublicKey()) {
+				fmt.Fprint(s, "alice's key")
+			}
+		}
+	})
+	out, _, err = OfferThenPassword(addr, "carol", "carol", ssh.Password("carol's secret"), "x", alice.PublicKey())
+	if err != nil || out != "alice's key" {
+		t.Errorf("offered key, then a password: got %q, %v; want a session with alice's key", out, err)
+	}
+	// And a password handler that is told the first name lets carol in as alice.
+	addr = naiveServer(t, func(srv *gliderssh.Server) {
+		srv.PublicKeyHandler = func(gliderssh.Context, gliderssh.PublicKey) bool { return true }
+		srv.PasswordHandler = func(ctx gliderssh.Context, password string) bool {
+			return ctx.User() == "carol" && password == "carol's secret"
+		}
+	})
+	out, _, err = OfferThenPassword(addr, "carol", "alice", ssh.Password("carol's secret"), "x", alice.PublicKey())
+	if err != nil || out != "session user=alice" {
+		t.Errorf("password under another name: got %q, %v; want a session as alice", out, err)
+	}
+
 	addr = naiveServer(t, func(srv *gliderssh.Server) {
 		srv.ServerConfigCallback = func(gliderssh.Context) *ssh.ServerConfig {
 			return &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
@@ -168,6 +201,41 @@ func TestHolesAreReal(t *testing.T) {
 	if err != nil || !strings.Contains(out, "alice") {
 		t.Errorf("hole 2: got %q, %v; want a session as alice", out, err)
 	}
+}
+
+// OfferThenPassword is a client that asks the server about keys of which it
+// has the public half only, under name, and then gives a password.
+func OfferThenPassword(addr string, name, passwordName string, password ssh.AuthMethod, command string, asked ...ssh.PublicKey) (stdout, stderr string, err error) {
+	shifting := newShiftingName(name)
+	var signers []ssh.Signer
+	for _, k := range asked {
+		signers = append(signers, unsigning{k, func() { shifting.become(passwordName) }})
+	}
+	config := &ssh.ClientConfig{User: shifting.String(), HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 10 * time.Second,
+		// Each key a method of its own: the client gives up a method whose signer fails.
+		AuthCallback: func(*ssh.ClientAuthContext) (ssh.AuthMethod, error) {
+			if len(signers) > 0 {
+				s := signers[0]
+				signers = signers[1:]
+				return ssh.PublicKeys(s), nil
+			}
+			m := password
+			password = nil
+			return m, nil
+		}}
+	return runOver(addr, config, command)
+}
+
+// unsigning is the public half of a key.
+type unsigning struct {
+	key   ssh.PublicKey
+	asked func()
+}
+
+func (u unsigning) PublicKey() ssh.PublicKey { return u.key }
+func (u unsigning) Sign(io.Reader, []byte) (*ssh.Signature, error) {
+	u.asked()
+	return nil, errors.New("no private half")
 }
 
 // AddVerb adds a verb to the table until the returned function is called.

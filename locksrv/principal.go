@@ -15,6 +15,7 @@ type login struct {
 	name    string        // the user name of the session
 	changed bool          // another one was used on the way there
 	key     ssh.PublicKey // the key whose possession was proven
+	proven  string        // the user whose password was given
 }
 
 // keyOwners knows whose a key is; the store does.
@@ -23,14 +24,23 @@ type keyOwners interface {
 }
 
 // principal is the user that a login stands for: the owner of its key, whatever
-// name it came with. A name that is neither the owner's nor the service's is
-// refused, and so is one that changed on the way: an honest client has one.
+// name it came with, or else the user whose password was given. A name that is
+// neither the owner's nor the service's is refused, and so is one that changed
+// on the way: an honest client has one. Nobody proves both.
 func principal(owners keyOwners, l login) (string, error) {
-	if l.key == nil {
-		return "", parcel.NewError(parcel.Denied, "login of %s: no key", l.name)
-	}
 	if l.changed {
 		return "", parcel.NewError(parcel.Denied, "login of %s: the user name changed during authentication", l.name)
+	}
+	switch {
+	case l.key == nil && l.proven == "":
+		return "", parcel.NewError(parcel.Denied, "login of %s: neither key nor password", l.name)
+	case l.key != nil && l.proven != "":
+		return "", parcel.NewError(parcel.Denied, "login of %s: a key and a password at once", l.name)
+	case l.proven != "":
+		if l.proven != l.name || l.name == ServiceUser {
+			return "", parcel.NewError(parcel.Denied, "login of %s: the password is another user's", l.name)
+		}
+		return l.proven, nil
 	}
 	owner, err := owners.UserOfKey(l.key)
 	if err != nil {

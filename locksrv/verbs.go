@@ -70,6 +70,12 @@ var table = []verb{
 		return checkParcel(w.name("parcel"), w.version(false), content, asJSON)
 	}},
 	{proto.Motd, "", func(w *words) runner { return motd }},
+	{proto.Passwd, "[--check]", func(w *words) runner {
+		if w.flag("--check") {
+			return hasPassword
+		}
+		return passwd
+	}},
 }
 
 // Verbs is the names of all verbs.

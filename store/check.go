@@ -191,7 +191,12 @@ func (c *checker) user(u user, owner map[string]string) {
 	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, keysFile)} {
 		c.private(dir)
 	}
-	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), "password")
+	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile)
+	if _, err := u.passwordHash(); err != nil {
+		c.bad(err)
+	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
+		c.private(filepath.Join(u.dir, passwordFile))
+	}
 	c.known(u.lockRoot, "*")
 	c.known(u.contentRoot, "*")
 	keys, err := c.store.keysOf(u.name)

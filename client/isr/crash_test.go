@@ -222,9 +222,10 @@ func (w *world) processes() (found []process) {
 	return found
 }
 
-// TestKilled ends isr and its keeper at their n-th step, for many n, by each
-// signal, and runs the same command again. A command that changes anything
-// has a line here.
+// TestKilled: "You can safely attempt to interrupt any isr command at any time
+// by typing control-c (SIGINT)." It ends isr and its keeper at their n-th step,
+// for many n, by each signal, and runs the same command again. A command that
+// changes anything has a line here.
 func TestKilled(t *testing.T) {
 	for _, c := range []struct {
 		name    string

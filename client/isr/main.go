@@ -19,6 +19,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"isr/client"
+	"isr/client/auth"
 	"isr/client/conf"
 	"isr/client/remote"
 	"isr/store/parcel"
@@ -34,6 +35,8 @@ type grammar struct {
 	SSHOption map[string]string `name:"ssh-option" placeholder:"KEY=VALUE" help:"An option of ssh_config(5)."`
 	Program   versionFlag       `name:"version" help:"Print the version."`
 
+	Auth       authCmd       `cmd:"" help:"Log in once for many commands, until deauth or log-out."`
+	AuthKeeper authKeeperCmd `cmd:"" hidden:""`
 	Checkhoard checkhoardCmd `cmd:"" help:"Check the hoard, and repair what can be."`
 	Checkin    checkinCmd    `cmd:"" aliases:"ci" help:"Make a version of a parcel on the server and give its lock back."`
 	Checkout   checkoutCmd   `cmd:"" aliases:"co" help:"Take a parcel's lock and get what it needs to run."`
@@ -41,6 +44,7 @@ type grammar struct {
 	Clean      cleanCmd      `cmd:"" help:"Remove a parcel from this host and give its lock back, saving nothing."`
 	Config     configCmd     `cmd:"" help:"Show the configuration in force and where it comes from."`
 	Connect    lkaCmd        `cmd:"" name:"connect-lka" help:"Have a place of objects asked before the network."`
+	Deauth     deauthCmd     `cmd:"" help:"End what auth began."`
 	Dirt       dirtCmd       `cmd:"" name:"dirtometer" help:"Show what a running parcel does with its disk and memory."`
 	Discard    discardCmd    `cmd:"" help:"Give up what changed here since checkout or sync."`
 	Export     exportCmd     `cmd:"" name:"export-lka" help:"Write a parcel's objects to a directory, to look aside in."`
@@ -49,6 +53,7 @@ type grammar struct {
 	Keeper     keeperCmd     `cmd:"" hidden:""`
 	Ls         lsCmd         `cmd:"" help:"List parcels on the server."`
 	Lshoard    lshoardCmd    `cmd:"" help:"List the parcels that are hoarded here."`
+	Passwd     passwdCmd     `cmd:"" help:"Change your ISR password."`
 	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
 	Rescue     rescueCmd     `cmd:"" help:"Make a new parcel of one that cannot be checked in."`
 	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
@@ -108,6 +113,9 @@ func run() int {
 	s.yes = g.Yes || g.Quiet
 	if k.Command() == "keeper <parcel>" {
 		return s.fail(client.Keeper())
+	}
+	if k.Command() == "auth-keeper" {
+		return s.fail(auth.Background())
 	}
 	ctx, ended := interruptible()
 	a := &app{screen: s, g: &g, parser: parser, ctx: ctx}

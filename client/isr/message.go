@@ -41,6 +41,7 @@ type screen struct {
 	ascii   bool // the terminal has no other characters
 	bars    *mpb.Progress
 	in      *bufio.Reader
+	restore func() // the terminal's echo, while a secret is asked for
 }
 
 func newScreen() *screen {
@@ -123,9 +124,12 @@ func (s *screen) end(err error) int {
 // finish ends what is shown of progress.
 func (s *screen) finish() {
 	s.mu.Lock()
-	bars := s.bars
-	s.bars = nil
+	bars, restore := s.bars, s.restore
+	s.bars, s.restore = nil, nil
 	s.mu.Unlock()
+	if restore != nil {
+		restore()
+	}
 	if bars != nil {
 		bars.Shutdown()
 	}
@@ -210,19 +214,6 @@ func (b *bar) Done() {
 
 // errNoAnswer ends a question that nobody answers.
 var errNoAnswer = io.EOF
-
-// Secret asks for a password or passphrase on the terminal.
-func (s *screen) Secret(prompt string) (string, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if s.batch || err != nil {
-		return "", errNoAnswer
-	}
-	defer tty.Close()
-	fmt.Fprint(tty, visible(prompt, asciiOnly()))
-	p, err := term.ReadPassword(int(tty.Fd()))
-	fmt.Fprintln(tty)
-	return string(p), err
-}
 
 // attempts is how often a question is asked when the answer is neither yes
 // nor no.

@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/auth"
 	"isr/client/remote/sshdtest"
 )
 
@@ -117,6 +118,7 @@ type world struct {
 	keys      map[string]string // of users: the private key's file
 	port      int               // where hosts connect: the server's, or a proxy's
 	kind      string
+	authed    bool // some host is authenticated
 	t         testing.TB
 }
 
@@ -151,6 +153,11 @@ func makeWorld(t testing.TB, dir, kind string, quickly bool) *world {
 		}
 	}
 	w.port = w.server.port()
+	t.Cleanup(func() {
+		for _, h := range auth.FindAll(filepath.Join(dir, "run", "isr", "*.auth")) {
+			h.End()
+		}
+	})
 	return w
 }
 

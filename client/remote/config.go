@@ -137,6 +137,16 @@ func (r *Resolved) destination() string {
 	return r.User + "@" + r.Address()
 }
 
+// Destination names whom t comes to: USER@HOST, or USER@HOST:PORT where the
+// port is not 22. Passwords are kept by it.
+func Destination(t Target) (string, error) {
+	r, err := Resolve(t)
+	if err != nil {
+		return "", err
+	}
+	return r.destination(), nil
+}
+
 // The defaults this client can use, in the order ssh tries them.
 var defaultIdentities = []string{"id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk"}
 

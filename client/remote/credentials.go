@@ -65,6 +65,40 @@ func (c *Credentials) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// Add takes what the JSON of other credentials holds; where both hold
+// something, the other's.
+func (c *Credentials) Add(b []byte) error {
+	var other Credentials
+	if err := other.UnmarshalJSON(b); err != nil {
+		return err
+	}
+	defer other.Zero()
+	for k, v := range other.keys {
+		c.put(&c.keys, k, v)
+	}
+	for k, v := range other.password {
+		c.put(&c.password, k, v)
+	}
+	for k, v := range other.hostKeys {
+		c.put(&c.hostKeys, k, v)
+	}
+	if other.agent != "" {
+		c.rememberAgent(other.agent)
+	}
+	return nil
+}
+
+// Password is the password that is held for a destination; nil if none is.
+func (c *Credentials) Password(destination string) []byte {
+	p, _ := c.get(&c.password, destination)
+	return p
+}
+
+// SetPassword holds a password for a destination.
+func (c *Credentials) SetPassword(destination string, password []byte) {
+	c.put(&c.password, destination, password)
+}
+
 // Zero overwrites every secret and forgets everything. What was handed to the SSH library or is inside a Prompter's
 // strings is beyond its reach.
 func (c *Credentials) Zero() {

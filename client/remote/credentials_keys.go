@@ -182,6 +182,14 @@ func collect(ctx context.Context, r *Resolved, a *asker, c *Credentials) *identi
 // somebody is there to answer, or its passphrase was given before.
 func (s *identities) file(ctx context.Context, path string) (*identity, error) {
 	id := &identity{name: path}
+	// What was unlocked once serves, even if its file is gone meanwhile.
+	if unlocked, err := s.unlocked(path); err != nil || unlocked != nil {
+		if err != nil {
+			return nil, err
+		}
+		s.signWith(id, unlocked)
+		return id, nil
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -201,13 +209,7 @@ func (s *identities) file(ctx context.Context, path string) (*identity, error) {
 	if err := checkPrivate(path); err != nil {
 		return nil, err
 	}
-	unlocked, err := s.unlocked(path)
-	if err != nil {
-		return nil, err
-	}
-	if unlocked == nil {
-		unlocked, err = ssh.ParsePrivateKey(data)
-	}
+	unlocked, err := ssh.ParsePrivateKey(data)
 	var locked *ssh.PassphraseMissingError
 	switch {
 	case err == nil:

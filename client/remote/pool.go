@@ -113,19 +113,47 @@ type conn struct {
 	files  *openSFTP
 }
 
-// dialSSH is Dial with a tap on the byte stream.
-func (s *Server) dialSSH(ctx context.Context, tapped func(*tap)) (*conn, error) {
+// dialSSH is Dial with a tap on the byte stream, or the way of another process
+// that has logged in.
+func (s *Server) dialSSH(ctx context.Context, alone bool, tapped func(*tap)) (*conn, error) {
 	var t *tap
-	client, err := dialHop(ctx, s.target, s.prompter, s.creds, 0, func(nc net.Conn) net.Conn {
+	tapping := func(nc net.Conn) net.Conn {
 		t = &tap{Conn: nc, s: s, start: time.Now()}
 		t.hear()
 		tapped(t)
 		return t
-	})
+	}
+	if s.via != nil {
+		client, err := s.dialVia(ctx, alone, tapping)
+		if err == nil {
+			return s.newConn(client, t), nil
+		}
+		if !errors.Is(err, ErrNoWay) {
+			return nil, err
+		}
+	}
+	client, err := dialHop(ctx, s.target, s.prompter, s.creds, 0, tapping)
 	if err != nil {
 		return nil, err
 	}
 	return s.newConn(client, t), nil
+}
+
+func (s *Server) dialVia(ctx context.Context, alone bool, tapping func(net.Conn) net.Conn) (*ssh.Client, error) {
+	nc, hostKey, err := s.via(ctx, alone)
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { nc.Close() })()
+	sc, chans, reqs, err := ssh.NewClientConn(tapping(nc), "", &ssh.ClientConfig{User: "isr", HostKeyCallback: ssh.FixedHostKey(hostKey)})
+	if err != nil {
+		nc.Close()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("%w: %w", ErrNoWay, err)
+	}
+	return ssh.NewClient(sc, chans, reqs), nil
 }
 
 func (s *Server) newConn(client *ssh.Client, t *tap) *conn {
@@ -374,7 +402,7 @@ func (k *link) get(ctx context.Context) (*conn, error) {
 }
 
 func (k *link) dial(ctx context.Context, d *dialing) {
-	c, err := k.s.dial(ctx, func(t *tap) { t.urgent.Store(k == k.s.demand) })
+	c, err := k.s.dial(ctx, k != k.s.main, func(t *tap) { t.urgent.Store(k == k.s.demand) })
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err == nil && (k.closed || k.dialing != d) {

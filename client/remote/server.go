@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
 	"isr/store/parcel"
@@ -30,7 +32,8 @@ type Server struct {
 	target   Target
 	prompter Prompter
 	creds    *Credentials
-	dial     func(ctx context.Context, tap func(conn *tap)) (*conn, error)
+	dial     func(ctx context.Context, alone bool, tap func(conn *tap)) (*conn, error)
+	via      Via
 
 	life context.Context // until Close
 	end  context.CancelFunc
@@ -89,6 +92,20 @@ func Open(t Target, p Prompter, c *Credentials) *Server {
 	s.outage.up = make(chan struct{})
 	return s
 }
+
+// Via is another way to a server than to log in: a process that has done so
+// and passes on. conn speaks SSH, as the server would after the login, with
+// hostKey. alone asks for a connection to the server that nobody else uses.
+//
+// ErrNoWay says that there is no such way any more; other errors are as Dial's.
+type Via func(ctx context.Context, alone bool) (conn net.Conn, hostKey ssh.PublicKey, err error)
+
+// ErrNoWay is a Via's that has nobody to pass on: the Server logs in itself.
+var ErrNoWay = errors.New("nobody passes on")
+
+// SetVia has connections made by way of v, as long as it lasts. It is called
+// before the Server is used.
+func (s *Server) SetVia(v Via) { s.via = v }
 
 // Close ends every connection; what is under way fails.
 func (s *Server) Close() error {

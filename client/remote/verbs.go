@@ -50,6 +50,22 @@ func (s *Server) Ls(ctx context.Context, name string, n int) ([]proto.Listing, e
 	}
 }
 
+// HasPassword reports whether the user has an ISR password.
+func (s *Server) HasPassword(ctx context.Context) (bool, error) {
+	out, err := s.ask(ctx, safe, nil, proto.Passwd, "--check")
+	return strings.TrimSpace(string(out)) == "yes", err
+}
+
+// Passwd changes the user's ISR password; old is empty if there is none. An
+// error of kind Denied or Usage says that it is as it was; after one of kind
+// Unreachable it may be either.
+func (s *Server) Passwd(ctx context.Context, old, password []byte) error {
+	stdin := append(append(append(append(make([]byte, 0, len(old)+len(password)+2), old...), '\n'), password...), '\n')
+	defer clear(stdin)
+	_, err := s.ask(ctx, once, stdin, proto.Passwd)
+	return err
+}
+
 // Config is the parcel.cfg of p, parsed and as it is.
 func (s *Server) Config(ctx context.Context, p string) (*parcel.Config, []byte, error) {
 	out, err := s.ask(ctx, safe, nil, proto.CatConfig, p)

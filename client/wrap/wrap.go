@@ -1,5 +1,5 @@
 // Package wrap keeps the key of a checkout at rest, with nothing but the
-// user's SSH keys to protect it.
+// user's SSH keys to protect it, or a password where there are none.
 //
 // A wrapped key is encrypted under a value that only someone who can sign with
 // one of the user's SSH keys can compute: the signature of a fixed challenge.
@@ -8,8 +8,12 @@
 // agent as well as from a file, without the network. ECDSA and hardware keys
 // sign with fresh randomness and cannot wrap.
 //
-// It promises that a stolen disk without the SSH key shows no checkout's key.
-// It does not protect from whoever can use the user's agent.
+// Under a password the value is what argon2id makes of it, with costs and salt
+// that the record names.
+//
+// It promises that a stolen disk without the SSH key shows no checkout's key,
+// and without the password none, as far as the password cannot be guessed. It
+// does not protect from whoever can use the user's agent.
 package wrap
 
 import (
@@ -32,7 +36,7 @@ const KeySize = 32
 
 // ErrNoSigner is returned when none of the signers can wrap.
 var ErrNoSigner = parcel.NewError(parcel.Denied, "ssh keys: none that can protect a checkout (ed25519 or rsa)").
-	WithHint("make one with ssh-keygen -t ed25519 and add it to the server and to your agent")
+	WithHint("make one with ssh-keygen -t ed25519 and add it to the server and to your agent, or log in by your ISR password")
 
 // ErrNoMatch is returned when none of the signers is one that wrapped.
 var ErrNoMatch = parcel.NewError(parcel.Denied, "ssh keys: none of those that protect this checkout is at hand").

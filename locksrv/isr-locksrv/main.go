@@ -29,9 +29,10 @@ type cli struct {
 	Root string `help:"Directory of the realm. Default: $$ISR_ROOT, else ROOT of ${conf}, else ${root}." placeholder:"DIR" type:"path"`
 
 	User struct {
-		Add  userAdd  `cmd:"" help:"Add a user, or keys to one."`
-		List userList `cmd:"" help:"List the users."`
-		Del  userDel  `cmd:"" help:"Remove a user who owns no parcel."`
+		Add    userAdd    `cmd:"" help:"Add a user, or keys to one."`
+		List   userList   `cmd:"" help:"List the users."`
+		Del    userDel    `cmd:"" help:"Remove a user who owns no parcel."`
+		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {
 		Import parcelImport `cmd:"" help:"Make a parcel from a disk image, raw or any that qemu-img reads."`

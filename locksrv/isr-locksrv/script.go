@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"isr/locksrv"
+	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
 
@@ -59,8 +61,18 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 		if err != nil {
 			host = "server"
 		}
+		var stdin io.Reader = os.Stdin
+		if verb == proto.Passwd && len(words) == 2 {
+			// As for isr-locksrv user passwd: a terminal shows no password.
+			password, err := newPassword(user, os.Stdin, stderr)
+			if err != nil {
+				return err
+			}
+			defer clear(password)
+			stdin = bytes.NewReader(password)
+		}
 		return service(s, dir).RunWords(context.Background(), locksrv.Session{User: user, Admin: true, Host: host, Begin: unstoppable},
-			append([]string{verb}, words[2:]...), streams{os.Stdin, stdout, stderr})
+			append([]string{verb}, words[2:]...), streams{stdin, stdout, stderr})
 	}()
 	return complain(stderr, words[0], err)
 }

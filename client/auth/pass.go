@@ -1,0 +1,99 @@
+package auth
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// pass speaks SSH over conn as the server at the other end of up would, until
+// either end closes. Global requests go to the server too, so that a round
+// trip that is measured is the whole way's; those of the server are answered
+// here, as by any client.
+func pass(conn net.Conn, up *ssh.Client, gone <-chan struct{}, hostKey ssh.Signer) {
+	// Whoever is at the other end was looked at already.
+	config := &ssh.ServerConfig{NoClientAuth: true, ServerVersion: "SSH-2.0-isr-auth"}
+	config.AddHostKey(hostKey)
+	sc, chans, reqs, err := ssh.NewServerConn(conn, config)
+	if err != nil {
+		return
+	}
+	defer sc.Close()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-gone:
+			sc.Close()
+		case <-done:
+		}
+	}()
+	go func() {
+		for r := range reqs {
+			ok, payload, err := up.SendRequest(r.Type, r.WantReply, r.Payload)
+			if err != nil {
+				sc.Close()
+			}
+			if r.WantReply {
+				r.Reply(ok, payload)
+			}
+		}
+	}()
+	var channels sync.WaitGroup
+	for nc := range chans {
+		channels.Go(func() { passChannel(nc, up) })
+	}
+	channels.Wait()
+}
+
+// passChannel opens the same channel at the server and joins the two.
+func passChannel(nc ssh.NewChannel, up *ssh.Client) {
+	far, farReqs, err := up.OpenChannel(nc.ChannelType(), nc.ExtraData())
+	if err != nil {
+		var refused *ssh.OpenChannelError
+		if errors.As(err, &refused) {
+			nc.Reject(refused.Reason, refused.Message)
+		} else {
+			nc.Reject(ssh.ConnectionFailed, "connection lost")
+		}
+		return
+	}
+	near, nearReqs, err := nc.Accept()
+	if err != nil {
+		far.Close()
+		go ssh.DiscardRequests(farReqs)
+		return
+	}
+	var back sync.WaitGroup // all that the server says
+	back.Go(func() {
+		// The end is of both streams, so it is said after both.
+		var errs sync.WaitGroup
+		errs.Go(func() { io.Copy(near.Stderr(), far.Stderr()) })
+		io.Copy(near, far)
+		errs.Wait()
+		near.CloseWrite()
+	})
+	back.Go(func() { passRequests(near, farReqs) })
+	var forth sync.WaitGroup
+	forth.Go(func() { io.Copy(far, near); far.CloseWrite() })
+	forth.Go(func() {
+		passRequests(far, nearReqs)
+		far.Close() // the client closed its end
+	})
+	back.Wait()
+	near.Close()
+	far.Close()
+	forth.Wait()
+}
+
+func passRequests(to ssh.Channel, reqs <-chan *ssh.Request) {
+	for r := range reqs {
+		ok, err := to.SendRequest(r.Type, r.WantReply, r.Payload)
+		if r.WantReply {
+			r.Reply(ok && err == nil, nil)
+		}
+	}
+}

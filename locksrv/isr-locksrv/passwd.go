@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/term"
+
+	"isr/store/parcel"
+)
+
+type userPasswd struct {
+	Name   string `arg:"" help:"The user."`
+	Remove bool   `help:"Take the password away: only keys let the user in then."`
+}
+
+func (c *userPasswd) Run(e *env) error {
+	if err := parcel.CheckName(c.Name); err != nil {
+		return err
+	}
+	s, _, err := e.open()
+	if err != nil {
+		return err
+	}
+	if c.Remove {
+		return s.RemovePassword(c.Name)
+	}
+	if _, err := s.HasPassword(c.Name); errors.Is(err, parcel.ErrNoParcel) {
+		return err // before anybody types
+	}
+	password, err := newPassword(c.Name, os.Stdin, e.stderr)
+	if err != nil {
+		return err
+	}
+	defer clear(password)
+	return s.SetPassword(c.Name, password)
+}
+
+// newPassword asks twice on a terminal, without echo; else it is the first
+// line of in.
+func newPassword(user string, in *os.File, prompt io.Writer) ([]byte, error) {
+	fd := int(in.Fd())
+	if !term.IsTerminal(fd) {
+		line, err := bufio.NewReaderSize(in, 1024).ReadSlice('\n')
+		if err == io.EOF {
+			err = nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("standard input: %w", err)
+		}
+		password := bytes.Clone(bytes.TrimSuffix(line, []byte("\n")))
+		clear(line)
+		return password, nil
+	}
+	read := func(question string) ([]byte, error) {
+		fmt.Fprint(prompt, question)
+		p, err := term.ReadPassword(fd)
+		fmt.Fprintln(prompt)
+		if err == io.EOF {
+			err = parcel.NewError(parcel.Interrupted, "password: none given")
+		}
+		return p, err
+	}
+	password, err := read("New password of " + user + ": ")
+	if err == nil {
+		err = parcel.CheckPassword(password)
+	}
+	if err != nil {
+		return nil, err
+	}
+	again, err := read("Again: ")
+	defer clear(again)
+	if err == nil && !bytes.Equal(password, again) {
+		err = parcel.NewError(parcel.Usage, "password: not twice the same")
+	}
+	return password, err
+}
