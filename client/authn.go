@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/gofrs/flock"
 
 	"isr/client/auth"
 	"isr/client/remote"
@@ -286,11 +286,12 @@ func (c *Client) Passwd(ctx context.Context) (other int, err error) {
 		return 0, parcel.NewError(parcel.Usage, "password: not twice the same")
 	}
 
-	unlock, err := lockDir(c.Dir)
-	if err != nil {
-		return 0, err
+	// The directory's lock leaves no file behind.
+	lock := flock.New(c.Dir, flock.SetFlag(os.O_RDONLY))
+	if err := lock.Lock(); err != nil {
+		return 0, fmt.Errorf("directory %s: %w", c.Dir, err)
 	}
-	defer unlock()
+	defer lock.Close()
 	rewrapped, other, err := c.rewrap(dest, old, password)
 	if err != nil {
 		return other, err
@@ -381,17 +382,4 @@ func replaceRecord(name string, change func([]byte) ([]byte, error)) error {
 		return err
 	}
 	return atomicfile.Write(name, next, 0o600)
-}
-
-// lockDir takes a lock on a directory, which leaves no file behind.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
 }

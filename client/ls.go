@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -166,11 +167,32 @@ func (f lsFile) write(ls []Listed) {
 		}
 		now.Parcels[i] = l
 	}
-	p, err := json.MarshalIndent(now, "", "  ")
+	f.save(now)
+}
+
+func (f lsFile) save(l LastListing) {
+	p, err := json.MarshalIndent(l, "", "  ")
 	if err != nil || privateDir(filepath.Dir(f.path)) != nil {
 		return
 	}
 	atomicfile.Write(f.path, append(p, '\n'), 0o600)
+}
+
+// asked is when completion last asked the server, or a listing was kept; it is
+// the file's mtime.
+func (f lsFile) asked() time.Time {
+	fi, err := os.Stat(f.path)
+	if err != nil {
+		return time.Time{}
+	}
+	return fi.ModTime()
+}
+
+// ask notes that completion is about to ask.
+func (f lsFile) ask() {
+	if err := os.Chtimes(f.path, time.Time{}, time.Now()); errors.Is(err, fs.ErrNotExist) {
+		f.save(LastListing{Server: f.server, User: f.user})
+	}
 }
 
 // Describe is the checkout's state in words.

@@ -2,16 +2,12 @@ package client
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"sort"
 	"strings"
 	"time"
 
-	"isr/store/atomicfile"
 	"isr/store/parcel"
 )
 
@@ -68,100 +64,70 @@ func (c *Client) Here() []Known {
 // knownVersions is how many versions of a parcel are offered.
 const knownVersions = 20
 
-// A listing serves completion for knownFor; that there was none to be had is
-// remembered for unknownFor, so that not every key waits for a dead server.
+// The last listing serves completion for knownFor; a server that gave none is
+// not asked again for unknownFor, so that not every key waits for a dead one.
 const (
 	knownFor   = 30 * time.Minute
 	unknownFor = time.Minute
 )
 
-// namesFile is a listing kept for completion.
-type namesFile struct {
-	Server  string         `json:"server"`
-	User    string         `json:"user"`
-	Parcels []namedListing `json:"parcels"`
-	Reached bool           `json:"reached"`
-	Listed  time.Time      `json:"listed"`
-}
-
-type namedListing struct {
-	Parcel   string `json:"parcel"`
-	UUID     string `json:"uuid"`
-	Versions []struct {
-		Version int    `json:"version"`
-		Comment string `json:"comment"`
-	} `json:"versions"`
-}
-
-// There is the parcels of the default server and user, as it was last heard;
-// if that is long ago the server is asked, which takes at most patience and
-// asks the user nothing. It has no errors: what is not known is left out.
+// There is the parcels of the default server and user, as they were last
+// listed; if that is long ago the server is asked, which takes at most
+// patience and asks the user nothing. It has no errors: what is not known is
+// left out.
 func (c *Client) There(ctx context.Context, patience time.Duration) []Known {
 	if c.Server == "" {
 		return nil
 	}
-	sum := sha256.Sum256([]byte(c.User + "\n" + c.Server))
-	name := filepath.Join(c.Dir, "ls", "names-"+hex.EncodeToString(sum[:8]))
-	var f namesFile
-	if p, err := os.ReadFile(name); err == nil && json.Unmarshal(p, &f) == nil && f.Server == c.Server && f.User == c.User {
-		age := time.Since(f.Listed)
-		if age >= 0 && (f.Reached && age < knownFor || age < unknownFor) {
-			return f.known()
-		}
+	f := c.lsFile(c.Server, c.User)
+	last, _ := f.load()
+	if !within(last.Time, knownFor) && !within(f.asked(), unknownFor) {
+		f.ask()
+		c.askNames(ctx, patience)
+		last, _ = f.load()
 	}
-	f = c.askNames(ctx, patience, f)
-	if p, err := json.Marshal(f); err == nil && os.MkdirAll(filepath.Dir(name), 0o700) == nil {
-		atomicfile.Write(name, p, 0o600) // a cache: losing it loses nothing
-	}
-	return f.known()
-}
-
-// askNames is the server's word, or if there is none to be had, what was.
-func (c *Client) askNames(ctx context.Context, patience time.Duration, old namesFile) namesFile {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	f := namesFile{Server: c.Server, User: c.User, Listed: time.Now(), Parcels: old.Parcels}
-	// A client of its own, for it may hang beyond this.
-	quiet := newClient(c.Options, c.creds)
-	quiet.Batch = true
-	type answer struct {
-		ls  []Listed
-		err error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		defer quiet.Close()
-		ls, err := quiet.Ls(ctx, "", knownVersions)
-		done <- answer{ls, err}
-	}()
-	select {
-	case a := <-done:
-		f.Reached = a.err == nil
-		if a.err == nil || len(a.ls) > 0 {
-			f.Parcels = nil
-			if p, err := json.Marshal(a.ls); err == nil {
-				json.Unmarshal(p, &f.Parcels)
-			}
-		}
-	case <-ctx.Done():
-		// Whatever it hangs in ends with this process.
-	}
-	return f
-}
-
-func (f *namesFile) known() []Known {
 	var ks []Known
-	for _, l := range f.Parcels {
+	for _, l := range last.Parcels {
 		if parcel.CheckName(l.Parcel) != nil {
 			continue // a server may say anything
 		}
-		k := Known{Parcel: l.Parcel, UUID: l.UUID, Server: f.Server, User: f.User}
+		k := Known{Parcel: l.Parcel, UUID: l.UUID, Server: c.Server, User: c.User}
 		for _, v := range l.Versions {
 			k.Versions = append(k.Versions, KnownVersion{v.Version, parcel.Clean(v.Comment)})
+		}
+		for v := l.Version; len(l.Versions) == 0 && v > 0 && len(k.Versions) < knownVersions; v-- {
+			k.Versions = append(k.Versions, KnownVersion{Version: v})
 		}
 		ks = append(ks, k)
 	}
 	return ks
+}
+
+// within reports whether t is less than d ago.
+func within(t time.Time, d time.Duration) bool {
+	age := time.Since(t)
+	return age >= 0 && age < d
+}
+
+// askNames has the server list its parcels, which renews the last listing; if
+// there is no answer to be had in time, there is none.
+func (c *Client) askNames(ctx context.Context, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	// A client of its own, for it may hang beyond this.
+	quiet := newClient(c.Options, c.creds)
+	quiet.Batch = true
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer quiet.Close()
+		quiet.Ls(ctx, "", knownVersions)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		// Whatever it hangs in ends with this process.
+	}
 }
 
 // Servers are the lock servers that this host has heard of: the default one,

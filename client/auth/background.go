@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
 	"isr/client/remote"
@@ -234,11 +235,12 @@ func tell(conn net.Conn, err error) error {
 // Keeper listens there already. mine says whether it is still ours; release
 // removes it if it is.
 func listen(socket string) (ln *net.UnixListener, mine func() bool, release func(), err error) {
-	unlock, err := lockDir(filepath.Dir(socket))
-	if err != nil {
-		return nil, nil, nil, err
+	// The directory's lock leaves no file behind.
+	lock := flock.New(filepath.Dir(socket), flock.SetFlag(os.O_RDONLY))
+	if err := lock.Lock(); err != nil {
+		return nil, nil, nil, fmt.Errorf("auth: %w", err)
 	}
-	defer unlock()
+	defer lock.Close()
 	if h := Find(socket); h != nil {
 		return nil, nil, nil, parcel.NewError(parcel.Exists, "auth: another isr auth was quicker").WithHint("isr auth --status shows it")
 	}
@@ -261,24 +263,11 @@ func listen(socket string) (ln *net.UnixListener, mine func() bool, release func
 		return err == nil && os.SameFile(fi, made)
 	}
 	return ln, mine, func() {
-		if unlock, err := lockDir(filepath.Dir(socket)); err == nil {
-			defer unlock()
+		if lock.Lock() == nil {
+			defer lock.Close()
 		}
 		if mine() {
 			os.Remove(socket)
 		}
 	}, nil
-}
-
-// lockDir takes a lock on a directory, which leaves no file behind.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
 }

@@ -46,14 +46,8 @@ func (c *checkpCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		if err := printJSON(found); err != nil {
-			return err
-		}
-	} else if !a.quiet || found.Errors > 0 {
-		for _, f := range found.Findings {
-			fmt.Fprintln(stdout, f)
-		}
+	if err := a.printChecked(c.JSON, found, found.Findings, found.Errors); err != nil {
+		return err
 	}
 	what := fmt.Sprintf("parcel %s: version %d on %s", found.Parcel, found.Version, found.Where)
 	if !c.Remote {
@@ -72,6 +66,21 @@ func (c *checkpCmd) Run(a *app) error {
 	}
 	a.Say("%s: %s: %s changed, %s of version %d here, %d more on the server", what, depth,
 		count(int(found.Chunks), "chunk"), count(int(found.Objects), "object"), found.Version, found.Absent)
+	return nil
+}
+
+// printChecked shows what a check found: all of it as JSON, or its findings,
+// which -q wants only if some of them are faults.
+func (a *app) printChecked(asJSON bool, all any, findings []client.Finding, faults int) error {
+	switch {
+	case asJSON:
+		return printJSON(all)
+	case a.quiet && faults == 0:
+		return nil
+	}
+	for _, f := range findings {
+		fmt.Fprintln(stdout, f)
+	}
 	return nil
 }
 
@@ -98,14 +107,8 @@ func (c *checkhoardCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		if err := printJSON(found); err != nil {
-			return err
-		}
-	} else if !a.quiet || found.Errors > 0 {
-		for _, f := range found.Findings {
-			fmt.Fprintln(stdout, f)
-		}
+	if err := a.printChecked(c.JSON, found, found.Findings, found.Errors); err != nil {
+		return err
 	}
 	if c.Compact {
 		refused := false

@@ -71,8 +71,6 @@ func (a *app) values(p completion.Place) completion.Answer {
 		}
 	case name == "vmm":
 		ws = plain(vmm.List())
-	case name == "compression":
-		ws = plain([]string{"auto", "none", "mild", "moderate", "painful"})
 	case name == "command":
 		for _, n := range visibleCommands(a.parser.Model.Node) {
 			ws = append(ws, completion.Word{Text: n.Name, Help: n.Help})

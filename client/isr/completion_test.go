@@ -171,7 +171,7 @@ func TestCompleteAlone(t *testing.T) {
 func TestCompleteHostile(t *testing.T) {
 	w := completionWorld(t)
 	w.offered(t, "A", "resume", "")
-	kept, _ := filepath.Glob(filepath.Join(w.dir, "A", ".isr", "ls", "names-*"))
+	kept, _ := filepath.Glob(filepath.Join(w.dir, "A", ".isr", "ls", "*"))
 	if len(kept) != 1 {
 		t.Fatalf("kept %q", kept)
 	}

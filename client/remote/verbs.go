@@ -106,12 +106,17 @@ func (s *Server) Acquire(ctx context.Context, p, host, acquisition string) (*par
 	if err != nil {
 		return nil, err
 	}
+	return s.won(proto.Acquire, out)
+}
+
+// won is the lock that a verb took, with its nonce.
+func (s *Server) won(verb string, out []byte) (*parcel.Lock, error) {
 	l, err := parcel.ParseLock(out)
 	if err == nil && l.Nonce == "" {
 		err = errors.New("no nonce")
 	}
 	if err != nil {
-		return nil, s.nonsense(proto.Acquire, err)
+		return nil, s.nonsense(verb, err)
 	}
 	return l, nil
 }
@@ -220,14 +225,7 @@ func (s *Server) Fork(ctx context.Context, p string, version int, to, comment, h
 	if err != nil {
 		return nil, err
 	}
-	l, err := parcel.ParseLock(out)
-	if err == nil && l.Nonce == "" {
-		err = errors.New("no nonce")
-	}
-	if err != nil {
-		return nil, s.nonsense(proto.Fork, err)
-	}
-	return l, nil
+	return s.won(proto.Fork, out)
 }
 
 // CheckParcel has the server check a version of p, 0 for all, with content
