@@ -67,7 +67,7 @@ func TestComplete(t *testing.T) {
 		// Only what is checked out can be cleaned; anything can be run.
 		{"clean ", "winxp"},
 		{"stat ", "winxp"},
-		{"stat f", ""},
+		{"stat fedo", ""},
 		{"resume ", "winxp fedora plan9"},
 		{"resume pl", "plan9"},
 		{"co fe", "fedora"},
