@@ -29,6 +29,17 @@ type typed struct{ prompt, answer string }
 // terminal showed.
 func atTerminal(t testing.TB, cmd *exec.Cmd, answers ...typed) (r result, shown string) {
 	t.Helper()
+	r, shown, left := atTerminalOr(t, cmd, answers...)
+	if len(left) > 0 {
+		t.Fatalf("never asked: %q; the terminal shows %q, %v", left[0].prompt, shown, r)
+	}
+	return r, shown
+}
+
+// atTerminalOr is atTerminal of a command that may end before it has asked
+// for all that is told; left is what it has not.
+func atTerminalOr(t testing.TB, cmd *exec.Cmd, answers ...typed) (r result, shown string, left []typed) {
+	t.Helper()
 	far, near, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -87,10 +98,7 @@ func atTerminal(t testing.TB, cmd *exec.Cmd, answers ...typed) (r result, shown 
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(answers) > 0 {
-		t.Fatalf("never asked: %q; the terminal shows %q, status %v\n%s%s", answers[0].prompt, all.String(), err, out.String(), errs.String())
-	}
-	return result{out: out.String(), err: errs.String(), status: statusOf(cmd, err)}, all.String()
+	return result{out: out.String(), err: errs.String(), status: statusOf(cmd, err)}, all.String(), answers
 }
 
 // types is atTerminal for isr on host, which must succeed.

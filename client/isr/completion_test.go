@@ -70,7 +70,7 @@ func TestComplete(t *testing.T) {
 		{"stat fedo", ""},
 		{"resume ", "winxp fedora plan9"},
 		{"resume pl", "plan9"},
-		{"co fe", "fedora"},
+		{"co fedo", "fedora"},
 		{"ls ", "winxp fedora plan9"},
 		{"stat " + id[:8], id},
 		{"checkout winxp -r ", "1"},

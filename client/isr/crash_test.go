@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -98,12 +99,17 @@ func sampled(rng *rand.Rand, most map[string]int, some int, sig string) (steps [
 // killedAt runs isr on host, and sends the signal to the process of it, or of
 // its keeper, that is the first to come to s.
 func killedAt(w *world, s step, host string, args ...string) result {
+	r := execute(toKill(w, s, host, args...), "")
+	r.sig = s.sig
+	return r
+}
+
+// toKill is the command that killedAt runs.
+func toKill(w *world, s step, host string, args ...string) *exec.Cmd {
 	cmd := w.command(host, "strace", append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=" + s.call, "-e", "signal=none",
 		"-e", fmt.Sprintf("inject=%s:signal=%s:when=%d", s.call, s.sig, s.n), filepath.Join(w.programs, "isr")}, args...)...)
 	cmd.Env = append(cmd.Env, "GOMAXPROCS=1") // so that few threads take the steps
-	r := execute(cmd, "")
-	r.sig = s.sig
-	return r
+	return cmd
 }
 
 // countSteps runs isr on host to its end; it gives the most calls of each name

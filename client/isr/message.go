@@ -186,13 +186,13 @@ func (b *bar) show() {
 		b.s.bars = mpb.New(mpb.WithOutput(os.Stderr), mpb.WithRefreshRate(200*time.Millisecond), mpb.WithAutoRefresh())
 	}
 	count := decor.CountersNoUnit("%d/%d")
-	rate := decor.AverageSpeed(0, "%.0f/s")
+	rate := decor.NewAverageSpeed(0, "%.0f/s", b.begun)
 	if b.unit == "bytes" {
 		count = decor.CountersKibiByte("% .1f/% .1f")
-		rate = decor.AverageSpeed(decor.SizeB1024(0), "% .1f")
+		rate = decor.NewAverageSpeed(decor.SizeB1024(0), "% .1f", b.begun)
 	}
 	what := visible(b.what, b.s.ascii)
-	left := decor.AverageETA(decor.ET_STYLE_GO)
+	left := decor.NewAverageETA(decor.ET_STYLE_GO, b.begun, nil)
 	if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil && w < narrow {
 		// No room for a bar: how far, and how long.
 		b.bar = b.s.bars.New(0, mpb.NopStyle(), mpb.BarRemoveOnComplete(),

@@ -105,7 +105,7 @@ func TestUsageError(t *testing.T) {
 	}
 	for _, c := range []struct{ line, err, hint string }{
 		{"uuid x -F", "uuid: no option -F; resume has it", "isr help uuid"},
-		{"uuid x -d", "uuid: no option -d; checkout, hoard and resume have it", "isr help uuid"},
+		{"uuid x -d", "uuid: no option -d; checkout, export-lka, hoard and resume have it", "isr help uuid"},
 		{"-F resume x", "no option -F before the command; behind it, resume has it", "isr help lists the commands, isr(1) explains them"},
 		{"uuid x --rolback 1", "uuid: no option --rolback", "isr help uuid"},
 		{"resume x --rolback 1", "resume: no option --rolback", "the nearest is --rollback"},

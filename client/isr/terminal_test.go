@@ -187,7 +187,7 @@ func TestProgress(t *testing.T) {
 		want    *regexp.Regexp
 	}{
 		{40, "xterm", regexp.MustCompile(`\d+ ?%`)},
-		{100, "xterm", regexp.MustCompile(`\] \d+/24 \d+/s `)},
+		{100, "xterm", regexp.MustCompile(`\] [\d.]+ MiB/[\d.]+ MiB [\d.]+ [KM]iB/s \d+m?s`)},
 		{40, "dumb", nil},
 	} {
 		host := fmt.Sprint(c.term, c.columns)
