@@ -161,6 +161,13 @@ func (c *Client) Stat(ctx context.Context, name string) (*Stat, error) {
 		return nil, err
 	}
 	if co.State.Status == Acquiring {
+		// Another isr may be at it yet: then that is said.
+		if err := co.seize(); err != nil {
+			return nil, err
+		}
+		co.letGo()
+	}
+	if co.State.Status == Acquiring {
 		return nil, parcel.NewError(parcel.Failed, "parcel %s: its checkout was interrupted", name).
 			WithHint("run isr checkout %s again", name)
 	}

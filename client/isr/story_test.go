@@ -45,7 +45,8 @@ func TestStories(t *testing.T) {
 				RequireExplicitExec: true,
 				RequireUniqueNames:  true,
 				Setup: func(env *testscript.Env) error {
-					w := newWorld(env.T().(testing.TB), env.WorkDir, kind.name)
+					// Told once under the race detector will do.
+					w := makeWorld(env.T().(testing.TB), env.WorkDir, kind.name, kind.name != "serve")
 					w.home(env.T().(testing.TB), "A", "alice", "alice")
 					env.Values["world"] = w
 					env.Vars = append(env.Vars, w.env("A")...)
@@ -212,7 +213,7 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 func scriptRealm(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, len(args) == 1, "realm NAME")
 	w, t := worldOf(ts)
-	other := newWorld(outliving{t, w.t}, filepath.Join(w.dir, args[0]), w.kind)
+	other := makeWorld(outliving{t, w.t}, filepath.Join(w.dir, args[0]), w.kind, w.kind != "serve")
 	// The same people, known to the same hosts.
 	for _, name := range []string{"alice", "bob"} {
 		other.must(t, "isr-locksrv", "user", "add", name, "--key", w.keys[name]+".pub")
