@@ -32,7 +32,7 @@ demo: setup all
 # Whatever a test needs is installed by setup, so a test that would skip for
 # the lack of it fails instead.
 test: setup all lint
-	ISR_TEST_REQUIRE=1 $(GO) test -race -timeout 20m ./...
+	ISR_TEST_REQUIRE=1 $(GO) test -race -timeout 30m ./...
 
 bench: setup all
 	contrib/bench
