@@ -64,7 +64,7 @@ type helpText struct {
 	width int
 }
 
-func (h *helpText) para(text string) { h.WriteString(wrap(text, h.width, "")) }
+func (h *helpText) para(text string) { h.WriteString(wrap(text, h.width, "", "")) }
 
 func (h *helpText) program(app *kong.Application) {
 	if len(app.Children) == 0 {
@@ -160,7 +160,7 @@ func (h *helpText) flags(title string, flags []*kong.Flag) {
 // item is a term and what it means, beside it or below.
 func (h *helpText) item(term, text string) {
 	column := min(26, h.width/3)
-	lines := wrap(text, h.width, strings.Repeat(" ", column))
+	lines := wrap(text, h.width, strings.Repeat(" ", column), strings.Repeat(" ", column))
 	if runewidth.StringWidth(term) > column-4 {
 		h.WriteString("  " + term + "\n" + lines)
 		return

@@ -63,7 +63,10 @@ func TestTable(t *testing.T) {
 	if got, want := ls.aligned(), "box     acquired  alice\n        here: suspended\na b  c  released\n"; got != want {
 		t.Errorf("aligned:\n%swant\n%s", got, want)
 	}
-	if got, want := ls.list(12), "box\n  acquired\n  alice\n  here:\n  suspended\na b c\n  released\n"; got != want {
+	if got, want := ls.list(12), "box\n  acquired\n  alice\n  here:\n    suspended\na b  c\n  released\n"; got != want {
+		t.Errorf("list:\n%swant\n%s", got, want)
+	}
+	if got, want := ls.list(20), "box  acquired  alice\n  here: suspended\na b  c  released\n"; got != want {
 		t.Errorf("list:\n%swant\n%s", got, want)
 	}
 	stat := table{heads: []string{"", "total", "hoarded"}, right: true}
@@ -71,7 +74,7 @@ func TestTable(t *testing.T) {
 	if got, want := stat.aligned(), "        total  hoarded\ndisk  8.0 MiB      0 B\n"; got != want {
 		t.Errorf("aligned:\n%swant\n%s", got, want)
 	}
-	if got, want := stat.list(40), "disk\n  total 8.0 MiB\n  hoarded 0 B\n"; got != want {
+	if got, want := stat.list(40), "disk  total 8.0 MiB  hoarded 0 B\n"; got != want {
 		t.Errorf("list:\n%swant\n%s", got, want)
 	}
 }
