@@ -118,6 +118,12 @@ func TestUsageError(t *testing.T) {
 		{"resume", "resume: PARCEL is missing", "isr help resume"},
 		{"resume a b", "resume: one word too many: b", "isr help resume"},
 		{"-q", "a command is missing", "isr help lists the commands, isr(1) explains them"},
+		{"ls -L x", "ls: option --longvers: want a number, not x", "isr help ls"},
+		{"ls -L -3", "ls: option --longvers: want a number, not -3", "isr help ls"},
+		{"sync x -b", "sync: option --bwlimit: its value is missing", "isr help sync"},
+		{"sync x -b 99999999999999999999", "sync: option --bwlimit: want a number, not 99999999999999999999", "isr help sync"},
+		{"auth --lifetime x", "auth: option --lifetime: want a time, as 90m or 8h, not x", "isr help auth"},
+		{"sync x -C x", `sync: --compression must be one of "auto",`, "isr help sync"},
 		{"completion csh", `completion: <shell> must be one of "bash","zsh","fish" but got "csh"`, "isr help completion"},
 	} {
 		_, err := app.Parse(strings.Fields(c.line))
