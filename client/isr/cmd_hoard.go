@@ -25,7 +25,7 @@ func (c *checkoutCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if _, err := cl.Find(c.Parcel); err == nil {
+	if _, err := cl.Find(c.Parcel); err == nil && c.Rollback == 0 {
 		a.Say("parcel %s: checked out here already", c.Parcel)
 	}
 	co, err := cl.Checkout(a.ctx, c.Parcel, client.CheckoutOptions{Rollback: c.Rollback})
