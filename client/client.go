@@ -181,6 +181,8 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	if h := c.held(t); h != nil {
 		c.UI.Detail("server %s: by way of isr auth", t.Host)
 		s.SetVia(h.Dial)
+	} else {
+		c.UI.Detail("server %s: by a login of its own, as %s", t.Host, t.User)
 	}
 	s.SetLimit(c.Limit)
 	s.SetPatience(c.Patience)

@@ -536,7 +536,7 @@ func TestAuthEnds(t *testing.T) {
 	p := start(t, sh)
 	p.waitFor(t, "begun")
 	pid = began("in a session")
-	if r := w.ok(t, "A", "auth", "--status"); !strings.Contains(r.out, fmt.Sprintf("or the end of session of process %d", sh.Process.Pid)) {
+	if r := w.ok(t, "A", "auth", "--status"); !strings.Contains(r.out, fmt.Sprintf("or the end of the session of process %d", sh.Process.Pid)) {
 		t.Errorf("status: %v", r)
 	}
 	p.send("on\n")
@@ -608,7 +608,7 @@ func TestAuthEndsWithX(t *testing.T) {
 	}
 	cmd := w.command("A", "isr", "auth")
 	cmd.Env = append(cmd.Env, "DISPLAY=:"+strings.TrimSpace(string(number[:n])))
-	if r := execute(cmd, ""); r.status != 0 || !strings.Contains(r.err, "or the end of X session") {
+	if r := execute(cmd, ""); r.status != 0 || !strings.Contains(r.err, "or the end of the X session") {
 		t.Fatal(r)
 	}
 	pid := w.authKeeper(t, "A")

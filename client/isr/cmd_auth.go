@@ -74,7 +74,7 @@ func (c *authCmd) status(a *app, cl *client.Client) error {
 func untilText(st auth.Status) string {
 	text := "until " + when(st.Expires)
 	if st.Session != "" {
-		text += " or the end of " + st.Session
+		text += " or the end of the " + st.Session
 	}
 	return text
 }

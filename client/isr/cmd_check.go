@@ -85,7 +85,7 @@ func (a *app) printChecked(asJSON bool, all any, findings []client.Finding, faul
 }
 
 // count is "1 chunk" or "3 chunks".
-func count(n int, what string) string {
+func count[N int | int64](n N, what string) string {
 	if n != 1 {
 		what += "s"
 	}
@@ -124,12 +124,14 @@ func (c *checkhoardCmd) Run(a *app) error {
 		case refused:
 			return parcel.NewError(parcel.Failed, "hoard: not compacted").WithHint("answer y, or say --yes")
 		}
-		a.Say("hoard: %s (%s) removed that nothing needs", count(int(freed.Objects), "object"), dirt.Bytes(float64(freed.Bytes)))
+		a.Say("hoard: %s (%s) removed that nothing needs", count(freed.Objects, "object"), dirt.Bytes(float64(freed.Bytes)))
+		found.Objects -= freed.Objects
+		found.Bytes -= freed.Bytes
 	}
 	if found.Errors > 0 {
 		return parcel.NewError(parcel.Damaged, "hoard: %s", count(found.Errors, "fault")).WithHint("what to do about each is said with it")
 	}
-	a.Say("hoard: sound: %s, %s", count(int(found.Objects), "object"), dirt.Bytes(float64(found.Bytes)))
+	a.Say("hoard: sound: %s, %s", count(found.Objects, "object"), dirt.Bytes(float64(found.Bytes)))
 	return nil
 }
 

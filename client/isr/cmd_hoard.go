@@ -25,7 +25,7 @@ func (c *checkoutCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if _, err := cl.Find(c.Parcel); err == nil {
+	if _, err := cl.Find(c.Parcel); err == nil && c.Rollback == 0 {
 		a.Say("parcel %s: checked out here already", c.Parcel)
 	}
 	co, err := cl.Checkout(a.ctx, c.Parcel, client.CheckoutOptions{Rollback: c.Rollback})
@@ -68,10 +68,13 @@ func (a *app) hoarded(name string, done client.Hoarded, checked bool) {
 	if done.Memory {
 		what = "disk and memory"
 	}
-	a.Say("parcel %s: hoarded, %s of version %d: %d objects, %d of them (%s) fetched now",
-		name, what, done.Version, done.Objects, done.Fetched, bytesText(done.Bytes))
-	if checked {
-		a.Say("parcel %s: all that is hoarded was read, %d objects were damaged and are mended", name, done.Damaged)
+	a.Say("parcel %s: hoarded, %s of version %d: %s, %d of them (%s) fetched now",
+		name, what, done.Version, count(done.Objects, "object"), done.Fetched, bytesText(done.Bytes))
+	switch {
+	case checked && done.Damaged == 0:
+		a.Say("parcel %s: all that is hoarded was read, and is sound", name)
+	case checked:
+		a.Say("parcel %s: all that is hoarded was read, and what was damaged mended: %s", name, count(done.Damaged, "object"))
 	}
 }
 
@@ -99,10 +102,10 @@ func (c *lshoardCmd) Run(a *app) error {
 	for _, p := range list.Parcels {
 		state := "complete"
 		if !p.Complete {
-			state = fmt.Sprintf("%d objects missing", p.Objects-p.Here)
+			state = fmt.Sprintf("%s missing", count(p.Objects-p.Here, "object"))
 		}
 		fmt.Fprintf(stdout, "%s/%s version %d, %s\n", p.User, p.Parcel, p.Version, state)
-		fmt.Fprintf(stdout, "  %d of %d objects, %s\n", p.Here, p.Objects, bytesText(p.Bytes))
+		fmt.Fprintf(stdout, "  %d of %s, %s\n", p.Here, count(p.Objects, "object"), bytesText(p.Bytes))
 		if p.Memory {
 			fmt.Fprintf(stdout, "  disk %s, memory %s\n", bytesText(p.DiskOnly), bytesText(p.MemOnly))
 		} else {
@@ -126,7 +129,7 @@ func (c *lshoardCmd) Run(a *app) error {
 	if list.Total.Quota > 0 {
 		quota = "quota " + bytesText(list.Total.Quota)
 	}
-	fmt.Fprintf(stdout, "hoard: %d objects, %s, %s\n", list.Total.Objects, bytesText(list.Total.Bytes), quota)
+	fmt.Fprintf(stdout, "hoard: %s, %s, %s\n", count(list.Total.Objects, "object"), bytesText(list.Total.Bytes), quota)
 	fmt.Fprintf(stdout, "  hoarded %s, the rest %s\n", bytesText(list.Total.Pinned), bytesText(list.Total.Unpinned))
 	return err
 }
@@ -151,7 +154,7 @@ func (c *rmhoardCmd) Run(a *app) error {
 	}
 	freed, err := cl.RmHoard(a.ctx, p, co)
 	if err == nil {
-		a.Say("parcel %s: hoarded no more, %d objects (%s) removed", p.Parcel, freed.Objects, bytesText(freed.Bytes))
+		a.Say("parcel %s: hoarded no more, %s (%s) removed", p.Parcel, count(freed.Objects, "object"), bytesText(freed.Bytes))
 	}
 	return err
 }

@@ -53,7 +53,8 @@ func (c *lsCmd) Run(a *app) error {
 		case l.Error != "":
 			w.rowf("%s\tdamaged\t%s", l.Parcel, l.Error)
 		case l.Held != nil:
-			w.rowf("%s\tacquired\t%s\t%s\t%s\tcontact %s", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since), when(l.Held.Contact))
+			w.rowf("%s\tacquired\t%s\t%s\t%s", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since))
+			w.rowf("\tcontact %s", when(l.Held.Contact))
 		case l.Released != nil:
 			w.rowf("%s\treleased\t%s\t%s\t%s", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
 		default:
@@ -68,12 +69,13 @@ func (c *lsCmd) Run(a *app) error {
 		if c.Count == 0 {
 			continue
 		}
-		w.rowf("\tuuid %s\tvmm %s\tmemory %s\tdisk %s", l.UUID, l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
+		w.rowf("\tuuid %s", l.UUID)
+		w.rowf("\tvmm %s, memory %s, disk %s", l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
 		for _, v := range l.Versions {
 			w.rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
 		}
 		if l.Total != nil {
-			w.rowf("\tin all\t%s\tin %d versions", bytesText(l.Total.Bytes), l.Total.Versions)
+			w.rowf("\tin all\t%s\tin %s", bytesText(l.Total.Bytes), count(l.Total.Versions, "version"))
 		}
 	}
 	w.print()

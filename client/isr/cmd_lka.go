@@ -77,7 +77,7 @@ func (a *app) describe(info client.PlaceInfo) {
 	case info.Counted && info.Objects == 0:
 		a.Warn("%s: has no objects; isr export-lka fills a directory", info.Place)
 	case info.Counted:
-		a.Say("%s: %d objects, %s", info.Place, info.Objects, bytesText(info.Bytes))
+		a.Say("%s: %s, %s", info.Place, count(info.Objects, "object"), bytesText(info.Bytes))
 	default:
 		a.Say("%s: answers", info.Place)
 	}
@@ -152,7 +152,7 @@ func (a *app) listLKA(asJSON bool) error {
 		case !l.There:
 			what = "not there"
 		case l.Counted:
-			what = fmt.Sprintf("%d objects, %s", l.Objects, bytesText(l.Bytes))
+			what = fmt.Sprintf("%s, %s", count(l.Objects, "object"), bytesText(l.Bytes))
 		}
 		w.rowf("%s\t%s\t# %s", l.Place, what, l.From)
 	}

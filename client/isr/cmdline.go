@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -64,7 +65,7 @@ type helpText struct {
 	width int
 }
 
-func (h *helpText) para(text string) { h.WriteString(wrap(text, h.width, "")) }
+func (h *helpText) para(text string) { h.WriteString(wrap(text, h.width, "", "")) }
 
 func (h *helpText) program(app *kong.Application) {
 	if len(app.Children) == 0 {
@@ -160,7 +161,7 @@ func (h *helpText) flags(title string, flags []*kong.Flag) {
 // item is a term and what it means, beside it or below.
 func (h *helpText) item(term, text string) {
 	column := min(26, h.width/3)
-	lines := wrap(text, h.width, strings.Repeat(" ", column))
+	lines := wrap(text, h.width, strings.Repeat(" ", column), strings.Repeat(" ", column))
 	if runewidth.StringWidth(term) > column-4 {
 		h.WriteString("  " + term + "\n" + lines)
 		return
@@ -246,7 +247,26 @@ func usageError(app *kong.Application, program string, ctx *kong.Context, err er
 	if strings.HasPrefix(msg, "expected one of") {
 		return fail("a command is missing")
 	}
-	return fail("%s", msg)
+	if m := badValue.FindStringSubmatch(msg); m != nil {
+		switch want, ok := wanted[m[2]]; {
+		case m[3] == "EOL":
+			return fail("option %s: its value is missing", m[1])
+		case ok:
+			return fail("option %s: want %s, not %s", m[1], want, m[3])
+		}
+	}
+	return fail("%s", strings.Replace(msg, `one of "",`, "one of ", 1))
+}
+
+// badValue is how kong says that an option's value is none: the option, what
+// was expected, and what there was.
+var badValue = regexp.MustCompile(`^(--[a-z-]+): expected (.+?) but got "([^"]*)"`)
+
+// wanted is what kong expects, in other words.
+var wanted = map[string]string{
+	"a valid 64 bit int": "a number",
+	"int value":          "a number",
+	"duration":           "a time, as 90m or 8h",
 }
 
 // cutWord is the word behind prefix, if msg begins with that.

@@ -75,7 +75,18 @@ func (c *resumeCmd) Run(a *app) error {
 		defer w.stop()
 		cl.UI, o.Watcher = w, w
 	}
-	return cl.Resume(a.ctx, c.Parcel, o)
+	if err := cl.Resume(a.ctx, c.Parcel, o); err != nil {
+		return err
+	}
+	a.stands(cl, c.Parcel)
+	return nil
+}
+
+// stands tells where a parcel stands after a command that changed that.
+func (a *app) stands(cl *client.Client, name string) {
+	if co, err := cl.Find(name); err == nil {
+		a.Say("parcel %s: version %d, %s", name, co.State.Version, co.Describe())
+	}
 }
 
 type checkinCmd struct {
@@ -121,7 +132,7 @@ func (a *app) committed(name string, done client.Committed, more string) {
 		a.Say("parcel %s: nothing changed since version %d%s", name, done.Version, more)
 		return
 	}
-	a.Say("parcel %s: version %d, %d objects (%s) sent%s", name, done.Version, done.Objects, bytesText(done.Bytes), more)
+	a.Say("parcel %s: version %d, %s (%s) sent%s", name, done.Version, count(done.Objects, "object"), bytesText(done.Bytes), more)
 }
 
 type cleanCmd struct {
@@ -148,7 +159,13 @@ func (c *cleanCmd) Run(a *app) error {
 			return parcel.NewError(parcel.Failed, "parcel %s: not cleaned", c.Parcel).WithHint("answer y, or say --yes")
 		}
 	}
-	return cl.Clean(a.ctx, c.Parcel, c.Force)
+	if err := cl.Clean(a.ctx, c.Parcel, c.Force); err != nil {
+		return err
+	}
+	if co != nil {
+		a.Say("parcel %s: removed from this host", c.Parcel)
+	}
+	return nil
 }
 
 type discardCmd struct{ parcelArg }
@@ -195,7 +212,13 @@ func (c *poweroffCmd) Run(a *app) error {
 			return parcel.NewError(parcel.Failed, "parcel %s: not powered off", c.Parcel).WithHint("answer y, or say --yes")
 		}
 	}
-	return cl.Poweroff(a.ctx, c.Parcel, c.VMM, c.Options)
+	if err := cl.Poweroff(a.ctx, c.Parcel, c.VMM, c.Options); err != nil {
+		return err
+	}
+	if co.State.Memory != "" {
+		a.stands(cl, c.Parcel)
+	}
+	return nil
 }
 
 type uuidCmd struct{ parcelArg }

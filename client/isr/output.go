@@ -126,8 +126,8 @@ func visible(s string, ascii bool) string {
 }
 
 // A table is rows of cells in aligned columns. On a terminal that is too
-// narrow for it, it is a list: the first cell of each row, and below it the
-// others, a line each, with the column's head.
+// narrow for it, it is a list: rows that are not aligned, as many cells in a
+// line as fit, each with its column's head.
 type table struct {
 	heads []string // "" or none: the column has no head
 	right bool     // cells are aligned to the right
@@ -210,38 +210,62 @@ func (t *table) aligned() string {
 	return b.String()
 }
 
+// list is the table in lines of at most width columns. A row that belongs to
+// the one above it, with an empty first cell, is indented, and so is what of a
+// row did not fit its first line.
 func (t *table) list(width int) string {
 	var b strings.Builder
 	for _, row := range t.rows {
-		for i, c := range row {
-			switch {
-			case c == "":
-			case i == 0:
-				b.WriteString(wrap(c, width, ""))
-			case i < len(t.heads) && t.heads[i] != "":
-				b.WriteString(wrap(t.heads[i]+" "+c, width, "  "))
-			default:
-				b.WriteString(wrap(c, width, "  "))
-			}
+		indent := "  "
+		line := ""
+		if row[0] == "" {
+			line, indent = indent, "    "
 		}
+		first := true // on its line
+		for i, c := range row {
+			if c == "" {
+				continue
+			}
+			if i < len(t.heads) && t.heads[i] != "" {
+				c = t.heads[i] + " " + c
+			}
+			if !first && runewidth.StringWidth(line)+gap+runewidth.StringWidth(c) > width {
+				b.WriteString(line + "\n")
+				line, first = indent, true
+			}
+			switch {
+			case !first:
+				line += strings.Repeat(" ", gap) + c
+			case runewidth.StringWidth(line)+runewidth.StringWidth(c) <= width:
+				line += c
+			default: // the cell alone is too wide
+				text := strings.TrimSuffix(wrap(c, width, line, indent), "\n")
+				at := strings.LastIndex(text, "\n") + 1
+				b.WriteString(text[:at])
+				line = text[at:]
+			}
+			first = false
+		}
+		b.WriteString(line + "\n")
 	}
 	return b.String()
 }
 
-// wrap is text in lines of at most width columns, each behind indent. A word
-// that is longer has a line of its own.
-func wrap(text string, width int, indent string) string {
+// wrap is text in lines of at most width columns, the first behind first and
+// the others behind indent. A word that is longer has a line of its own.
+func wrap(text string, width int, first, indent string) string {
 	var b strings.Builder
-	line := indent
+	line, empty := first, true
 	for _, word := range strings.Fields(text) {
-		if line != indent && runewidth.StringWidth(line)+1+runewidth.StringWidth(word) > width {
+		if !empty && runewidth.StringWidth(line)+1+runewidth.StringWidth(word) > width {
 			b.WriteString(line + "\n")
-			line = indent
+			line, empty = indent, true
 		}
-		if line != indent {
+		if !empty {
 			line += " "
 		}
 		line += word
+		empty = false
 	}
 	return b.String() + line + "\n"
 }

@@ -63,7 +63,10 @@ func TestTable(t *testing.T) {
 	if got, want := ls.aligned(), "box     acquired  alice\n        here: suspended\na b  c  released\n"; got != want {
 		t.Errorf("aligned:\n%swant\n%s", got, want)
 	}
-	if got, want := ls.list(12), "box\n  acquired\n  alice\n  here:\n  suspended\na b c\n  released\n"; got != want {
+	if got, want := ls.list(12), "box\n  acquired\n  alice\n  here:\n    suspended\na b  c\n  released\n"; got != want {
+		t.Errorf("list:\n%swant\n%s", got, want)
+	}
+	if got, want := ls.list(20), "box  acquired  alice\n  here: suspended\na b  c  released\n"; got != want {
 		t.Errorf("list:\n%swant\n%s", got, want)
 	}
 	stat := table{heads: []string{"", "total", "hoarded"}, right: true}
@@ -71,7 +74,7 @@ func TestTable(t *testing.T) {
 	if got, want := stat.aligned(), "        total  hoarded\ndisk  8.0 MiB      0 B\n"; got != want {
 		t.Errorf("aligned:\n%swant\n%s", got, want)
 	}
-	if got, want := stat.list(40), "disk\n  total 8.0 MiB\n  hoarded 0 B\n"; got != want {
+	if got, want := stat.list(40), "disk  total 8.0 MiB  hoarded 0 B\n"; got != want {
 		t.Errorf("list:\n%swant\n%s", got, want)
 	}
 }
@@ -115,6 +118,12 @@ func TestUsageError(t *testing.T) {
 		{"resume", "resume: PARCEL is missing", "isr help resume"},
 		{"resume a b", "resume: one word too many: b", "isr help resume"},
 		{"-q", "a command is missing", "isr help lists the commands, isr(1) explains them"},
+		{"ls -L x", "ls: option --longvers: want a number, not x", "isr help ls"},
+		{"ls -L -3", "ls: option --longvers: want a number, not -3", "isr help ls"},
+		{"sync x -b", "sync: option --bwlimit: its value is missing", "isr help sync"},
+		{"sync x -b 99999999999999999999", "sync: option --bwlimit: want a number, not 99999999999999999999", "isr help sync"},
+		{"auth --lifetime x", "auth: option --lifetime: want a time, as 90m or 8h, not x", "isr help auth"},
+		{"sync x -C x", `sync: --compression must be one of "auto",`, "isr help sync"},
 		{"completion csh", `completion: <shell> must be one of "bash","zsh","fish" but got "csh"`, "isr help completion"},
 	} {
 		_, err := app.Parse(strings.Fields(c.line))

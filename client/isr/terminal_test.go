@@ -142,30 +142,34 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// TestNarrow is what ls and stat look like in 40 columns.
+// TestNarrow is what ls and stat look like in 40 and in 80 columns: "for each
+// parcel, prints a single line" where there is room for what tells whose it is.
 func TestNarrow(t *testing.T) {
 	w := terminalWorld(t)
-	show := func(args ...string) string {
+	show := func(columns int, args ...string) string {
 		cmd := w.command("A", "isr", args...)
 		cmd.Env = append(cmd.Env, "TERM=xterm", "LANG=C.UTF-8")
-		return onTerminal(t, cmd, 40, "", "").out
+		out := onTerminal(t, cmd, columns, "", "").out
+		return regexp.MustCompile(`\d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d`).ReplaceAllString(out, "YYYY-MM-DD HH:MM:SS")
 	}
-	out := regexp.MustCompile(`\d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d`).ReplaceAllString(show("ls"), "YYYY-MM-DD HH:MM:SS")
-	if want := "Parcels on " + w.addr() + `
-another-parcel-with-a-name
-  released
+	for columns, want := range map[int]string{40: `
+another-parcel-with-a-name  released
   never checked out
-winxp
-  acquired
-  alice
-  hostA
+winxp  acquired  alice  hostA
   YYYY-MM-DD HH:MM:SS
   contact YYYY-MM-DD HH:MM:SS
   here: powered off, modified
-`; out != want {
-		t.Errorf("ls:\n%swant\n%s", out, want)
+`, 80: `
+another-parcel-with-a-name  released  never checked out
+winxp                       acquired  alice  hostA  YYYY-MM-DD HH:MM:SS
+                            contact YYYY-MM-DD HH:MM:SS
+                            here: powered off, modified
+`} {
+		if out := show(columns, "ls"); out != "Parcels on "+w.addr()+want {
+			t.Errorf("ls:\n%swant\n%s", out, want)
+		}
 	}
-	if out = show("stat", "winxp"); !strings.Contains(out, "disk") || !strings.Contains(out, "128.0 KiB") {
+	if out := show(40, "stat", "winxp"); !strings.Contains(out, "disk") || !strings.Contains(out, "128.0 KiB") {
 		t.Errorf("stat:\n%s", out)
 	}
 }
