@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 )
 
 // Prompter asks the person in front. Both methods may block for as long as that takes; io.EOF, or any other error,
@@ -174,6 +175,7 @@ type asker struct {
 	prompter Prompter // nil: nobody to ask
 	creds    *Credentials
 	pause    func() (resume func())
+	asked    atomic.Bool // a question was put
 }
 
 // errNobody: there is nobody to ask, or no answer came.
@@ -246,6 +248,7 @@ func ask[T any](ctx context.Context, a *asker, question func(Prompter) (T, error
 	if a.pause != nil {
 		defer a.pause()()
 	}
+	a.asked.Store(true)
 	ch := make(chan answer, 1)
 	go func() { // a Prompter cannot be interrupted: it is left behind when the context ends
 		v, err := question(a.prompter)

@@ -188,14 +188,13 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 	defer clock.stop()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
-	loginAsker := *d.asker
-	loginAsker.pause = clock.pause
-	host := &hostChecker{r: r, asker: &loginAsker, creds: d.creds, addr: rt.addr}
+	loginAsker := &asker{prompter: d.asker.prompter, creds: d.asker.creds, pause: clock.pause}
+	host := &hostChecker{r: r, asker: loginAsker, creds: d.creds, addr: rt.addr}
 	db, err := loadKnownHosts(host.files())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrHostKey, err)
 	}
-	auth := &authenticator{d: d, asker: &loginAsker, conn: conn, host: host, ctx: ctx}
+	auth := &authenticator{d: d, asker: loginAsker, conn: conn, host: host, ctx: ctx}
 	var hostErr error
 	config := &ssh.ClientConfig{
 		User:              r.User,
@@ -290,6 +289,9 @@ func (a *authenticator) next(c *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 	a.started = true
 	a.allowed = c.AllowedMethods
 	if end := a.conn.ended.Load(); end != nil {
+		if a.asker.asked.Load() {
+			return nil, fmt.Errorf("%w: %w: %w", errLost, errWaited, *end)
+		}
 		return nil, fmt.Errorf("%w: %w", errLost, *end)
 	}
 	if a.ctx.Err() != nil {
@@ -478,6 +480,7 @@ func (a *authenticator) abort() error {
 
 var (
 	errLost   = errors.New("connection lost during authentication")
+	errWaited = errors.New("the server did not wait for an answer")
 	errUnused = errors.New("key not used")
 )
 

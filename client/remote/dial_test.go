@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/sshdtest"
+	"isr/store/parcel"
 )
 
 // person answers from a script and keeps what was shown.
@@ -599,6 +600,29 @@ func TestDialCancelWhileAsking(t *testing.T) {
 		t.Errorf("got %v; want context.Canceled", err)
 	}
 }
+
+// A server has no patience without end: it is no fault of the network then.
+func TestDialServerDoesNotWait(t *testing.T) {
+	noAgent(t)
+	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "PasswordAuthentication yes\nPubkeyAuthentication no\n"})
+	p := &leaving{stop: s.Stop}
+	_, err := Dial(within(t), target(s, s.Home(t, "")), p, nil)
+	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, errWaited) {
+		t.Errorf("got %v; want ErrUnreachable, for it did not wait", err)
+	}
+	srv := Open(target(s, s.Home(t, "")), nil, nil)
+	defer srv.Close()
+	var pe *parcel.Error
+	if err := srv.sorted(err); !errors.As(err, &pe) || pe.Kind != parcel.Unreachable || !strings.Contains(pe.Hint, "sooner") {
+		t.Errorf("sorted: %v, hint of %+v", err, pe)
+	}
+}
+
+// leaving answers when the server has left.
+type leaving struct{ stop func() }
+
+func (p *leaving) Secret(string) (string, error) { p.stop(); return "late", nil }
+func (p *leaving) Confirm(string) (bool, error)  { return true, nil }
 
 // stuck never answers.
 type stuck struct {

@@ -215,7 +215,11 @@ func (s *Server) sorted(err error) error {
 	case errors.Is(err, context.Canceled):
 		return err
 	}
-	return s.failure(kind, err)
+	f := s.failure(kind, err)
+	if errors.Is(err, errWaited) {
+		f.kind = f.kind.WithHint("run it again, and answer sooner")
+	}
+	return f
 }
 
 // lost is the error of what was under way on a connection that broke.
