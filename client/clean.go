@@ -118,6 +118,9 @@ func (c *Client) Clean(ctx context.Context, name string, force bool) error {
 		}
 		return nil
 	}
+	if errors.Is(err, parcel.ErrNoParcel) {
+		return parcel.NewError(parcel.NoParcel, "%s", err).WithHint("isr ls %s shows who holds it, isr clean -f %s breaks the lock", name, name)
+	}
 	if err != nil {
 		return err
 	}
