@@ -194,7 +194,7 @@ func (c *Client) openKey(ctx context.Context, t remote.Target, record []byte) ([
 		}
 	}
 	for range maxTries {
-		p, err := c.askSecret(ctx, fmt.Sprintf("%s's password: ", dest))
+		p, err := c.askSecret(ctx, fmt.Sprintf("ISR password of %s, which protects the checkout here: ", dest))
 		if err != nil {
 			return nil, err
 		}

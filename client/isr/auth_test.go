@@ -336,7 +336,7 @@ func TestPasswordOnly(t *testing.T) {
 	w.nowhere(t, "checked out", secret)
 	w.server.stop(t)
 	w.guestWrites(t, "A", "box", write, ask, "-d")
-	w.guestWrites(t, "A", "box", write, []typed{{"alice@127.0.0.1:" + strconv.Itoa(w.port) + "'s password: ", "wrong-secret"}, {"assword", secret}}, "-d")
+	w.guestWrites(t, "A", "box", write, []typed{{"ISR password of alice@127.0.0.1:" + strconv.Itoa(w.port) + ", which protects the checkout here: ", "wrong-secret"}, {"assword", secret}}, "-d")
 	r, _ := atTerminal(t, w.command("A", "isr", "resume", "-d", "box", "-m", "shell"), typed{"assword", "wrong-secret"}, typed{"assword", "wrong-secret"}, typed{"assword", "wrong-secret"})
 	if r.status != 16 || !strings.Contains(r.err, "password: does not open this checkout") {
 		t.Errorf("resume -d with a wrong password: %v", r)
