@@ -154,6 +154,20 @@ func TestStateRecord(t *testing.T) {
 		st.Orphaned != "two lines" || st.pristine != ref || string(st.secret) != "convergence" || !st.staged.IsNil() {
 		t.Errorf("loaded %+v, want what was saved", st)
 	}
+	// As it was before records had a sum; the next save gives it one.
+	old := bytes.Replace(p[:bytes.LastIndex(p, []byte("SUM:="))], []byte("PROOF:=\n"), []byte("OFFLINE:=no\n"), 1)
+	os.WriteFile(filepath.Join(dir, "state"), old, 0o600)
+	before := &Checkout{Dir: dir, key: key}
+	if err := before.load(); err != nil || before.State.Version != 7 || before.State.pristine != ref {
+		t.Errorf("a record without a sum: %v, %+v", err, before.State)
+	}
+	if err := before.save(); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := os.ReadFile(filepath.Join(dir, "state")); err != nil || !bytes.Contains(again, []byte("\nSUM:=")) {
+		t.Errorf("saved without a sum: %s, %v", again, err)
+	}
+	os.WriteFile(filepath.Join(dir, "state"), p, 0o600)
 	other := &Checkout{Dir: dir, key: bytes.Repeat([]byte{2}, wrap.KeySize)}
 	if err := other.load(); err == nil {
 		t.Error("loaded with another key, want an error")

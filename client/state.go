@@ -100,7 +100,12 @@ func (co *Checkout) load() error {
 	}
 	// A flipped bit must not make a parcel unmodified.
 	rest, line, ok := bytes.Cut(p, []byte("SUM:="))
-	if !ok || string(bytes.TrimSpace(line)) != recordSum(rest) {
+	if !ok && beforeSums(r) {
+		ok = true
+	} else if string(bytes.TrimSpace(line)) != recordSum(rest) {
+		ok = false
+	}
+	if !ok {
 		return fmt.Errorf("checkout %s: state: does not match its sum: %w", co.Dir, parcel.ErrDamaged)
 	}
 	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
@@ -135,6 +140,10 @@ func (co *Checkout) load() error {
 	}
 	return nil
 }
+
+// beforeSums reports whether r was written when records had no sum: then they
+// had no PROOF either, and an OFFLINE that is gone.
+func beforeSums(r parcel.Record) bool { return r.All("PROOF") == nil && r.All("OFFLINE") != nil }
 
 // save replaces the record, durably. All that goes before it must be durable
 // first: the record is what makes a step done.
