@@ -106,6 +106,24 @@ func TestPass(t *testing.T) {
 	locksrvtest.Story(t, &locksrvtest.Client{Peer: locksrvtest.Conn{Client: c}, Parcel: "hers"})
 }
 
+// A command that ends at once is not closed before its request is answered.
+func TestPassShort(t *testing.T) {
+	h, _, _ := kept(t)
+	c := through(t, h, false)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				if out, errs, status := locksrvtest.Exec(c, proto.ListParcels, nil); status != 0 || string(out) != "hers\n" {
+					t.Errorf("list: %d, %q, %q", status, out, errs)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // Who shares shares one connection; who wants one alone has one, made once.
 func TestConnections(t *testing.T) {
 	h, link, _ := kept(t)

