@@ -100,12 +100,7 @@ func (co *Checkout) load() error {
 	}
 	// A flipped bit must not make a parcel unmodified.
 	rest, line, ok := bytes.Cut(p, []byte("SUM:="))
-	if !ok && beforeSums(r) {
-		ok = true
-	} else if string(bytes.TrimSpace(line)) != recordSum(rest) {
-		ok = false
-	}
-	if !ok {
+	if (ok || !beforeSums(r)) && string(bytes.TrimSpace(line)) != recordSum(rest) {
 		return fmt.Errorf("checkout %s: state: does not match its sum: %w", co.Dir, parcel.ErrDamaged)
 	}
 	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
