@@ -13,7 +13,6 @@ import (
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
-	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -212,21 +211,12 @@ func versionTags(ctx context.Context, name string, cfg *parcel.Config, g fetch.S
 	if err != nil {
 		return nil, err
 	}
-	tags := map[seal.Tag]bool{keyroot.Tag: true}
-	if !root.Cfg.IsNil() {
-		tags[root.Cfg.Tag] = true
-	}
-	for _, im := range root.Images {
-		if im.Name == keyring.Memory && !memory {
-			continue
-		}
-		err := keyring.Walk(ctx, cfg.Sealer(), g, im, func(_ int, _ int64, ref seal.Ref) error {
-			tags[ref.Tag] = true
-			return nil
-		})
+	tags := make(map[seal.Tag]bool)
+	for need, err := range (tree{cfg.Sealer(), g, keyroot, root}).needs(ctx, memory) {
 		if err != nil {
 			return nil, fmt.Errorf("parcel %s: %w", name, err)
 		}
+		tags[need.Tag] = true
 	}
 	return tags, nil
 }
