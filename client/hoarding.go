@@ -94,6 +94,7 @@ type hoardJob struct {
 	name   string
 	uuid   string
 	server string
+	cfg    *parcel.Config // as it was when the run began
 }
 
 // hoardJob finds out what name is: a checkout, or the UUID of a parcel that is
@@ -119,7 +120,7 @@ func (c *Client) hoardJob(ctx context.Context, h *hoard.Hoard, name string) (*ho
 	if err != nil {
 		return nil, err
 	}
-	j.uuid = cfg.UUID
+	j.uuid, j.cfg = cfg.UUID, cfg
 	far := j.srv.Objects(j.name)
 	j.ladder = c.ladder(nil, h, far, c.sources(cfg, j.server, far)...)
 	return j, nil
@@ -129,17 +130,11 @@ func (c *Client) hoardJob(ctx context.Context, h *hoard.Hoard, name string) (*ho
 // pinned first, so that what is fetched first is not evicted for the rest; and
 // only if there is room for all of it.
 func (j *hoardJob) pin(ctx context.Context, memory bool) (Hoarded, error) {
+	cfg := j.cfg
 	for {
 		was := hoard.Pin{}
 		if p := pinned(j.h, j.uuid); p != nil {
 			was = *p
-		}
-		cfg, _, err := j.srv.Config(ctx, j.name)
-		if err != nil {
-			return Hoarded{}, err
-		}
-		if cfg.UUID != j.uuid {
-			return Hoarded{}, parcel.NewError(parcel.Conflict, "parcel %s: another parcel has that name now", j.name)
 		}
 		version := cfg.Version
 		if j.co != nil && j.co.load() == nil && j.co.State.Version != 0 {
@@ -181,7 +176,14 @@ func (j *hoardJob) pin(ctx context.Context, memory bool) (Hoarded, error) {
 		case err == nil:
 			return Hoarded{Objects: int64(len(n.tags)), Version: version, Memory: p.Memory}, nil
 		case errors.Is(err, hoard.ErrPinChanged):
-			continue // by a sync, or by another hoard
+			// By a sync, or by another hoard: the head may be another now.
+			if cfg, _, err = j.srv.Config(ctx, j.name); err != nil {
+				return Hoarded{}, err
+			}
+			if cfg.UUID != j.uuid {
+				return Hoarded{}, parcel.NewError(parcel.Conflict, "parcel %s: another parcel has that name now", j.name)
+			}
+			continue
 		}
 		return Hoarded{}, fmt.Errorf("parcel %s: %w", j.name, err)
 	}
