@@ -435,7 +435,8 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 	}
 	defer leave()
 	host, _, _ := net.SplitHostPort(s.RemoteAddr().String())
-	status = d.Run(ctx, Session{User: user, Host: host, Log: d.Log.With("user", user, "from", s.RemoteAddr().String()),
+	status = d.Run(ctx, Session{User: user, Host: host, From: host, Log: d.Log.With("user", user, "from", s.RemoteAddr().String()),
+		Warn: warner(s.Stderr()),
 		Begin: func() bool {
 			d.mu.Lock()
 			defer d.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
@@ -28,14 +29,12 @@ func passwd(ctx context.Context, c *call, stdin io.Reader, _ io.Writer) error {
 		return parcel.NewError(parcel.Usage, "%s: want %d lines on standard input", proto.Passwd, lines).
 			WithHint("the old password, empty if there is none, then the new one")
 	}
-	if ctx, err = c.begin(ctx); err != nil {
-		return err
-	}
-	if c.Admin {
-		err = c.Store.SetPassword(c.User, given[0])
-	} else {
-		err = c.Store.ChangePassword(c.User, given[0], given[1])
-	}
+	err = c.act(ctx, &event.Event{Op: event.UserPassword}, func(context.Context) error {
+		if c.Admin {
+			return c.Store.SetPassword(c.User, given[0])
+		}
+		return c.Store.ChangePassword(c.User, given[0], given[1])
+	})
 	if err == nil {
 		c.Log.Info("password changed")
 	}

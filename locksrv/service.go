@@ -20,10 +20,13 @@ import (
 	"io"
 	"log/slog"
 	"path"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
 
+	"isr/hooks"
+	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
 	"isr/store/parcel"
@@ -32,16 +35,28 @@ import (
 // Service answers sessions on one store. Its methods are safe for concurrent
 // use.
 type Service struct {
-	Store *store.Store
-	Motd  string // file with the message of the day; there need be none
+	Store  *store.Store
+	Motd   string        // file with the message of the day; there need be none
+	Events *event.Log    // where what happens is written down; nil: nowhere
+	Hooks  *hooks.Runner // what is run before and after it; nil: nothing
+}
+
+// NewService answers sessions on s with what its tree has: motd, log and hooks.
+func NewService(s *store.Store) *Service {
+	root := s.Root()
+	return &Service{Store: s, Motd: filepath.Join(root, "motd"), Events: event.NewLog(filepath.Join(root, "log")),
+		Hooks: &hooks.Runner{Dir: filepath.Join(root, "hooks"), Root: root}}
 }
 
 // Session is one caller, as whoever let it in vouches for it.
 type Session struct {
 	User  string       // whose parcels
 	Admin bool         // works on the host itself, so needs no nonce to release
+	By    string       // who works, if it is not the user: an account of the host
 	Host  string       // where from, if the caller does not say
+	From  string       // address of the client, if there is one
 	Log   *slog.Logger // nil: nothing is logged
+	Warn  func(string) // tells the caller what is no error; nil: nobody is told
 	Begin func() bool  // asked when something begins that is to be let finish; nil: always
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 
+	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
 	"isr/store/parcel"
@@ -274,10 +275,18 @@ func acquire(name, host, acquisition string) runner {
 		if acquisition == "" {
 			acquisition = parcel.NewID()
 		}
-		if _, err := c.begin(ctx); err != nil {
-			return err
-		}
-		l, err := p.Acquire(c.User, host, acquisition)
+		e := &event.Event{Op: event.Lock, Parcel: name, Host: host}
+		var l *parcel.Lock
+		err = c.act(ctx, e, func(context.Context) error {
+			if l, err = p.Acquire(c.User, host, acquisition); err != nil {
+				if held, herr := p.Holder(); herr == nil && held != nil {
+					e.Holder = held.String()
+				}
+				return err
+			}
+			e.Host, e.Epoch, e.Version = l.Host, l.Epoch, l.Version
+			return nil
+		})
 		if err != nil {
 			return err
 		}
@@ -314,10 +323,18 @@ func release(name string, force bool) runner {
 					WithHint("--force breaks a lock without it")
 			}
 		}
-		if _, err := c.begin(ctx); err != nil {
-			return err
-		}
-		l, err := p.Release(nonce, force || c.Admin)
+		e := &event.Event{Op: event.Release, Parcel: name, Forced: nonce == "" && !free}
+		var l *parcel.Lock
+		err = c.act(ctx, e, func(context.Context) error {
+			if l, err = p.Release(nonce, force || c.Admin); err != nil {
+				return err
+			}
+			e.Host, e.Epoch, e.Version = l.Host, l.Epoch, l.Version
+			if e.Forced {
+				e.Holder = l.String()
+			}
+			return nil
+		})
 		if err != nil {
 			return err
 		}
@@ -411,16 +428,37 @@ func commit(name string) runner {
 		if err != nil {
 			return err
 		}
-		if ctx, err = c.begin(ctx); err != nil {
+		e := &event.Event{Op: event.Commit, Parcel: name, Parent: r.Parent}
+		var version int
+		err = c.act(ctx, e, func(ctx context.Context) error {
+			if version, err = p.Commit(ctx, store.CommitRequest(r)); err == nil {
+				fillVersion(e, p, version)
+			}
 			return err
-		}
-		version, err := p.Commit(ctx, store.CommitRequest(r))
+		})
 		if err != nil {
 			return err
 		}
 		c.Log.Info("committed", "parcel", name, "version", version, "parent", r.Parent)
 		_, err = fmt.Fprintln(stdout, version)
 		return err
+	}
+}
+
+// fillVersion says in e what version v of p is like.
+func fillVersion(e *event.Event, p *store.Parcel, v int) {
+	e.Version = v
+	info, err := p.Version(v)
+	if err != nil {
+		return // it was made all the same
+	}
+	e.Parent, e.Host, e.Epoch, e.Objects, e.Bytes = info.Parent, info.Host, info.Epoch, info.Objects, info.Bytes
+	e.State = "off"
+	if info.Suspended != "" {
+		e.State = "suspended"
+	}
+	if cfg, err := p.Config(); err == nil {
+		e.Memory = cfg.MemSize
 	}
 }
 
@@ -434,10 +472,14 @@ func rollback(name string, version int) runner {
 		if err != nil {
 			return err
 		}
-		if ctx, err = c.begin(ctx); err != nil {
+		e := &event.Event{Op: event.Rollback, Parcel: name, Parent: version}
+		var made int
+		err = c.act(ctx, e, func(ctx context.Context) error {
+			if made, err = p.Rollback(ctx, nonce, version); err == nil {
+				fillVersion(e, p, made)
+			}
 			return err
-		}
-		made, err := p.Rollback(ctx, nonce, version)
+		})
 		if err != nil {
 			return err
 		}
@@ -456,10 +498,12 @@ func fork(name string, version int, to, host, acquisition string) runner {
 		if err != nil {
 			return err
 		}
-		if ctx, err = c.begin(ctx); err != nil {
+		e := &event.Event{Op: event.Fork, Parcel: name, Version: version, To: c.User + "/" + to, Host: host}
+		var l *parcel.Lock
+		err = c.act(ctx, e, func(ctx context.Context) error {
+			l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition)
 			return err
-		}
-		l, err := c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition)
+		})
 		if err != nil {
 			return err
 		}

@@ -122,8 +122,8 @@ func (c *checker) all(ctx context.Context) error {
 	if c.opts.User == "" {
 		c.private(filepath.Join(c.store.root, realmFile))
 		c.private(filepath.Join(c.store.root, usersDir))
-		// The last two are the server's.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd")
+		// The last four are the server's.
+		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log")
 		c.known(filepath.Join(c.store.root, usersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {

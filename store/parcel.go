@@ -248,6 +248,16 @@ func (p *Parcel) Keyroot(v int) (seal.Ref, error) {
 	return rec.keyroot, nil
 }
 
+// Version is what is known of version v, 0 for the head; parcel.ErrNoVersion
+// if there is no such version.
+func (p *Parcel) Version(v int) (VersionInfo, error) {
+	rec, _, err := p.published(v)
+	if err != nil {
+		return VersionInfo{}, err
+	}
+	return rec.VersionInfo, nil
+}
+
 // Root is the opened root block of version v, 0 for the head.
 func (p *Parcel) Root(ctx context.Context, v int) (*keyring.Root, error) {
 	rec, cfg, err := p.published(v)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"isr/locksrv"
+	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -81,8 +82,10 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 	var done func()
 	o.Progress, done = e.progress(c.Parcel)
 	defer done()
-	_, err = s.Import(ctx, c.User, c.Parcel, c.Image, o)
-	return err
+	return e.act(ctx, s, event.Event{Op: event.ParcelImport, User: c.User, Parcel: c.Parcel}, func(ctx context.Context) error {
+		_, err := s.Import(ctx, c.User, c.Parcel, c.Image, o)
+		return err
+	})
 }
 
 type parcelCreate struct {
@@ -104,8 +107,10 @@ func (c *parcelCreate) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.Create(ctx, c.User, c.Parcel, o)
-	return err
+	return e.act(ctx, s, event.Event{Op: event.ParcelCreate, User: c.User, Parcel: c.Parcel}, func(ctx context.Context) error {
+		_, err := s.Create(ctx, c.User, c.Parcel, o)
+		return err
+	})
 }
 
 type parcelList struct {
@@ -175,8 +180,10 @@ func (c *parcelCopy) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.Copy(ctx, c.User, c.Parcel, c.ToUser, c.ToName)
-	return err
+	return e.act(ctx, s, event.Event{Op: event.ParcelCopy, User: c.User, Parcel: c.Parcel, To: c.ToUser + "/" + c.ToName}, func(ctx context.Context) error {
+		_, err := s.Copy(ctx, c.User, c.Parcel, c.ToUser, c.ToName)
+		return err
+	})
 }
 
 type parcelExport struct {
@@ -222,12 +229,14 @@ type parcelDel struct {
 	Force bool `help:"Even if it is checked out."`
 }
 
-func (c *parcelDel) Run(e *env) error {
+func (c *parcelDel) Run(ctx context.Context, e *env) error {
 	s, _, err := e.open()
 	if err != nil {
 		return err
 	}
-	return s.DelParcel(c.User, c.Parcel, c.Force)
+	return e.act(ctx, s, event.Event{Op: event.ParcelDel, User: c.User, Parcel: c.Parcel, Forced: c.Force}, func(context.Context) error {
+		return s.DelParcel(c.User, c.Parcel, c.Force)
+	})
 }
 
 type check struct {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/term"
 
+	"isr/locksrv/event"
 	"isr/store/parcel"
 )
 
@@ -18,7 +20,7 @@ type userPasswd struct {
 	Remove bool   `help:"Take the password away: only keys let the user in then."`
 }
 
-func (c *userPasswd) Run(e *env) error {
+func (c *userPasswd) Run(ctx context.Context, e *env) error {
 	if err := parcel.CheckName(c.Name); err != nil {
 		return err
 	}
@@ -27,7 +29,9 @@ func (c *userPasswd) Run(e *env) error {
 		return err
 	}
 	if c.Remove {
-		return s.RemovePassword(c.Name)
+		return e.act(ctx, s, event.Event{Op: event.UserPassword, User: c.Name, What: "removed"}, func(context.Context) error {
+			return s.RemovePassword(c.Name)
+		})
 	}
 	if _, err := s.HasPassword(c.Name); errors.Is(err, parcel.ErrNoParcel) {
 		return err // before anybody types
@@ -37,7 +41,9 @@ func (c *userPasswd) Run(e *env) error {
 		return err
 	}
 	defer clear(password)
-	return s.SetPassword(c.Name, password)
+	return e.act(ctx, s, event.Event{Op: event.UserPassword, User: c.Name, What: "set"}, func(context.Context) error {
+		return s.SetPassword(c.Name, password)
+	})
 }
 
 // newPassword asks twice on a terminal, without echo; else it is the first

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"isr/locksrv"
 	"isr/store"
 	"isr/store/parcel"
 )
@@ -91,9 +90,4 @@ func (e *env) openOrInit() (*store.Store, string, error) {
 	}
 	fmt.Fprintf(e.stderr, "isr-locksrv: %s: made realm %s\n", root, realm)
 	return s, root, nil
-}
-
-// service answers verbs on the realm.
-func service(s *store.Store, root string) *locksrv.Service {
-	return &locksrv.Service{Store: s, Motd: filepath.Join(root, "motd")}
 }

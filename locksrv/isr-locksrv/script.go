@@ -53,7 +53,7 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 			return err
 		}
 		e := &env{root: root, stdout: stdout, stderr: stderr}
-		s, dir, err := e.open()
+		s, _, err := e.open()
 		if err != nil {
 			return err
 		}
@@ -71,7 +71,9 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 			defer clear(password)
 			stdin = bytes.NewReader(password)
 		}
-		return service(s, dir).RunWords(context.Background(), locksrv.Session{User: user, Admin: true, Host: host, Begin: unstoppable},
+		session := e.session()
+		session.User, session.Host, session.Begin = user, host, unstoppable
+		return locksrv.NewService(s).RunWords(context.Background(), session,
 			append([]string{verb}, words[2:]...), streams{stdin, stdout, stderr})
 	}()
 	return complain(stderr, words[0], err)

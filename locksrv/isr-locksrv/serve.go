@@ -44,7 +44,7 @@ func (c *serve) Run(ctx context.Context, e *env) error {
 		level = slog.LevelDebug
 	}
 	d := &locksrv.Daemon{
-		Service:  service(s, root),
+		Service:  locksrv.NewService(s),
 		Log:      slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level})),
 		HostKeys: keys,
 	}
@@ -64,12 +64,13 @@ func (c *shell) Run(e *env) error {
 	if err := parcel.CheckName(c.User); err != nil {
 		return err
 	}
-	s, root, err := e.open()
+	s, _, err := e.open()
 	if err != nil {
 		return err
 	}
 	host, _, _ := strings.Cut(os.Getenv("SSH_CONNECTION"), " ")
-	status := service(s, root).Run(context.Background(), locksrv.Session{User: c.User, Host: host, Begin: unstoppable},
+	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Host: host, From: host, Begin: unstoppable,
+		Warn: func(text string) { fmt.Fprintf(e.stderr, "warning: %s\n", parcel.Clean(text)) }},
 		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
 	if status != 0 {
 		return status_(status)

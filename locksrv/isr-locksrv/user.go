@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/locksrv/event"
 	"isr/store/parcel"
 )
 
@@ -17,7 +19,7 @@ type userAdd struct {
 	Key  []string `help:"File with public keys, as ssh-keygen writes it; may come more than once." placeholder:"FILE.pub" type:"existingfile" sep:"none"`
 }
 
-func (c *userAdd) Run(e *env) error {
+func (c *userAdd) Run(ctx context.Context, e *env) error {
 	if err := parcel.CheckName(c.Name); err != nil {
 		return err
 	}
@@ -36,9 +38,13 @@ func (c *userAdd) Run(e *env) error {
 	if users, err := s.Users(); err != nil {
 		return err
 	} else if slices.Contains(users, c.Name) && len(keys) > 0 {
-		return s.AddKeys(c.Name, keys)
+		return e.act(ctx, s, event.Event{Op: event.UserChange, User: c.Name, What: "keys added"}, func(context.Context) error {
+			return s.AddKeys(c.Name, keys)
+		})
 	}
-	return s.AddUser(c.Name, keys)
+	return e.act(ctx, s, event.Event{Op: event.UserAdd, User: c.Name}, func(context.Context) error {
+		return s.AddUser(c.Name, keys)
+	})
 }
 
 // readKeys is the keys in a file of public keys, a line each, without options.
@@ -92,10 +98,12 @@ type userDel struct {
 	Name string `arg:"" help:"The user."`
 }
 
-func (c *userDel) Run(e *env) error {
+func (c *userDel) Run(ctx context.Context, e *env) error {
 	s, _, err := e.open()
 	if err != nil {
 		return err
 	}
-	return s.DelUser(c.Name)
+	return e.act(ctx, s, event.Event{Op: event.UserDel, User: c.Name}, func(context.Context) error {
+		return s.DelUser(c.Name)
+	})
 }

@@ -45,7 +45,7 @@ func NewRealm(t testing.TB) *Realm {
 		t.Fatal(err)
 	}
 	r.Store = s
-	r.Service = &locksrv.Service{Store: s, Motd: filepath.Join(r.Root, "motd")}
+	r.Service = locksrv.NewService(s)
 	r.AddUser(t, "alice")
 	r.AddUser(t, "bob")
 	return r

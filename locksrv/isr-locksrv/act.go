@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"strings"
+
+	"isr/locksrv"
+	"isr/locksrv/event"
+	"isr/store"
+	"isr/store/parcel"
+)
+
+// session is an administrator's, on the host.
+func (e *env) session() locksrv.Session {
+	by := "uid " + fmt.Sprint(os.Geteuid())
+	if u, err := user.Current(); err == nil {
+		by = u.Username
+	}
+	if sudo := os.Getenv("SUDO_USER"); sudo != "" && parcel.CheckName(sudo) == nil {
+		by += " for " + sudo
+	}
+	return locksrv.Session{Admin: true, By: by,
+		Warn: func(text string) { fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text)) }}
+}
+
+// act does f, a change of the realm that an administrator ordered, between its
+// hooks, and writes it down.
+func (e *env) act(ctx context.Context, s *store.Store, what event.Event, f func(ctx context.Context) error) error {
+	return locksrv.NewService(s).Act(ctx, e.session(), &what, f)
+}
+
+// confirm asks before something is destroyed. Anything but y or yes is no, the
+// end of input too: then the error says that nothing was done.
+func (e *env) confirm(yes bool, format string, args ...any) error {
+	if yes {
+		return nil
+	}
+	fmt.Fprintf(e.stderr, "%s [y/N] ", parcel.Clean(fmt.Sprintf(format, args...)))
+	line, err := readLine(os.Stdin)
+	if err != nil {
+		fmt.Fprintln(e.stderr)
+	}
+	switch strings.ToLower(strings.TrimSpace(line)) {
+	case "y", "yes":
+		return nil
+	}
+	return parcel.NewError(parcel.Failed, "nothing was done").WithHint("--yes answers the question in scripts")
+}
+
+// readLine reads one line of r, and no further.
+func readLine(r io.Reader) (string, error) {
+	var line []byte
+	one := make([]byte, 1)
+	for len(line) < 1024 {
+		n, err := r.Read(one)
+		if n > 0 {
+			if one[0] == '\n' {
+				return string(line), nil
+			}
+			line = append(line, one[0])
+			continue
+		}
+		if err != nil {
+			return string(line), err
+		}
+	}
+	return string(line), nil
+}
