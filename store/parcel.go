@@ -52,8 +52,13 @@ func (s *Store) Parcel(userName, name string) (*Parcel, error) {
 		return nil, fmt.Errorf("parcel: %w", err)
 	}
 	p := u.parcel(name)
-	if _, err := os.Lstat(p.lock); errors.Is(err, fs.ErrNotExist) || p.unfinished() {
+	if ok, err := isDir(p.lock); err != nil {
+		return nil, p.wrap(err)
+	} else if !ok || p.unfinished() {
 		return nil, p.errAbsent()
+	}
+	if fi, err := os.Lstat(p.content); err == nil && !fi.IsDir() {
+		return nil, p.errorf(parcel.Damaged, "its content, %s, is no directory", p.content)
 	}
 	return p, nil
 }

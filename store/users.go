@@ -39,13 +39,24 @@ func (s *Store) user(name string) (user, error) {
 		return user{}, fmt.Errorf("user: %w", err)
 	}
 	u := s.userAt(name)
-	if _, err := os.Stat(u.dir); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+	if ok, err := isDir(u.dir); err != nil || !ok {
+		if err == nil {
 			err = parcel.NewError(parcel.NoParcel, "user %s: no such user", name)
 		}
 		return user{}, err
 	}
 	return u, nil
+}
+
+// isDir reports whether path is a directory itself, and no link to one: who
+// can make a link in the tree must not be able to make others' files part of
+// it.
+func isDir(path string) (bool, error) {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && fi.IsDir(), err
 }
 
 // UserDirs are the directories of a user's lock sides, never to be shown, and
