@@ -41,12 +41,12 @@ var needs = map[string]need{
 
 // errReadOnly answers who would change something with a key for reading.
 func errReadOnly(what string) error {
-	return parcel.NewError(parcel.Denied, "%s: this key is for reading only", what)
+	return parcel.NewError(parcel.Denied, "%s: this key is for reading only", what).WithHint("come with another key")
 }
 
 // errNotFor answers what a key for some parcels only is not for.
 func errNotFor(what string) error {
-	return parcel.NewError(parcel.Denied, "%s: this key is for some parcels only", what)
+	return parcel.NewError(parcel.Denied, "%s: this key is for some parcels only", what).WithHint("come with another key")
 }
 
 // may is nil if the session may run a verb on the parcels it names: the one it
@@ -58,7 +58,7 @@ func (s Session) may(verb string, parcels []string) error {
 	switch n := needs[verb]; {
 	case n != reads && n != changes:
 		return parcel.NewError(parcel.Denied, "%s: this key may not do it", verb).
-			WithHint("a key without options, or a password, may")
+			WithHint("come with another key")
 	case n == changes && s.Rights.ReadOnly:
 		return errReadOnly(verb)
 	}

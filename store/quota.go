@@ -203,7 +203,7 @@ func (p *Parcel) allow(bytes int64) error {
 func (u user) errQuota() error {
 	quota := ""
 	if c, err := u.config(); err == nil && c.Quota > 0 {
-		quota = " of " + sizeText(c.Quota)
+		quota = " of " + SizeText(c.Quota)
 	}
 	return fmt.Errorf("%w (%w)", parcel.NewError(parcel.Full, "user %s: quota%s is used up", u.name, quota).
 		WithHint("remove versions that are no longer needed, or ask the administrator for a larger quota"), syscall.EDQUOT)
@@ -212,8 +212,8 @@ func (u user) errQuota() error {
 // ErrQuota is the error for a user whose quota is used up.
 func (s *Store) ErrQuota(name string) error { return s.userAt(name).errQuota() }
 
-// sizeText is a number of bytes for people, in powers of 1024.
-func sizeText(n int64) string {
+// SizeText is a number of bytes for people, in powers of 1024.
+func SizeText(n int64) string {
 	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)
 	}

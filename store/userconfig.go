@@ -160,7 +160,8 @@ func (s *Store) Admit(name string) error {
 		return err
 	}
 	if !c.Locked.IsZero() {
-		return parcel.NewError(parcel.Denied, "user %s: is locked out since %s: %s", name, c.Locked.Format("2006-01-02"), c.Why)
+		return parcel.NewError(parcel.Denied, "user %s: is locked out since %s: %s", name, c.Locked.Format("2006-01-02"), c.Why).
+			WithHint("ask the administrator of the server")
 	}
 	return nil
 }
