@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"isr/store/authkey"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -191,7 +192,12 @@ func (c *checker) user(u user, owner map[string]string) {
 	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, keysFile)} {
 		c.private(dir)
 	}
-	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile)
+	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile, userFile)
+	if _, err := u.config(); err != nil {
+		c.bad(err)
+	} else {
+		c.private(filepath.Join(u.dir, userFile))
+	}
 	if _, err := u.passwordHash(); err != nil {
 		c.bad(err)
 	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
@@ -199,12 +205,16 @@ func (c *checker) user(u user, owner map[string]string) {
 	}
 	c.known(u.lockRoot, "*")
 	c.known(u.contentRoot, "*")
-	keys, err := c.store.keysOf(u.name)
+	text, err := u.keysText()
 	if err != nil {
 		c.bad(err)
 	}
-	for _, k := range keys {
-		id := string(k.Marshal())
+	for _, l := range authkey.Parse(text) {
+		if l.Err != nil {
+			c.problem(Bad, "isr-locksrv user key list "+u.name+" shows it", "authorized_keys line %d lets nobody in: %v", l.N, l.Err)
+			continue
+		}
+		id := string(l.Key.Marshal())
 		if o, ok := owner[id]; ok && o != u.name {
 			c.problem(Bad, "a key belongs to one user", "authorized_keys: a key is also %s's: it lets nobody in", o)
 		}

@@ -90,7 +90,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 // lockSide looks at the lock, and who can see it.
 func (c *parcelCheck) lockSide() {
 	p := c.p
-	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile}
+	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile}
 	c.known(p.lock, append(names, "keys", unfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
 		c.private(filepath.Join(p.lock, n))

@@ -140,7 +140,10 @@ func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *ver
 	if err != nil {
 		return 0, err
 	}
-	if err := p.unstage(found.staged); err != nil {
+	if err := p.allow(found.arrived); err != nil {
+		return 0, err
+	}
+	if err := p.unstage(found.staged, found.arrived); err != nil {
 		return 0, err
 	}
 	rec.Version, rec.Parent, rec.Time = cfg.Version+1, cfg.Version, now()
@@ -159,9 +162,10 @@ func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *ver
 
 // found is what verify saw.
 type found struct {
-	seen   map[seal.Tag]int // level of each object that is new
-	staged []seal.Tag       // those that wait in staging, verified
-	bytes  int64            // of all in seen
+	seen    map[seal.Tag]int // level of each object that is new
+	staged  []seal.Tag       // those that wait in staging, verified
+	bytes   int64            // of all in seen
+	arrived int64            // of those in staged
 }
 
 // verify finds every object that is reachable from root and not from parent,
@@ -184,6 +188,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 		f.bytes += size
 		if staged {
 			f.staged = append(f.staged, ref.Tag)
+			f.arrived += size
 		}
 		return false, nil
 	}
@@ -270,12 +275,17 @@ func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 	return nil
 }
 
-// unstage moves verified objects from staging to hdk, durable before they are
-// visible there.
-func (p *Parcel) unstage(tags []seal.Tag) error {
+// unstage moves verified objects, of so many bytes, from staging to hdk,
+// durable before they are visible there.
+func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 	if len(tags) == 0 {
 		return nil
 	}
+	state, _, err := p.hdkState()
+	if err != nil {
+		return err
+	}
+	usage, counted := p.recordedUsage(state)
 	step("sync")
 	if err := syncfs(p.content); err != nil {
 		// The kernel may take for clean what it failed to write: from here on
@@ -294,6 +304,11 @@ func (p *Parcel) unstage(tags []seal.Tag) error {
 		}
 		if err != nil {
 			return p.wrap(err)
+		}
+	}
+	if counted {
+		if state, _, err := p.hdkState(); err == nil {
+			p.recordUsage(usage.plus(Usage{int64(len(tags)), bytes}), state)
 		}
 	}
 	return nil

@@ -71,13 +71,20 @@ func copied(src *Parcel, v int) fill {
 // verified copy.
 func (p *Parcel) share(tag seal.Tag, b *building) error {
 	from := filepath.Join(p.hdk(), objectName(tag))
-	if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {
+	fi, err := os.Lstat(from)
+	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
+	}
+	if err != nil {
+		return err
 	}
 	return b.add(tag, func(path string) (int64, error) {
 		err := os.Link(from, path)
 		if errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EMLINK) {
 			return copyObject(from, path, tag)
+		}
+		if err == nil {
+			err = b.take(fi.Size()) // no space, but room of the quota
 		}
 		return 0, err
 	})

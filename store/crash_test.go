@@ -56,6 +56,8 @@ func (c *crash) run() error {
 		err = s.DelParcel("alice", "winxp", true)
 	case "user":
 		err = s.AddUser("carol", nil)
+	case "lock user":
+		err = s.ChangeUser("alice", func(c *UserConfig) error { c.Quota, c.Locked = 1<<40, now(); return nil })
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
@@ -309,6 +311,19 @@ func TestCrash(t *testing.T) {
 				t.Error(err)
 			}
 			if _, err := s.Parcels("carol"); err != nil {
+				t.Error(err)
+			}
+		})
+	everyStep(t, "lock user", 1, func(t *testing.T, s *Store) crash { return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			was, err := s.UserConfig("alice")
+			if err != nil || was.Quota != 0 && was.Locked.IsZero() {
+				t.Errorf("half changed: %+v, %v", was, err)
+			}
+			if err := c.run(); err != nil {
+				t.Error(err)
+			}
+			if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDenied) {
 				t.Error(err)
 			}
 		})

@@ -211,6 +211,10 @@ func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err er
 // build fills and publishes a reserved parcel.
 func (p *Parcel) build(ctx context.Context, fill fill) error {
 	b := &building{p: p, dir: filepath.Join(p.staging(), "hdk")}
+	var err error
+	if b.room, b.limited, err = p.user.room(); err != nil {
+		return err
+	}
 	if err := os.Mkdir(b.dir, dirMode); err != nil {
 		return p.wrap(err)
 	}
@@ -309,6 +313,17 @@ type building struct {
 	commit         string // id of version 1's commit; "": some
 	comment        string // of version 1; "": its root block's
 	objects, bytes atomic.Int64
+	room           int64 // bytes that the user may store, if limited
+	limited        bool
+	taken          atomic.Int64 // of room
+}
+
+// take is nil if so many bytes more fit the user's quota.
+func (b *building) take(bytes int64) error {
+	if b.taken.Add(bytes) > b.room && b.limited {
+		return b.p.user.errQuota()
+	}
+	return nil
 }
 
 // Put writes an object. It makes building a keyring.Putter.
@@ -343,6 +358,7 @@ func (b *building) add(tag seal.Tag, make func(path string) (size int64, err err
 	if err == nil {
 		b.objects.Add(1)
 		b.bytes.Add(size)
+		err = b.take(size)
 	}
 	return err
 }

@@ -30,8 +30,16 @@ type cli struct {
 
 	User struct {
 		Add    userAdd    `cmd:"" help:"Add a user, or keys to one."`
-		List   userList   `cmd:"" help:"List the users."`
-		Del    userDel    `cmd:"" help:"Remove a user who owns no parcel."`
+		List   userList   `cmd:"" help:"List the users, and what they have."`
+		Change userChange `cmd:"" help:"Change a user's quota, groups, consent or comment."`
+		Lock   userLock   `cmd:"" help:"Lock a user out."`
+		Unlock userUnlock `cmd:"" help:"Let a user in again."`
+		Del    userDel    `cmd:"" help:"Remove a user."`
+		Key    struct {
+			Add  keyAdd  `cmd:"" help:"Add keys to a user."`
+			List keyList `cmd:"" help:"List a user's keys, and what they may do."`
+			Del  keyDel  `cmd:"" help:"Remove a key of a user."`
+		} `cmd:"" help:"What lets a user in."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {

@@ -84,7 +84,7 @@ func ParseConfig(p []byte) (*Config, error) {
 		case "SECRET":
 			c.Secret, err = hex.DecodeString(f.Value)
 		case "CREATED":
-			c.Created, err = parseTime(f.Value)
+			c.Created, err = ParseTime(f.Value)
 		case "COMMENT":
 			c.Comment = f.Value
 		default:

@@ -67,7 +67,7 @@ func ParseLock(p []byte) (*Lock, error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	l := &Lock{Nonce: r.Get("NONCE"), Acquisition: r.Get("ACQUISITION"), User: r.Get("USER"), Host: r.Get("HOST")}
-	if l.Since, err = parseTime(r.Get("SINCE")); err != nil {
+	if l.Since, err = ParseTime(r.Get("SINCE")); err != nil {
 		return nil, fmt.Errorf("lock: SINCE: %w", err)
 	}
 	if l.Epoch, err = strconv.ParseInt(r.Get("EPOCH"), 10, 64); err != nil {
