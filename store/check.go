@@ -74,18 +74,19 @@ type CheckSummary struct {
 // the tree. The error says why it could not look; that there are problems is
 // no error. It changes nothing and needs no lock: a parcel in use is sound.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) (CheckSummary, error) {
-	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool)}
+	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool), onTheWay: s.onTheWay()}
 	err := c.all(ctx)
 	return c.sum, err
 }
 
 type checker struct {
-	store  *Store
-	opts   CheckOptions
-	report func(Problem)
-	sum    CheckSummary
-	where  Problem        // User, Parcel, Version of what is looked at
-	whole  map[inode]bool // objects hashed: links of copied parcels are hashed once
+	store    *Store
+	opts     CheckOptions
+	report   func(Problem)
+	sum      CheckSummary
+	where    Problem        // User, Parcel, Version of what is looked at
+	whole    map[inode]bool // objects hashed: links of copied parcels are hashed once
+	onTheWay map[string]bool
 }
 
 type inode struct {
@@ -144,14 +145,18 @@ func (c *checker) all(ctx context.Context) error {
 			return err
 		}
 		if c.opts.Parcel != "" {
-			if _, err := c.store.Parcel(name, c.opts.Parcel); err != nil {
+			if _, err := c.store.find(name, c.opts.Parcel); err != nil {
 				return err
 			}
 			names = []string{c.opts.Parcel}
 		}
 		for _, n := range names {
 			c.where = Problem{User: name, Parcel: n}
-			if err := c.parcel(ctx, u.parcel(n)); err != nil {
+			p := u.parcel(n)
+			if from, err := c.store.renamedFrom(p); err == nil && from != nil && !exists(p.content) {
+				p.content = from.content
+			}
+			if err := c.parcel(ctx, p); err != nil {
 				return err
 			}
 		}
@@ -186,6 +191,23 @@ func (c *checker) known(dir string, names ...string) {
 			c.problem(Note, "", "%s: unknown file", filepath.Join(dir, name))
 		}
 	}
+}
+
+// onTheWay are the content sides of parcels whose rename was killed half-way.
+func (s *Store) onTheWay() map[string]bool {
+	dirs := make(map[string]bool)
+	users, _ := s.Users()
+	for _, name := range users {
+		u := s.userAt(name)
+		names, _ := subdirs(u.lockRoot)
+		for _, n := range names {
+			p := u.parcel(n)
+			if from, err := s.renamedFrom(p); err == nil && from != nil && from.lock != p.lock && !exists(p.content) {
+				dirs[from.content] = true
+			}
+		}
+	}
+	return dirs
 }
 
 func (c *checker) user(u user, owner map[string]string) {
@@ -231,10 +253,22 @@ func (c *checker) user(u user, owner map[string]string) {
 		sides[n] = true
 		c.where.Parcel = n
 		switch {
+		case c.onTheWay[p.content]:
+			// Its new owner's check has it.
 		case !slices.Contains(locks, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
 		case p.unfinished():
 			c.problem(Note, "the next create of that name clears it away", "being made or removed, or left so by a process that was killed")
+		case exists(filepath.Join(p.lock, renameFile)):
+			from, err := c.store.renamedFrom(p)
+			switch {
+			case err != nil:
+				c.bad(err)
+			case !exists(p.content) && !isDir(from.content):
+				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
+			default:
+				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.name)
+			}
 		case !slices.Contains(contents, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
 		}

@@ -51,7 +51,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 		return ctx.Err()
 	}
 	pc.cfg = cfg
-	if cfg.User != p.user.name || cfg.Parcel != p.name {
+	if (cfg.User != p.user.name || cfg.Parcel != p.name) && !exists(filepath.Join(p.lock, renameFile)) {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
 	}
 	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
@@ -90,7 +90,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 // lockSide looks at the lock, and who can see it.
 func (c *parcelCheck) lockSide() {
 	p := c.p
-	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile}
+	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile, renameFile}
 	c.known(p.lock, append(names, "keys", unfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
 		c.private(filepath.Join(p.lock, n))

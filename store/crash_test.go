@@ -52,6 +52,22 @@ func (c *crash) run() error {
 		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
 	case "fork":
 		_, err = s.Fork(ctx, "alice", "winxp", 1, "new", "saved", "testhost", "crash")
+	case "resize":
+		_, err = s.CopyVersion(ctx, p, "bob", "new", CopyOptions{DiskSize: 299 * testChunk, MemSize: testChunk})
+	case "rename":
+		err = s.Rename("alice", "winxp", "alice", "new")
+	case "give":
+		err = s.Rename("alice", "winxp", "bob", "new")
+	case "tag":
+		err = p.Tag(1, "gold", true)
+	case "untag":
+		_, err = p.Untag("gold")
+	case "pin":
+		err = p.Pin(1, "why")
+	case "comment":
+		err = p.Comment(0, "new")
+	case "rollback free":
+		_, err = p.RollbackFree(ctx, "server", 1, "why")
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
 	case "user":
@@ -270,6 +286,78 @@ func TestCrash(t *testing.T) {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
 	}, again("bob"))
+	everyStep(t, "resize", 8, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one"), 300: chunkOf("cut off")})
+		return crash{}
+	}, again("bob"))
+	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
+		everyStep(t, op, 5, func(t *testing.T, s *Store) crash {
+			p := newParcel(t, s)
+			commit(t, p, change{1: chunkOf("one")})
+			return crash{}
+		}, func(t *testing.T, s *Store, c crash) {
+			// The old or the new one is there, whole; who asks for the other is
+			// told.
+			old, oldErr := s.Parcel("alice", "winxp")
+			p, err := s.Parcel(user, "new")
+			if (oldErr == nil) == (err == nil) {
+				t.Fatalf("got both or none: %v, %v", oldErr, err)
+			}
+			if oldErr == nil {
+				wantChunk(t, old, 0, 1, "one")
+				if err := c.run(); err != nil {
+					t.Fatalf("again: %v", err)
+				}
+				if p, err = s.Parcel(user, "new"); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := c.run(); !errors.Is(err, parcel.ErrNoParcel) {
+				t.Errorf("again, after it was done: %v", err)
+			}
+			wantChunk(t, p, 0, 1, "one")
+			if cfg, err := p.Config(); err != nil || cfg.User != user || cfg.Parcel != "new" {
+				t.Errorf("config: %+v, %v", cfg, err)
+			}
+			commit(t, p, change{2: chunkOf("two")})
+			// The old name is free.
+			newParcel(t, s)
+			wantChunk(t, p, 0, 1, "one")
+		})
+	}
+	versions := func(t *testing.T, s *Store) crash {
+		p := versioned(t, s, 2)
+		if err := p.Tag(2, "gold", false); err != nil {
+			t.Fatal(err)
+		}
+		return crash{}
+	}
+	for _, op := range []string{"tag", "untag", "pin", "comment", "rollback free"} {
+		everyStep(t, op, 1, versions, func(t *testing.T, s *Store, c crash) {
+			p := parcelOf(t, s)
+			_, err := p.Resolve("gold")
+			if op != "untag" && err != nil {
+				t.Errorf("the tag is on no version: %v", err)
+			}
+			if err := c.run(); err != nil && !(op == "untag" && errors.Is(err, parcel.ErrNoVersion)) {
+				t.Errorf("again: %v", err)
+			}
+			switch v, err := p.Resolve("gold"); {
+			case op == "untag" && !errors.Is(err, parcel.ErrNoVersion), op == "tag" && v != 1:
+				t.Errorf("gold: got %d, %v", v, err)
+			}
+			if v, err := p.Version(1); err != nil || (v.Pin == "why") != (op == "pin") {
+				t.Errorf("version 1: %+v, %v", v, err)
+			}
+			if vs, err := p.Versions(0); err != nil || (len(vs) == 3) != (op == "rollback free") {
+				t.Errorf("versions: %+v, %v", vs, err)
+			}
+			if l, err := p.Acquire("alice", "h", "id"); err != nil {
+				t.Error(err)
+			} else if _, err := p.Release(l.Nonce, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	everyStep(t, "fork", 10, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}

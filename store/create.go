@@ -33,6 +33,9 @@ type CreateOptions struct {
 	Progress  func(done, total int64) // bytes of the disk; may be nil; called by one at a time
 }
 
+// maxImage bounds what an image is made with, bytes.
+const maxImage = 1 << 50
+
 // DefaultChunkSize is the size of a chunk in bytes.
 const DefaultChunkSize = 128 << 10
 
@@ -85,7 +88,7 @@ func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
 	if _, err := seal.ParseCodec(string(c.Compress)); err != nil {
 		return nil, parcel.NewError(parcel.Usage, "%v", err)
 	}
-	if c.DiskSize < 1 || c.DiskSize > 1<<50 || c.MemSize < 0 || c.MemSize > 1<<50 {
+	if c.DiskSize < 1 || c.DiskSize > maxImage || c.MemSize < 0 || c.MemSize > maxImage {
 		return nil, parcel.NewError(parcel.Usage, "disk of %d bytes, memory of %d bytes", c.DiskSize, c.MemSize)
 	}
 	return c, nil
@@ -137,11 +140,8 @@ func (s *Store) create(ctx context.Context, userName, name string, fill fill) (*
 // reserve makes the directories of a new parcel, marked unfinished, and takes
 // its flock.
 func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err error) {
-	if err := parcel.CheckName(name); err != nil {
-		return nil, nil, fmt.Errorf("parcel: %w", err)
-	}
-	if reserved[name] {
-		return nil, nil, parcel.NewError(parcel.Usage, "parcel %s: the name is reserved", name)
+	if err := checkNewName(name); err != nil {
+		return nil, nil, err
 	}
 	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
 	if err != nil {
@@ -159,6 +159,9 @@ func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err er
 		}
 	}
 	removeTemps(u.lockRoot)
+	if err := s.settleInto(p); err != nil {
+		return nil, nil, err
+	}
 	if _, err := os.Lstat(p.lock); err == nil {
 		if !p.unfinished() {
 			return nil, nil, p.errorf(parcel.Exists, "exists")

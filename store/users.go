@@ -45,7 +45,7 @@ func (s *Store) user(name string) (user, error) {
 		return user{}, fmt.Errorf("user: %w", err)
 	}
 	u := s.userAt(name)
-	if ok, err := isDir(u.dir); err != nil || !ok {
+	if ok, err := realDir(u.dir); err != nil || !ok {
 		if err == nil {
 			err = parcel.NewError(parcel.NoParcel, "user %s: no such user", name)
 		}
@@ -54,10 +54,10 @@ func (s *Store) user(name string) (user, error) {
 	return u, nil
 }
 
-// isDir reports whether path is a directory itself, and no link to one: who
+// realDir reports whether path is a directory itself, and no link to one: who
 // can make a link in the tree must not be able to make others' files part of
 // it.
-func isDir(path string) (bool, error) {
+func realDir(path string) (bool, error) {
 	fi, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
