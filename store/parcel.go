@@ -136,6 +136,8 @@ type VersionInfo struct {
 	Suspended string // VMM that wrote the memory image; "": powered off
 	Bytes     int64  // of sealed objects reachable from it and not from its parent
 	Objects   int64  // their number
+	Tags      []string
+	Pin       string // why it is to be kept for ever; "": it is not pinned
 }
 
 // version is the record of one version: keys/000007.
@@ -156,7 +158,14 @@ func (v *VersionInfo) public() parcel.Record {
 	if v.Suspended != "" {
 		r = append(r, parcel.Field{Key: "SUSPENDED", Value: v.Suspended})
 	}
-	return append(r, parcel.Field{Key: "COMMENT", Value: v.Comment})
+	r = append(r, parcel.Field{Key: "COMMENT", Value: v.Comment})
+	for _, t := range v.Tags {
+		r = append(r, parcel.Field{Key: "TAG", Value: t})
+	}
+	if v.Pin != "" {
+		r = append(r, parcel.Field{Key: "PIN", Value: v.Pin})
+	}
+	return r
 }
 
 func (v *version) encode() ([]byte, error) {
@@ -170,6 +179,7 @@ func parseVersion(b []byte, number int) (*version, error) {
 		return nil, err
 	}
 	v := &version{commit: r.Get("COMMIT")}
+	v.Tags, v.Pin = r.All("TAG"), r.Get("PIN")
 	v.Version, v.Host, v.Comment, v.Suspended = number, r.Get("HOST"), r.Get("COMMENT"), r.Get("SUSPENDED")
 	if v.keyroot, err = seal.ParseRef(r.Get("KEYROOT")); err == nil && v.keyroot.IsNil() {
 		err = errors.New("nil")
@@ -200,6 +210,8 @@ func parseVersion(b []byte, number int) (*version, error) {
 func (p *Parcel) versionFile(v int) string {
 	return filepath.Join(p.lock, "keys", parcel.VersionDir(v))
 }
+
+func (p *Parcel) versionDir(v int) string { return filepath.Join(p.content, parcel.VersionDir(v)) }
 
 // version is the record of version v; parcel.ErrNoVersion if there is none.
 func (p *Parcel) version(v int) (*version, error) {
@@ -232,8 +244,13 @@ func (p *Parcel) published(v int) (*version, *parcel.Config, error) {
 		return nil, nil, p.errorf(parcel.NoVersion, "version %d: no such version: the newest is %d", v, head)
 	}
 	rec, err := p.version(v)
-	if v == head && errors.Is(err, parcel.ErrNoVersion) {
-		err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+	if errors.Is(err, parcel.ErrNoVersion) {
+		switch _, derr := os.Lstat(p.versionDir(v)); {
+		case v == head || derr == nil:
+			err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+		default:
+			err = p.errorf(parcel.NoVersion, "version %d: was pruned", v)
+		}
 	}
 	return rec, cfg, err
 }
