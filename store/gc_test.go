@@ -316,6 +316,11 @@ func TestGCFollowsNoLink(t *testing.T) {
 		restore := plant()
 		collect(t, s, GCOptions{DryRun: true})
 		collect(t, s, GCOptions{})
+		s.Disk(ctx, DiskOptions{}, func(d Disk) {
+			if d.User == "alice" && (name == "content" || name == "hdk") && d.Objects > 0 {
+				t.Errorf("%s: du counted %d objects", name, d.Objects)
+			}
+		}, func(string, DiskSum) {})
 		restore()
 		if got := objectsIn(t, q); !slices.Equal(got, his) {
 			t.Errorf("%s: bob's objects: got %d, want %d", name, len(got), len(his))
