@@ -19,7 +19,7 @@ type Plan struct {
 	Kept []string // the rules that keep it; and head, held, broken, pinned, tagged, which no prune removes
 }
 
-// Prunable are the versions that a plan does not keep.
+// Prunable are the versions that a plan does not keep, ascending.
 func Prunable(plan []Plan) []int {
 	var gone []int
 	for _, v := range plan {
@@ -27,6 +27,7 @@ func Prunable(plan []Plan) []int {
 			gone = append(gone, v.Version)
 		}
 	}
+	slices.Sort(gone)
 	return gone
 }
 
