@@ -186,7 +186,7 @@ func (c *checker) known(dir string, names ...string) {
 		case slices.Contains(names, "*") && e.IsDir() && parcel.CheckName(name) == nil:
 		case slices.Contains(names, "0*") && version:
 		case isTemp(name):
-			c.problem(Note, "", "%s: left by a process that was killed, or still at work", filepath.Join(dir, name))
+			c.problem(Note, "gc removes what was left", "%s: left by a process that was killed, or still at work", filepath.Join(dir, name))
 		default:
 			c.problem(Note, "", "%s: unknown file", filepath.Join(dir, name))
 		}
@@ -258,7 +258,7 @@ func (c *checker) user(u user, owner map[string]string) {
 		case !slices.Contains(locks, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
 		case p.unfinished():
-			c.problem(Note, "the next create of that name clears it away", "being made or removed, or left so by a process that was killed")
+			c.problem(Note, "gc clears away what was left", "being made or removed, or left so by a process that was killed")
 		case exists(filepath.Join(p.lock, renameFile)):
 			from, err := c.store.renamedFrom(p)
 			switch {

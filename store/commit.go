@@ -184,29 +184,37 @@ func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *ver
 
 // found is what verify saw.
 type found struct {
-	seen    map[seal.Tag]int // level of each object that is new
-	staged  []seal.Tag       // those that wait in staging, verified
-	bytes   int64            // of all in seen
-	arrived int64            // of those in staged
+	seen    map[seal.Tag]bool // each object that is new
+	staged  []seal.Tag        // those that wait in staging, verified
+	bytes   int64             // of all in seen
+	arrived int64             // of those in staged
 }
 
 // verify finds every object that is reachable from root and not from parent,
 // and hashes those in staging. What is in hdk was hashed when it came there.
 func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *keyring.Root, parentKeyroot, keyroot seal.Ref) (*found, error) {
-	f := &found{seen: make(map[seal.Tag]int)}
+	f := &found{seen: make(map[seal.Tag]bool)}
+	// One object may be named as a chunk and be a block as well, again and
+	// again: what is below it is walked once.
+	walked := make(map[levelKey]bool)
 	// see notes one object; again says that it was seen on that level before.
 	see := func(level int, ref seal.Ref) (again bool, err error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		if l, ok := f.seen[ref.Tag]; ok {
-			return l == level, nil
+		at := levelKey{keyOf(ref.Tag), int8(level)}
+		if walked[at] {
+			return true, nil
+		}
+		walked[at] = true
+		if f.seen[ref.Tag] {
+			return false, nil
 		}
 		_, size, staged, err := p.where(ref.Tag)
 		if err != nil {
 			return false, err
 		}
-		f.seen[ref.Tag] = level
+		f.seen[ref.Tag] = true
 		f.bytes += size
 		if staged {
 			f.staged = append(f.staged, ref.Tag)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,6 +71,13 @@ func (c *crash) run() error {
 		_, err = p.RollbackFree(ctx, "server", 1, "why")
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
+	case "gc":
+		err = s.GC(ctx, GCOptions{}, func(c Collected) { err = errors.Join(err, c.Error) })
+	case "prune":
+		var plan []Plan
+		if plan, err = p.Plan(Keep{Last: 2}); err == nil {
+			_, _, err = p.Prune(ctx, Prunable(plan))
+		}
 	case "user":
 		err = s.AddUser("carol", nil)
 	case "lock user":
@@ -110,16 +118,21 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
+// arg is c for the child.
+func (c crash) arg(t testing.TB) []byte {
+	arg, err := json.Marshal(c)
+	if err != nil {
+		t.Error(err)
+	}
+	return arg
+}
+
 // killed runs c in a child; true if it was killed, false if it had no more
 // steps and succeeded.
 func (c crash) killed(t *testing.T) bool {
 	t.Helper()
-	arg, err := json.Marshal(c)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(arg))
+	cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(c.arg(t)))
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
@@ -393,6 +406,49 @@ func TestCrash(t *testing.T) {
 			}
 			newParcel(t, s)
 		})
+	// Four versions, of which a prune leaves two.
+	full := func(t *testing.T, s *Store) crash {
+		p := newParcel(t, s)
+		for _, v := range []string{"two", "three", "four"} {
+			commit(t, p, change{1: chunkOf(v), 300: chunkOf("shared")})
+		}
+		if _, err := s.Copy(ctx, "alice", "winxp", "bob", "copy"); err != nil {
+			t.Fatal(err)
+		}
+		return crash{}
+	}
+	left := func(t *testing.T, s *Store, c crash) {
+		p := parcelOf(t, s)
+		if err := c.run(); err != nil {
+			t.Error(err)
+		}
+		collect(t, s, GCOptions{})
+		if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
+			t.Error("hdk has what no version needs")
+		}
+		wantChunk(t, p, 4, 1, "four")
+		wantChunk(t, p, 4, 300, "shared")
+		wantChunk(t, p, 3, 1, "three")
+	}
+	everyStep(t, "prune", 8, full, func(t *testing.T, s *Store, c crash) {
+		left(t, s, c)
+		vs, err := parcelOf(t, s).Versions(0)
+		if len(vs) != 2 || err != nil {
+			t.Errorf("versions: %v, %v", vs, err)
+		}
+	})
+	everyStep(t, "gc", 7, func(t *testing.T, s *Store) crash {
+		c := full(t, s)
+		p := parcelOf(t, s)
+		for _, v := range []int{1, 2} {
+			os.RemoveAll(p.versionDir(v))
+			os.Remove(p.versionFile(v))
+		}
+		os.RemoveAll(p.versionDir(3))    // as of a prune that was killed
+		os.Mkdir(p.versionDir(5), 0o700) // as of a commit that was killed
+		os.WriteFile(filepath.Join(p.staging(), "left"), nil, 0o600)
+		return c
+	}, left)
 	everyStep(t, "user", 2, func(t *testing.T, s *Store) crash { return crash{} },
 		func(t *testing.T, s *Store, c crash) {
 			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {

@@ -166,17 +166,8 @@ func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err er
 		if !p.unfinished() {
 			return nil, nil, p.errorf(parcel.Exists, "exists")
 		}
-		unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
-		if err != nil {
-			return nil, nil, p.wrap(err)
-		}
-		if unlock == nil {
-			return nil, nil, p.errorf(parcel.Busy, "is being made or removed by another process")
-		}
-		err = p.remove()
-		unlock()
-		if err != nil {
-			return nil, nil, p.wrap(err)
+		if err := p.clearUnfinished(); err != nil {
+			return nil, nil, err
 		}
 	} else if _, err := os.Lstat(p.content); err == nil {
 		return nil, nil, p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
@@ -266,6 +257,26 @@ func (p *Parcel) remove() error {
 		return err
 	}
 	return atomicfile.SyncDir(p.user.lockRoot)
+}
+
+// clearUnfinished removes what a killed create or delete left; parcel.ErrBusy
+// if that is not killed but at work. The caller has the store's flock.
+func (p *Parcel) clearUnfinished() error {
+	unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
+	if err != nil {
+		return p.wrap(err)
+	}
+	if unlock == nil {
+		return p.errorf(parcel.Busy, "is being made or removed by another process")
+	}
+	defer unlock()
+	if !p.unfinished() {
+		return p.errorf(parcel.Busy, "was made meanwhile")
+	}
+	if err := p.remove(); err != nil {
+		return p.wrap(err)
+	}
+	return nil
 }
 
 // DelParcel removes a parcel, all versions of it, for ever. parcel.ErrLocked

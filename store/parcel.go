@@ -241,6 +241,8 @@ func (p *Parcel) versionFile(v int) string {
 	return filepath.Join(p.lock, "keys", parcel.VersionDir(v))
 }
 
+func (p *Parcel) versionDir(v int) string { return filepath.Join(p.content, parcel.VersionDir(v)) }
+
 // version is the record of version v; parcel.ErrNoVersion if there is none.
 func (p *Parcel) version(v int) (*version, error) {
 	b, err := os.ReadFile(p.versionFile(v))
@@ -272,8 +274,13 @@ func (p *Parcel) published(v int) (*version, *parcel.Config, error) {
 		return nil, nil, p.errorf(parcel.NoVersion, "version %d: no such version: the newest is %d", v, head)
 	}
 	rec, err := p.version(v)
-	if v == head && errors.Is(err, parcel.ErrNoVersion) {
-		err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+	if errors.Is(err, parcel.ErrNoVersion) {
+		switch _, derr := os.Lstat(p.versionDir(v)); {
+		case v == head || derr == nil:
+			err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+		default:
+			err = p.errorf(parcel.NoVersion, "version %d: was pruned", v)
+		}
 	}
 	return rec, cfg, err
 }

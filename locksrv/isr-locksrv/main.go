@@ -49,8 +49,12 @@ type cli struct {
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
+		Prune  parcelPrune  `cmd:"" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" help:"What there is to check out."`
 	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	GC    gc    `cmd:"" name:"gc" help:"Remove what no version needs."`
+	Du    du    `cmd:"" help:"Say what parcels and users take of the disk."`
+	Usage usage `cmd:"" help:"Say who used which parcel last, and how much."`
 
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
