@@ -108,15 +108,9 @@ func ours(path string) error {
 	}
 }
 
-// Problem is a file among the hooks that will not be what it looks like.
-type Problem struct {
-	Name string
-	Err  error
-}
-
 // Survey is every hook there is, by event and in the order of running, and
-// every file in the directory that is none and looks as if it were meant to be.
-func (r *Runner) Survey() (hs []Hook, ps []Problem, err error) {
+// every file that looks like one and will never be run, with Err saying why.
+func (r *Runner) Survey() (hs, idle []Hook, err error) {
 	known := make(map[string]bool)
 	for _, op := range event.Ops {
 		for _, when := range []string{"pre-", "post-"} {
@@ -136,21 +130,21 @@ func (r *Runner) Survey() (hs []Hook, ps []Problem, err error) {
 		name := entry.Name()
 		base, isDir := strings.CutSuffix(name, ".d")
 		switch {
-		case !strings.HasPrefix(name, "pre-") && !strings.HasPrefix(name, "post-"):
-			ps = append(ps, Problem{name, errors.New("never run: it begins with neither pre- nor post-")})
+		case !strings.HasPrefix(name, "pre") && !strings.HasPrefix(name, "post"):
+			// What hooks need: settings, a library.
 		case !known[base]:
-			ps = append(ps, Problem{name, errors.New("never run: no event has this name")})
+			idle = append(idle, Hook{Name: name, Err: errors.New("never run: no event has this name")})
 		case isDir:
 			parts, err := os.ReadDir(filepath.Join(r.Dir, name))
 			if err != nil {
-				return hs, ps, err
+				return hs, idle, err
 			}
 			for _, part := range parts {
 				if !partName(part.Name()) {
-					ps = append(ps, Problem{name + "/" + part.Name(), errors.New("never run: its name has more than letters, digits, - and _")})
+					idle = append(idle, Hook{Name: name + "/" + part.Name(), Err: errors.New("never run: its name has more than letters, digits, - and _")})
 				}
 			}
 		}
 	}
-	return hs, ps, err
+	return hs, idle, err
 }

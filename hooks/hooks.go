@@ -166,8 +166,8 @@ func (r *Runner) environment(h Hook, e event.Event) []string {
 	} else {
 		env = append(env, "HOME="+r.Root)
 	}
-	event, _, _ := strings.Cut(h.Name, "/")
-	return append(env, Variable+"="+event, "ISR_ROOT="+r.Root, "ISR_OP="+e.Op,
+	name, _, _ := strings.Cut(h.Name, ".d/")
+	return append(env, Variable+"="+name, "ISR_ROOT="+r.Root, "ISR_OP="+e.Op,
 		"ISR_USER="+oneLine(e.User), "ISR_PARCEL="+oneLine(e.Parcel), "ISR_TO="+oneLine(e.To),
 		"ISR_VERSION="+number(int64(e.Version)), "ISR_PARENT="+number(int64(e.Parent)),
 		"ISR_BY="+oneLine(e.By), "ISR_ADMIN="+flag(e.Admin),

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -287,7 +289,7 @@ func TestNone(t *testing.T) {
 }
 
 func TestSurvey(t *testing.T) {
-	r := newRunner(t, map[string]string{"pre-lock": "", "post-commit.d/50-x": "", "post-commit.d/50-x.bak": "", "pre-comit": "", "README": "", "post-del.d/x": ""})
+	r := newRunner(t, map[string]string{"pre-lock": "", "post-commit.d/50-x": "", "post-commit.d/50-x.bak": "", "pre-comit": "", "pre_lock": "", "README": "", "post-del.d/x": ""})
 	if err := os.Chmod(filepath.Join(r.Dir, "pre-lock"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +304,7 @@ func TestSurvey(t *testing.T) {
 	for _, p := range ps {
 		got = append(got, p.Name)
 	}
-	want := "pre-lock true, post-commit.d/50-x false, README, post-commit.d/50-x.bak, post-del.d, pre-comit"
+	want := "pre-lock true, post-commit.d/50-x false, post-commit.d/50-x.bak, post-del.d, pre-comit, pre_lock"
 	if strings.Join(got, ", ") != want {
 		t.Errorf("got %v, want %s", got, want)
 	}
@@ -322,4 +324,31 @@ func TestLines(t *testing.T) {
 			t.Fatalf("%q: nothing of it is left", text)
 		}
 	})
+}
+
+// isr-hooks(5) has every event, variable and field.
+func TestMan(t *testing.T) {
+	text, err := os.ReadFile("../man/isr-hooks.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(text)
+	events, _, _ := strings.Cut(page, ".Ss What a hook is told")
+	for _, op := range event.Ops {
+		if !regexp.MustCompile(`(?m)^\.It Cm.* ` + op + `( |$)`).MatchString(events) {
+			t.Errorf("event %s: not in isr-hooks(5)", op)
+		}
+	}
+	for _, v := range new(Runner).environment(Hook{}, event.Event{}) {
+		name, _, _ := strings.Cut(v, "=")
+		if !regexp.MustCompile(`\bEv ` + name + `\b`).MatchString(page) {
+			t.Errorf("variable %s: not in isr-hooks(5)", name)
+		}
+	}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[event.Event]()) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name != "error" && name != "kind" && !strings.Contains(page, " Ta "+name+" Ta ") && !strings.Contains(page, ".It Ta "+name+" Ta ") {
+			t.Errorf("field %s: not in isr-hooks(5)", name)
+		}
+	}
 }
