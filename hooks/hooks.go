@@ -161,7 +161,7 @@ func (r *Runner) environment(h Hook, e event.Event) []string {
 	if program, err := os.Executable(); err == nil {
 		env[0] += ":" + filepath.Dir(program)
 	}
-	if u, err := user.Current(); err == nil {
+	if u, err := user.LookupId(strconv.Itoa(os.Geteuid())); err == nil {
 		env = append(env, "HOME="+u.HomeDir, "LOGNAME="+u.Username, "USER="+u.Username)
 	} else {
 		env = append(env, "HOME="+r.Root)

@@ -17,15 +17,24 @@ import (
 
 // session is an administrator's, on the host.
 func (e *env) session() locksrv.Session {
+	by := e.by
+	if by == "" {
+		by = account()
+	}
+	return locksrv.Session{Admin: true, By: by,
+		Warn: func(text string) { fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text)) }}
+}
+
+// account is the host's account that this program runs as, and for whom.
+func account() string {
 	by := "uid " + fmt.Sprint(os.Geteuid())
-	if u, err := user.Current(); err == nil {
+	if u, err := user.LookupId(fmt.Sprint(os.Geteuid())); err == nil {
 		by = u.Username
 	}
 	if sudo := os.Getenv("SUDO_USER"); sudo != "" && parcel.CheckName(sudo) == nil {
 		by += " for " + sudo
 	}
-	return locksrv.Session{Admin: true, By: by,
-		Warn: func(text string) { fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text)) }}
+	return by
 }
 
 // act does f, a change of the realm that an administrator ordered, between its

@@ -130,6 +130,7 @@ func complain(w io.Writer, program string, err error) int {
 	if errors.As(err, &s) {
 		return int(s)
 	}
+	err = explain(err)
 	fmt.Fprintf(w, "%s: error: %s\n", program, parcel.Clean(err.Error()))
 	var e *parcel.Error
 	if errors.As(err, &e) && e.Hint != "" {
@@ -141,6 +142,7 @@ func complain(w io.Writer, program string, err error) int {
 // env is what every command has.
 type env struct {
 	root           string // as --root says; "": not said
+	by             string // who works, if not who we are: see become
 	stdout, stderr *os.File
 	parser         *kong.Kong
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -25,8 +26,11 @@ func TestSamplesLint(t *testing.T) {
 	}
 }
 
-// hasCommand is the condition [command:parcel-create] of scripts.
-func hasCommand(cond string) (bool, error) {
+// condition is that of scripts: [command:parcel-create] and [root].
+func condition(cond string) (bool, error) {
+	if cond == "root" {
+		return os.Geteuid() == 0, nil
+	}
 	want, ok := strings.CutPrefix(cond, "command:")
 	if !ok {
 		return false, fmt.Errorf("condition %s: unknown", cond)
