@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	"locksrv/event":       {},
 	"hooks":               {"locksrv/event", "store/parcel"},
 	"locksrv":             {"hooks", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
-	"locksrv/isr-locksrv": {"contrib/completion", "locksrv", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
+	"locksrv/isr-locksrv": {"contrib/completion", "hooks", "locksrv", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/completion":  {},
 	"client/vmm":          {},
 	"client/conf":         {"store/atomicfile", "store/parcel"},

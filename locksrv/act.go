@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"isr/locksrv/event"
+	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
 
@@ -63,5 +64,5 @@ func (c *call) act(ctx context.Context, e *event.Event, f func(ctx context.Conte
 
 // warner prints warnings on w, a line each, as clients know them.
 func warner(w io.Writer) func(string) {
-	return func(text string) { fmt.Fprintf(w, "warning: %s\n", parcel.Clean(text)) }
+	return func(text string) { proto.WriteWarning(w, text) }
 }

@@ -434,6 +434,13 @@ func commit(name string) runner {
 			return err
 		}
 		e := &event.Event{Op: event.Commit, Parcel: name, Parent: r.Parent}
+		// For hooks that go by size: what waits is what the version adds, at most.
+		if e.Objects, e.Bytes, err = p.Staged(); err != nil {
+			return err
+		}
+		if held, err := p.Holder(); err == nil && held != nil {
+			e.Host, e.Epoch = held.Host, held.Epoch
+		}
 		var version int
 		err = c.act(ctx, e, func(ctx context.Context) error {
 			if version, err = p.Commit(ctx, store.CommitRequest(r)); err == nil {

@@ -50,6 +50,12 @@ const (
 	Restore = "restore"
 )
 
+// Ops is all of them.
+var Ops = []string{Lock, Release, Commit, Rollback, Fork,
+	UserAdd, UserDel, UserChange, UserPassword,
+	ParcelCreate, ParcelImport, ParcelCopy, ParcelRename, ParcelDel, ParcelExport, ParcelChange, ParcelPrune,
+	GC, Check, Repair, Backup, Restore}
+
 // Event is one thing that happened, or, to a pre-hook, is about to.
 type Event struct {
 	Time    time.Time `json:"time"` // UTC, when it was done

@@ -51,10 +51,11 @@ type cli struct {
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
 		Prune  parcelPrune  `cmd:"" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" help:"What there is to check out."`
-	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
-	GC    gc    `cmd:"" name:"gc" help:"Remove what no version needs."`
-	Du    du    `cmd:"" help:"Say what parcels and users take of the disk."`
-	Usage usage `cmd:"" help:"Say who used which parcel last, and how much."`
+	Check check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	GC    gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
+	Du    du       `cmd:"" help:"Say what parcels and users take of the disk."`
+	Usage usage    `cmd:"" help:"Say who used which parcel last, and how much."`
+	Hooks hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
 
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
@@ -141,6 +142,7 @@ func complain(w io.Writer, program string, err error) int {
 	if errors.As(err, &s) {
 		return int(s)
 	}
+	err = explain(err)
 	fmt.Fprintf(w, "%s: error: %s\n", program, parcel.Clean(err.Error()))
 	var e *parcel.Error
 	if errors.As(err, &e) && e.Hint != "" {
@@ -152,6 +154,7 @@ func complain(w io.Writer, program string, err error) int {
 // env is what every command has.
 type env struct {
 	root           string // as --root says; "": not said
+	by             string // who works, if not who we are: see become
 	stdout, stderr *os.File
 	parser         *kong.Kong
 }

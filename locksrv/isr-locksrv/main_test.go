@@ -44,10 +44,16 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GORACE", os.Getenv("GORACE"))
 			e.Setenv("ISR_ROOT", filepath.Join(e.WorkDir, "root"))
+			samples, err := filepath.Abs("../../hooks/samples")
+			if err != nil {
+				return err
+			}
+			e.Setenv("SAMPLES", samples)
 			return os.WriteFile(filepath.Join(e.WorkDir, "alice.pub"),
 				[]byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEtJEaQcVHGkYWtYjz0ptJO7/hc27xOI7EF7+PF7zQc alice@laptop\n"), 0o644)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "commit": commitVersions},
+		Condition: condition,
+		Cmds:      map[string]func(*testscript.TestScript, bool, []string){"status": status, "commit": commitVersions},
 	})
 }
 

@@ -63,6 +63,9 @@ func (e *env) open() (*store.Store, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	if err := e.become(root); err != nil {
+		return nil, "", err
+	}
 	s, err := store.Open(root)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", parcel.NewError(parcel.Failed, "%s: no realm is there", root).
@@ -75,6 +78,9 @@ func (e *env) open() (*store.Store, string, error) {
 func (e *env) openOrInit() (*store.Store, string, error) {
 	root, err := rootDir(e.root, confFile)
 	if err != nil {
+		return nil, "", err
+	}
+	if err := e.become(root); err != nil {
 		return nil, "", err
 	}
 	s, err := store.Open(root)

@@ -73,7 +73,7 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 		}
 		session := e.session()
 		session.User, session.Host, session.Begin = user, host, unstoppable
-		return locksrv.NewService(s).RunWords(context.Background(), session,
+		return service(s).RunWords(context.Background(), session,
 			append([]string{verb}, words[2:]...), streams{stdin, stdout, stderr})
 	}()
 	return complain(stderr, words[0], err)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/locksrv"
+	"isr/locksrv/proto"
 	"isr/store/authkey"
 	"isr/store/parcel"
 )
@@ -75,7 +76,7 @@ func (c *shell) Run(e *env) error {
 	host, _, _ := strings.Cut(os.Getenv("SSH_CONNECTION"), " ")
 	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Rights: authkey.Rights{ReadOnly: c.ReadOnly, Parcels: c.Parcel},
 		Host: host, From: host, Begin: unstoppable,
-		Warn: func(text string) { fmt.Fprintf(e.stderr, "warning: %s\n", parcel.Clean(text)) }},
+		Warn: func(text string) { proto.WriteWarning(e.stderr, text) }},
 		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
 	if status != 0 {
 		return status_(status)
