@@ -122,8 +122,8 @@ func (c *checker) all(ctx context.Context) error {
 	if c.opts.User == "" {
 		c.private(filepath.Join(c.store.root, realmFile))
 		c.private(filepath.Join(c.store.root, usersDir))
-		// The last four are the server's.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log")
+		// The last six are the server's.
+		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log", "study", "study.key")
 		c.known(filepath.Join(c.store.root, usersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {
@@ -191,7 +191,7 @@ func (c *checker) user(u user, owner map[string]string) {
 	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, keysFile)} {
 		c.private(dir)
 	}
-	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile)
+	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile, userFile)
 	if _, err := u.passwordHash(); err != nil {
 		c.bad(err)
 	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
