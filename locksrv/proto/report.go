@@ -42,9 +42,7 @@ type Report struct {
 	Runs    []ReportRun   `json:"runs"`
 	Sealed  []ReportImage `json:"sealed,omitempty"` // by image; none if nothing had changed
 	Sent    ReportSent    `json:"sent"`
-	Link    ReportLink    `json:"link"`
 	Hoard   ReportHoard   `json:"hoard"`
-	Places  ReportPlaces  `json:"places"`
 }
 
 // ReportMachine is where the parcel was used.
@@ -79,6 +77,13 @@ type ReportRun struct {
 	Offline        bool             `json:"offline"`     // it was not to touch the network
 	Outages        int              `json:"outages"`     // times that the guest waited for a network
 	OutageSeconds  float64          `json:"outage_seconds"`
+	RTT            float64          `json:"rtt"` // seconds, the shortest round trip seen; 0: not known
+	In             int64            `json:"in"`  // bytes from the network, everything included
+	Out            int64            `json:"out"`
+	Down           float64          `json:"down"` // bytes a second, the most that came within one: bandwidth is no less
+	Up             float64          `json:"up"`
+	Places         int              `json:"places"`     // of objects, beside the lock server
+	Answering      int              `json:"answering"`  // of these, those that answered anything
 	Prefetched     int64            `json:"prefetched"` // chunks fetched ahead, by the last resume's order
 	PrefetchWanted int64            `json:"prefetch_wanted"`
 	Images         []ReportActivity `json:"images"`
@@ -149,15 +154,7 @@ type ReportSent struct {
 	Objects int64   `json:"objects"`
 	Bytes   int64   `json:"bytes"`
 	Seconds float64 `json:"seconds"`
-}
-
-// ReportLink is the network as the client saw it.
-type ReportLink struct {
-	RTT  float64 `json:"rtt"` // seconds, the shortest seen; 0: not known
-	In   int64   `json:"in"`  // bytes since checkout or the last report
-	Out  int64   `json:"out"`
-	Down float64 `json:"down"` // bytes a second, the most that came within one; bandwidth is no less
-	Up   float64 `json:"up"`
+	RTT     float64 `json:"rtt"` // seconds, the shortest round trip seen; 0: not known
 }
 
 // ReportHoard is the client's cache.
@@ -165,13 +162,6 @@ type ReportHoard struct {
 	Quota  int64 `json:"quota"`  // bytes; 0: none
 	Pinned bool  `json:"pinned"` // this parcel is to stay
 	Memory bool  `json:"memory"` // its memory too
-}
-
-// ReportPlaces is how many places of objects are configured beside the lock
-// server, and how many answered anything.
-type ReportPlaces struct {
-	Configured int `json:"configured"`
-	Answering  int `json:"answering"`
 }
 
 // Encode prints r on one line.
