@@ -42,7 +42,9 @@ type cli struct {
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
 	} `cmd:"" help:"What there is to check out."`
-	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	Check   check   `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	Harvest harvest `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
+	Report  report  `cmd:"" help:"Show what was harvested as a page of HTML."`
 
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
