@@ -70,6 +70,7 @@ var table = []verb{
 		content, asJSON := w.flag("-c"), w.flag("--json")
 		return checkParcel(w.name("parcel"), w.version(false), content, asJSON)
 	}},
+	{proto.PutReport, "PARCEL", func(w *words) runner { return report(w.name("parcel")) }},
 	{proto.Motd, "", func(w *words) runner { return motd }},
 	{proto.Passwd, "[--check]", func(w *words) runner {
 		if w.flag("--check") {
@@ -513,7 +514,9 @@ func fork(name string, version int, to, host, acquisition string) runner {
 		e := &event.Event{Op: event.Fork, Parcel: name, Version: version, To: c.User + "/" + to, Host: host}
 		var l *parcel.Lock
 		err = c.act(ctx, e, func(ctx context.Context) error {
-			l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition)
+			if l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition); err == nil {
+				e.Epoch = l.Epoch
+			}
 			return err
 		})
 		if err != nil {
