@@ -34,6 +34,7 @@ type jail struct {
 	store *store.Store
 	user  string
 	log   *slog.Logger
+	meter Meter
 	open  atomic.Int64 // files being read or put
 }
 
@@ -60,7 +61,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 		return parcel.NewError(parcel.Failed, "content of %s cannot be opened", s.User)
 	}
 	defer root.Close()
-	j := &jail{root: root, store: v.Store, user: s.User, log: s.Log}
+	j := &jail{root: root, store: v.Store, user: s.User, log: s.Log, meter: v.meter()}
 	server := sftp.NewRequestServer(rwc, sftp.Handlers{FileGet: j, FilePut: j, FileCmd: j, FileList: j},
 		sftp.WithRSMaxTxPacket(maxTxPacket))
 	// Closed in no other case: the channel is to carry the exit status yet.
@@ -77,6 +78,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 // catch turns a panic in a handler into its error.
 func (j *jail) catch(err *error) {
 	if p := recover(); p != nil {
+		j.meter.Failed("panic")
 		j.log.Error("panic", "in", "sftp", "panic", p, "stack", string(debug.Stack()))
 		*err = sftp.ErrSSHFxFailure
 	}
@@ -188,6 +190,7 @@ type reading struct {
 	*os.File
 	jail *jail
 	name string
+	read atomic.Int64 // bytes
 }
 
 func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
@@ -196,12 +199,14 @@ func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
 		return 0, io.EOF
 	}
 	n, err = f.File.ReadAt(p, off)
+	f.read.Add(int64(n))
 	return n, answer(f.name, err)
 }
 
 func (f *reading) Close() (err error) {
 	defer f.jail.catch(&err)
 	f.jail.open.Add(-1)
+	f.jail.meter.Content("sftp", true, f.read.Load())
 	return f.File.Close()
 }
 
@@ -252,6 +257,7 @@ type putting struct {
 	staged *store.Staged
 	name   string
 	broken atomic.Bool // the session ended, or a write failed
+	bytes  atomic.Int64
 }
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
@@ -259,6 +265,7 @@ func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	if n, err = w.staged.WriteAt(p, off); err != nil {
 		w.broken.Store(true)
 	}
+	w.bytes.Add(int64(n))
 	return n, answer(w.name, err)
 }
 
@@ -276,6 +283,9 @@ func (w *putting) Close() (err error) {
 	err = w.staged.Close()
 	if errors.Is(err, parcel.ErrDamaged) {
 		w.jail.log.Warn("put refused", "file", w.name, "error", err)
+	}
+	if err == nil {
+		w.jail.meter.Content("sftp", false, w.bytes.Load())
 	}
 	return answer(w.name, err)
 }

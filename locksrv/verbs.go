@@ -88,8 +88,9 @@ func Verbs() []string {
 	return names
 }
 
-// parseVerb finds the verb that the words name, and reads its arguments.
-func parseVerb(command []string) (runner, error) {
+// parseVerb finds the verb that the words name, and reads its arguments: name
+// is the parcel among them, if there is one.
+func parseVerb(command []string) (verb, name string, run runner, err error) {
 	for _, v := range table {
 		if v.name != command[0] {
 			continue
@@ -97,12 +98,12 @@ func parseVerb(command []string) (runner, error) {
 		w := &words{verb: v.name, rest: command[1:]}
 		run := v.parse(w)
 		if err := w.end(); err != nil {
-			return nil, parcel.NewError(parcel.Usage, "%v", err).
+			return v.name, "", nil, parcel.NewError(parcel.Usage, "%v", err).
 				WithHint("%s", strings.TrimSpace("usage: "+v.name+" "+v.synopsis))
 		}
-		return run, nil
+		return v.name, w.parcel, run, nil
 	}
-	return nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
+	return "", "", nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
 		WithHint("it answers: %s", strings.Join(Verbs(), " "))
 }
 

@@ -13,6 +13,8 @@ type words struct {
 	verb string
 	rest []string
 	err  error
+
+	parcel string // the one that is named, if one was
 }
 
 func (w *words) fail(format string, args ...any) {
@@ -81,6 +83,8 @@ func (w *words) name(what string) string {
 		w.fail("want the name of a %s", what)
 	} else if err := parcel.CheckName(a); err != nil {
 		w.fail("%s: %v", what, err)
+	} else if what == "parcel" {
+		w.parcel = a
 	}
 	return a
 }

@@ -46,7 +46,7 @@ func (c *serve) Run(ctx context.Context, e *env) error {
 	d := &locksrv.Daemon{
 		Service:  locksrv.NewService(s),
 		Log:      slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level})),
-		HostKeys: keys,
+		Settings: locksrv.Settings{HostKeys: keys},
 	}
 	for _, key := range keys {
 		d.Log.Info("host key", "type", key.PublicKey().Type(), "fingerprint", ssh.FingerprintSHA256(key.PublicKey()))
