@@ -152,20 +152,24 @@ type tailed struct {
 	off int64
 }
 
-// Tail begins at the end of the log as it is.
-func (l *Log) Tail() *Tail { return l.tail(time.Now) }
+// Tail begins at the end of the log as it is, or, with today, at this day's
+// beginning.
+func (l *Log) Tail(today bool) *Tail { return l.tail(today, time.Now) }
 
-func (l *Log) tail(now func() time.Time) *Tail {
+func (l *Log) tail(today bool, now func() time.Time) *Tail {
 	t := &Tail{log: l, now: now}
-	today := now().UTC().Truncate(24 * time.Hour)
-	t.days = [2]tailed{{day: today.AddDate(0, 0, -1)}, {day: today}}
+	day := now().UTC().Truncate(24 * time.Hour)
+	t.days = [2]tailed{{day: day.AddDate(0, 0, -1)}, {day: day}}
 	for i := range t.days {
-		if fi, err := os.Lstat(t.file(t.days[i])); err == nil {
+		if fi, err := os.Lstat(t.file(t.days[i])); err == nil && !(today && i == 1) {
 			t.days[i].off = fi.Size()
 		}
 	}
 	return t
 }
+
+// Day is the day that is read last.
+func (t *Tail) Day() time.Time { return t.days[1].day }
 
 func (t *Tail) file(d tailed) string {
 	return filepath.Join(t.log.dir, d.day.Format(dayLayout)+".jsonl")

@@ -17,7 +17,9 @@ import (
 func TestPackedDays(t *testing.T) {
 	dir := t.TempDir()
 	l := NewLog(dir)
-	line := func(d int) []byte { return fmt.Appendf(nil, `{"time":"2026-11-%dT10:00:00Z","op":"commit","version":%d}`+"\n", d, d) }
+	line := func(d int) []byte {
+		return fmt.Appendf(nil, `{"time":"2026-11-%dT10:00:00Z","op":"commit","version":%d}`+"\n", d, d)
+	}
 	var gz, zst bytes.Buffer
 	g := gzip.NewWriter(&gz)
 	g.Write(line(24))
@@ -71,7 +73,7 @@ func TestTail(t *testing.T) {
 	clock := day(25)
 	add(24, 1)
 	add(25, 2)
-	tail := l.tail(func() time.Time { return clock })
+	tail := l.tail(false, func() time.Time { return clock })
 	read := func(want ...int) {
 		t.Helper()
 		var got []int
