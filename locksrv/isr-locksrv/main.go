@@ -44,6 +44,8 @@ type cli struct {
 	} `cmd:"" help:"What there is to check out."`
 	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
 
+	Status         statusCommand    `cmd:"" help:"Say how the realm is doing."`
+	Log            logCommand       `cmd:"" help:"Print what happened: who took and broke which lock, committed, administered."`
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
 	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`

@@ -2,15 +2,15 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
-	"net"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -18,62 +18,49 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/locksrv"
+	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
 
-type serve struct {
-	Listen string `help:"Where to listen; port 0 takes any that is free." placeholder:"ADDR:PORT" default:":2222"`
-	Debug  bool   `help:"Log more."`
-}
-
-func (c *serve) Run(ctx context.Context, e *env) error {
-	s, root, err := e.openOrInit()
-	if err != nil {
-		return err
-	}
-	keys, err := locksrv.HostKeys(filepath.Join(root, "hostkeys"))
-	if err != nil {
-		return err
-	}
-	ln, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return err
-	}
-	level := slog.LevelInfo
-	if c.Debug {
-		level = slog.LevelDebug
-	}
-	d := &locksrv.Daemon{
-		Service:  locksrv.NewService(s),
-		Log:      slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level})),
-		Settings: locksrv.Settings{HostKeys: keys},
-	}
-	for _, key := range keys {
-		d.Log.Info("host key", "type", key.PublicKey().Type(), "fingerprint", ssh.FingerprintSHA256(key.PublicKey()))
-	}
-	fmt.Fprintf(e.stdout, "listening on %s\n", ln.Addr())
-	return d.Serve(ctx, ln)
-}
-
 type shell struct {
-	User string `help:"Whose key it was." required:"" placeholder:"USER"`
+	User string `help:"Whose key it was. Default: the account that sshd let in, with a realm of its own." placeholder:"USER"`
 }
 
 func (c *shell) Run(e *env) error {
 	signal.Reset(endings...)
+	if c.User == "" {
+		if err := c.own(e); err != nil {
+			return status_(proto.WriteError(e.stderr, err))
+		}
+	}
 	if err := parcel.CheckName(c.User); err != nil {
-		return err
+		return status_(proto.WriteError(e.stderr, err))
 	}
 	s, _, err := e.open()
 	if err != nil {
-		return err
+		return status_(proto.WriteError(e.stderr, err))
 	}
 	host, _, _ := strings.Cut(os.Getenv("SSH_CONNECTION"), " ")
-	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Host: host, From: host, Begin: unstoppable,
+	log := sessionLog().With("user", c.User, "from", host)
+	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Host: host, From: host, Begin: unstoppable, Log: log,
 		Warn: func(text string) { fmt.Fprintf(e.stderr, "warning: %s\n", parcel.Clean(text)) }},
 		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
 	if status != 0 {
 		return status_(status)
+	}
+	return nil
+}
+
+// own is for an account that keeps her parcels in a realm of her own: the
+// administrator's configuration is of another one.
+func (c *shell) own(e *env) error {
+	u, err := user.Current()
+	if err != nil {
+		return err
+	}
+	c.User = u.Username
+	if e.root == "" {
+		e.root = cmp.Or(os.Getenv("ISR_ROOT"), defaultRoot())
 	}
 	return nil
 }
