@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/term"
 
 	"isr/locksrv"
 	"isr/locksrv/metrics"
@@ -56,11 +58,14 @@ type serving struct {
 }
 
 func (c *serve) Run(ctx context.Context, e *env) error {
-	// A hangup asks for new settings, and not to end.
-	signal.Reset(syscall.SIGHUP)
+	// A hangup asks for new settings, and not to end; on a terminal it is the
+	// terminal's, which is gone.
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+	if !term.IsTerminal(int(e.stderr.Fd())) {
+		signal.Reset(syscall.SIGHUP)
+		signal.Notify(hangup, syscall.SIGHUP)
+		defer signal.Stop(hangup)
+	}
 
 	st, root, err := e.openOrInit()
 	if err != nil {
@@ -188,8 +193,15 @@ func (v *serving) healthy() error {
 	if v.d.Stopping() {
 		return errors.New("stopping")
 	}
-	_, err := os.ReadDir(filepath.Join(v.root, "users"))
-	return err
+	users, err := os.Open(filepath.Join(v.root, "users"))
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	if _, err := users.Readdirnames(1); err != nil && err != io.EOF {
+		return err
+	}
+	return nil
 }
 
 // apply makes s the daemon's settings.

@@ -19,8 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/creack/pty"
 	"golang.org/x/crypto/ssh"
 
+	"isr/locksrv/event"
 	"isr/locksrv/locksrvtest"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
@@ -382,58 +384,74 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// The first signal waits for what changes the store, the second does not.
-func TestSecondSignalEndsAtOnce(t *testing.T) {
-	r := locksrvtest.NewRealm(t)
-	r.AddParcel(t, "alice", "winxp")
-	dir := t.TempDir()
-	gate, begun := filepath.Join(dir, "gate"), filepath.Join(dir, "begun")
-	for _, fifo := range []string{gate, begun} {
-		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+// The first signal waits for what changes the store and tells its client; the
+// second does not wait.
+func TestStop(t *testing.T) {
+	for _, twice := range []bool{false, true} {
+		r := locksrvtest.NewRealm(t)
+		r.AddParcel(t, "alice", "winxp")
+		dir := t.TempDir()
+		gate, begun := filepath.Join(dir, "gate"), filepath.Join(dir, "begun")
+		for _, fifo := range []string{gate, begun} {
+			if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hooks := filepath.Join(r.Root, "hooks")
+		if err := os.Mkdir(hooks, 0o700); err != nil {
 			t.Fatal(err)
 		}
-	}
-	hooks := filepath.Join(r.Root, "hooks")
-	if err := os.Mkdir(hooks, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(hooks, "pre-lock"), fmt.Appendf(nil, "#!/bin/sh\nexec <%s >%s\necho begun\nread x\n", gate, begun), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	open, err := os.OpenFile(gate, os.O_RDWR, 0) // until the test ends the hook waits
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer open.Close()
-	s := startServe(t, r, 1, nil, "--listen", "127.0.0.1:0")
-	c, err := r.Dial(s.addrs[0], "alice", "alice")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	go locksrvtest.Exec(c, "isr_acquire_lock winxp", nil)
-	hook, err := os.Open(begun)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hook.Close()
-	if line, err := bufio.NewReader(hook).ReadString('\n'); err != nil {
-		t.Fatalf("hook: %q, %v", line, err)
-	}
-	s.signal(t, syscall.SIGTERM)
-	s.wait(t, "msg=stopping", 1)
-	select {
-	case err := <-s.ended:
-		t.Fatalf("it ended in the middle of a verb: %v", err)
-	default:
-	}
-	s.signal(t, syscall.SIGTERM)
-	<-s.ended
-	if ws := s.cmd.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() {
-		t.Errorf("the second signal: %v; want it ended at once", s.cmd.ProcessState)
-	}
-	if l, err := mustParcel(t, r, "alice", "winxp").Holder(); l != nil || err != nil {
-		t.Errorf("holder: %v, %v; want none", l, err)
+		if err := os.WriteFile(filepath.Join(hooks, "pre-lock"), fmt.Appendf(nil, "#!/bin/sh\nexec <%s >%s\necho begun\nread x\n", gate, begun), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		open, err := os.OpenFile(gate, os.O_RDWR, 0) // the hook waits for a line, or for the test to end
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer open.Close()
+		s := startServe(t, r, 1, nil, "--listen", "127.0.0.1:0")
+		c, err := r.Dial(s.addrs[0], "alice", "alice")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		answered := make(chan int, 1)
+		go func() {
+			_, _, status := locksrvtest.Exec(c, "isr_acquire_lock winxp", nil)
+			answered <- status
+		}()
+		hook, err := os.Open(begun)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hook.Close()
+		if line, err := bufio.NewReader(hook).ReadString('\n'); err != nil {
+			t.Fatalf("hook: %q, %v", line, err)
+		}
+		s.signal(t, syscall.SIGTERM)
+		s.wait(t, "msg=stopping", 1)
+		select {
+		case err := <-s.ended:
+			t.Fatalf("it ended in the middle of a verb: %v", err)
+		default:
+		}
+		if twice {
+			s.signal(t, syscall.SIGTERM)
+		} else {
+			io.WriteString(open, "go on\n")
+		}
+		err = <-s.ended
+		status := <-answered
+		l, lerr := mustParcel(t, r, "alice", "winxp").Holder()
+		if lerr != nil {
+			t.Error(lerr)
+		}
+		if twice && (!s.cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() || status == 0 || l != nil) {
+			t.Errorf("the second signal: %v, the client has status %d, holder %v; want it ended at once and nothing done", err, status, l)
+		}
+		if !twice && (err != nil || status != 0 || l == nil) {
+			t.Errorf("the first signal: %v, the client has status %d, holder %v; want the lock taken and told", err, status, l)
+		}
 	}
 }
 
@@ -631,4 +649,70 @@ func TestOthersRealm(t *testing.T) {
 			t.Errorf("%+v: %v", test, got)
 		}
 	}
+}
+
+// On a terminal that is closed, serve ends.
+func TestHangupOfTerminal(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	master, terminal, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	go io.Copy(io.Discard, master)
+	s := startServe(t, r, 1, func(cmd *exec.Cmd) { cmd.Stderr = terminal }, "--listen", "127.0.0.1:0")
+	terminal.Close()
+	s.signal(t, syscall.SIGHUP)
+	if err := <-s.ended; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func TestParseWhen(t *testing.T) {
+	now := time.Date(2026, 11, 26, 14, 30, 0, 0, time.UTC)
+	for text, want := range map[string]time.Time{
+		"2026-11-26":                time.Date(2026, 11, 26, 0, 0, 0, 0, time.UTC),
+		"2026-11-26 14:05":          time.Date(2026, 11, 26, 14, 5, 0, 0, time.UTC),
+		"2026-11-26T14:05:07":       time.Date(2026, 11, 26, 14, 5, 7, 0, time.UTC),
+		"2026-11-26T14:05:07+02:00": time.Date(2026, 11, 26, 12, 5, 7, 0, time.UTC),
+		"0s":                        now,
+		"90m":                       now.Add(-90 * time.Minute),
+		"7d":                        now.AddDate(0, 0, -7),
+	} {
+		if got, err := parseWhen(text, now); err != nil || !got.Equal(want) {
+			t.Errorf("%q: %v, %v; want %v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "d", "-7d", "-1h", "7", "7w", "2026-13-01", "2026-11-26 25:00", "tomorrow", "99999999d", "1e9h"} {
+		if got, err := parseWhen(text, now); err == nil {
+			t.Errorf("%q: %v, want an error", text, got)
+		}
+	}
+}
+
+func FuzzParseWhen(f *testing.F) {
+	f.Add("7d")
+	f.Add("2026-11-26T14:05:07+02:00")
+	now := time.Now()
+	f.Fuzz(func(t *testing.T, text string) {
+		if got, err := parseWhen(text, now); err == nil && got.Location() != time.UTC {
+			t.Errorf("%q: %v is not UTC", text, got)
+		}
+	})
+}
+
+// Whatever is in the log, what is printed of it is one line, and nothing that
+// a terminal obeys.
+func FuzzEventLine(f *testing.F) {
+	f.Add(`{"time":"2026-11-26T10:00:00Z","op":"commit","user":"a\u001b","parcel":"p\n","by":"\u202e","seconds":1e300,"bytes":-5,"why":"x"}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var e event.Event
+		if json.Unmarshal([]byte(text), &e) != nil {
+			return
+		}
+		line := eventLine(e)
+		if line != parcel.Clean(line) || strings.ContainsAny(line, "\n\x1b") {
+			t.Errorf("%q", line)
+		}
+	})
 }
