@@ -37,6 +37,7 @@ type jail struct {
 	user   string
 	rights authkey.Rights
 	log    *slog.Logger
+	meter  Meter
 	room   allowance
 	open   atomic.Int64 // files being read or put
 
@@ -71,7 +72,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 		return parcel.NewError(parcel.Failed, "content of %s cannot be opened", s.User)
 	}
 	defer root.Close()
-	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log,
+	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log, meter: v.meter(),
 		room: allowance{store: v.Store, user: s.User}, parcels: make(map[string]*os.Root)}
 	defer func() {
 		for _, r := range j.parcels {
@@ -94,6 +95,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 // catch turns a panic in a handler into its error.
 func (j *jail) catch(err *error) {
 	if p := recover(); p != nil {
+		j.meter.Failed("panic")
 		j.log.Error("panic", "in", "sftp", "panic", p, "stack", string(debug.Stack()))
 		*err = sftp.ErrSSHFxFailure
 	}
@@ -240,6 +242,7 @@ type reading struct {
 	*os.File
 	jail *jail
 	name string
+	read atomic.Int64 // bytes
 }
 
 func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
@@ -248,12 +251,14 @@ func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
 		return 0, io.EOF
 	}
 	n, err = f.File.ReadAt(p, off)
+	f.read.Add(int64(n))
 	return n, answer(f.name, err)
 }
 
 func (f *reading) Close() (err error) {
 	defer f.jail.catch(&err)
 	f.jail.open.Add(-1)
+	f.jail.meter.Content("sftp", true, f.read.Load())
 	return f.File.Close()
 }
 
@@ -310,6 +315,7 @@ type putting struct {
 	staged *store.Staged
 	name   string
 	broken atomic.Bool // the session ended, or a write failed
+	bytes  atomic.Int64
 }
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
@@ -317,6 +323,7 @@ func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	if n, err = w.staged.WriteAt(p, off); err != nil {
 		w.broken.Store(true)
 	}
+	w.bytes.Add(int64(n))
 	return n, answer(w.name, err)
 }
 
@@ -338,6 +345,9 @@ func (w *putting) Close() (err error) {
 	}
 	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrFull) {
 		w.jail.log.Warn("put refused", "file", w.name, "error", err)
+	}
+	if err == nil {
+		w.jail.meter.Content("sftp", false, w.bytes.Load())
 	}
 	return answer(w.name, err)
 }

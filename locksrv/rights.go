@@ -35,7 +35,7 @@ var needs = map[string]need{
 	proto.Rollback:    changes,
 	proto.Fork:        changes,
 	proto.CheckParcel: reads,
-	proto.Report:      changes,
+	proto.PutReport:   changes,
 	proto.Motd:        reads,
 	proto.Passwd:      account,
 }

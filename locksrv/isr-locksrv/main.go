@@ -59,6 +59,8 @@ type cli struct {
 	Harvest harvest  `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
 	Report  report   `cmd:"" help:"Show what was harvested as a page of HTML."`
 
+	Status         statusCommand    `cmd:"" help:"Say how the realm is doing."`
+	Log            logCommand       `cmd:"" help:"Print what happened: who took and broke which lock, committed, administered."`
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
 	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`
