@@ -310,14 +310,34 @@ type putting struct {
 	staged *store.Staged
 	name   string
 	broken atomic.Bool // the session ended, or a write failed
+
+	mu   sync.Mutex
+	size int64 // bytes allowed so far
 }
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	defer w.jail.catch(&err)
-	if n, err = w.staged.WriteAt(p, off); err != nil {
+	if err = w.grow(off + int64(len(p))); err == nil {
+		n, err = w.staged.WriteAt(p, off)
+	}
+	if err != nil {
 		w.broken.Store(true)
 	}
 	return n, answer(w.name, err)
+}
+
+// grow asks for room up to a size, before anything is written there.
+func (w *putting) grow(size int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if size <= w.size {
+		return nil
+	}
+	if err := w.jail.room.take(size - w.size); err != nil {
+		return err
+	}
+	w.size = size
+	return nil
 }
 
 // TransferError is told that the session ended before the file was closed.
@@ -331,12 +351,8 @@ func (w *putting) Close() (err error) {
 		w.staged.Abort()
 		return fmt.Errorf("%s: incomplete: %w", w.name, sftp.ErrSSHFxFailure)
 	}
-	if err = w.jail.room.take(w.staged.Size()); err != nil {
-		w.staged.Abort()
-	} else {
-		err = w.staged.Close()
-	}
-	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrFull) {
+	err = w.staged.Close()
+	if errors.Is(err, parcel.ErrDamaged) {
 		w.jail.log.Warn("put refused", "file", w.name, "error", err)
 	}
 	return answer(w.name, err)
