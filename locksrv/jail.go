@@ -198,8 +198,11 @@ func object(p string) (name string, tag seal.Tag, ok bool) {
 	return parts[1], tag, true
 }
 
-// enter counts one more open file.
+// enter counts one more open file, of a user who is not locked out.
 func (j *jail) enter() error {
+	if err := j.room.admit(); err != nil {
+		return answer("session", err)
+	}
 	if j.open.Add(1) > maxOpen {
 		j.open.Add(-1)
 		return fmt.Errorf("%d files are open, which is the limit: %w", maxOpen, sftp.ErrSSHFxFailure)
@@ -285,11 +288,12 @@ func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
 	if has {
 		return discard{}, nil
 	}
-	if err := j.room.take(0); err != nil {
-		return nil, answer(r.Filepath, err)
-	}
 	if err := j.enter(); err != nil {
 		return nil, err
+	}
+	if err := j.room.take(0); err != nil {
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
 	}
 	staged, err := p.Stage(tag)
 	if err != nil {
