@@ -2,6 +2,7 @@ package locksrv
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -221,17 +222,23 @@ func describe(p *store.Parcel, versions int, l *Listing) error {
 		return err
 	}
 	for _, v := range infos {
-		l.Versions = append(l.Versions, proto.Version{Version: v.Version, Time: v.Time, Host: v.Host,
-			Comment: v.Comment, Parent: v.Parent, Bytes: v.Bytes, Objects: v.Objects, Suspended: v.Suspended})
+		l.Versions = append(l.Versions, DescribeVersion(v))
 	}
 	return nil
+}
+
+// DescribeVersion is a version as a listing has it.
+func DescribeVersion(v store.VersionInfo) proto.Version {
+	return proto.Version{Version: v.Version, Time: v.Time, Host: v.Host, Comment: v.Comment, Parent: v.Parent, Rollback: v.Rollback,
+		Bytes: v.Bytes, Objects: v.Objects, Suspended: v.Suspended, Tags: v.Tags, Pin: v.Pin}
 }
 
 func holder(l *parcel.Lock) *proto.Holder {
 	if l == nil {
 		return nil
 	}
-	return &proto.Holder{User: l.User, Host: l.Host, Since: l.Since, Contact: l.Contact, Epoch: l.Epoch}
+	return &proto.Holder{User: l.User, Host: l.Host, Since: l.Since, Contact: l.Contact, Epoch: l.Epoch,
+		BrokenBy: l.BrokenBy, Why: l.Why}
 }
 
 func catConfig(name string) runner {
@@ -337,7 +344,12 @@ func release(name string, force bool) runner {
 		e := &event.Event{Op: event.Release, Parcel: name, Forced: nonce == "" && !free}
 		var l *parcel.Lock
 		err = c.act(ctx, e, func(context.Context) error {
-			if l, err = p.Release(nonce, force || c.Admin); err != nil {
+			if force || c.Admin {
+				l, err = p.Break(store.AnyEpoch, cmp.Or(c.By, c.User), "")
+			} else {
+				l, err = p.Release(nonce, false)
+			}
+			if err != nil {
 				return err
 			}
 			e.Host, e.Epoch, e.Version = l.Host, l.Epoch, l.Version

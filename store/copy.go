@@ -29,10 +29,11 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 // CopyOptions say in what a copy differs from its original. Zero values are
 // the original's.
 type CopyOptions struct {
-	Version  int    // which one to copy; 0: the head
-	DiskSize int64  // bytes; what is beyond is zeros, or cut off
-	MemSize  int64  // bytes
-	Comment  string // of the parcel and of its version 1
+	Version  int                     // which one to copy; 0: the head
+	DiskSize int64                   // bytes; what is beyond is zeros, or cut off
+	MemSize  int64                   // bytes
+	Comment  string                  // of the parcel and of its version 1
+	Progress func(done, total int64) // bytes of its images; may be nil
 }
 
 // CopyVersion is Copy of any version, with other sizes if o has them: then
@@ -101,13 +102,24 @@ func copied(src *Parcel, o CopyOptions) fill {
 				}
 			}
 		}
+		var before, total int64
 		for _, im := range root.Images {
-			err := keyring.Walk(ctx, cfg.Sealer(), made.before(src), im, func(_ int, _ int64, ref seal.Ref) error {
+			total += im.Size
+		}
+		for _, im := range root.Images {
+			err := keyring.Walk(ctx, cfg.Sealer(), made.before(src), im, func(level int, n int64, ref seal.Ref) error {
+				if level == 0 && o.Progress != nil {
+					o.Progress(before+n*int64(im.ChunkSize), total)
+				}
 				return put(ref.Tag)
 			})
 			if err != nil {
 				return nil, seal.Ref{}, err
 			}
+			before += im.Size
+		}
+		if o.Progress != nil {
+			o.Progress(total, total)
 		}
 		return &copied, keyroot, nil
 	}

@@ -228,8 +228,8 @@ func (p *Parcel) change(v int, f func(*version)) error {
 	}
 	// Check says so if this fails; another change of the version repairs it.
 	dir := filepath.Join(p.content, parcel.VersionDir(v))
-	removeTemps(dir)
 	if root, err := p.openRoot(context.Background(), p, cfg, rec.keyroot); err == nil && isDir(dir) {
+		removeTemps(dir)
 		rewrite(filepath.Join(dir, "info"), func() ([]byte, error) { return info(rec, root) })
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"isr/store/parcel"
@@ -96,6 +98,78 @@ func TestRename(t *testing.T) {
 	}
 	if err := errors.Join(s.DelParcel("alice", "copy", false), s.DelUser("alice")); err != nil {
 		t.Errorf("what is left of alice: %v", err)
+	}
+}
+
+// Others acquire, tag and copy what is renamed to and fro: each of their calls
+// finds the parcel whole or not at all, and none waits for ever.
+func TestRenameConcurrent(t *testing.T) {
+	s := newStoreInMemory(t)
+	p := versioned(t, s, 2)
+	if err := p.Tag(2, "gold", false); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"winxp", "work"}
+	var stop atomic.Bool
+	var done [3]int
+	var wg sync.WaitGroup
+	for i, f := range []func(*Parcel) error{
+		func(p *Parcel) error {
+			l, err := p.Acquire("alice", "h", "id")
+			if err == nil {
+				_, err = p.Release(l.Nonce, false)
+			}
+			return err
+		},
+		func(p *Parcel) error { return p.Tag(2, "gold", false) },
+		func(p *Parcel) error {
+			_, err := s.Copy(ctx, "alice", p.Name(), "bob", "copy")
+			if err == nil {
+				err = s.DelParcel("bob", "copy", false)
+			}
+			return err
+		},
+	} {
+		wg.Go(func() {
+			for !stop.Load() {
+				for _, name := range names {
+					p, err := s.Parcel("alice", name)
+					if err == nil {
+						err = f(p)
+					}
+					if err == nil {
+						done[i]++
+					} else if !errors.Is(err, parcel.ErrNoParcel) {
+						t.Errorf("%d: %v", i, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	moved := 0
+	for n := 0; moved < 100 && n < 100000; n++ {
+		err := s.Rename("alice", names[moved%2], "alice", names[1-moved%2])
+		if err == nil {
+			moved++
+		} else if !errors.Is(err, parcel.ErrLocked) {
+			t.Errorf("rename %d: %v", moved, err)
+			break
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("%d renames, %v of the others", moved, done)
+	if moved < 100 {
+		t.Errorf("only %d renames", moved)
+	}
+	if ps := wantSound(t, s); len(ps) != 0 {
+		t.Errorf("notes: %v", ps)
+	}
+	if q, err := s.Parcel("alice", names[moved%2]); err != nil {
+		t.Error(err)
+	} else {
+		wantChunk(t, q, 0, 2, "version 2")
 	}
 }
 

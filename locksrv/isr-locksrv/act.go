@@ -40,7 +40,12 @@ func account() string {
 // act does f, a change of the realm that an administrator ordered, between its
 // hooks, and writes it down.
 func (e *env) act(ctx context.Context, s *store.Store, what event.Event, f func(ctx context.Context) error) error {
-	return service(s).Act(ctx, e.session(), &what, f)
+	return e.actOn(ctx, s, &what, f)
+}
+
+// actOn is act of what f completes.
+func (e *env) actOn(ctx context.Context, s *store.Store, what *event.Event, f func(ctx context.Context) error) error {
+	return service(s).Act(ctx, e.session(), what, f)
 }
 
 // service answers an administrator. What a hook does runs no hooks, so that

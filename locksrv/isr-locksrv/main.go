@@ -47,9 +47,20 @@ type cli struct {
 		Create parcelCreate `cmd:"" help:"Make a parcel with an empty disk."`
 		List   parcelList   `cmd:"" help:"List parcels, and who holds them."`
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
+		Rename parcelRename `cmd:"" help:"Give a parcel another name, or owner."`
+		Delete parcelDelete `cmd:"" aliases:"del" help:"Remove a parcel and all its versions."`
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
-		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
-		Prune  parcelPrune  `cmd:"" help:"Remove old versions, by rules that say which are kept."`
+
+		History  parcelHistory  `cmd:"" help:"List the versions of a parcel."`
+		Diff     parcelDiff     `cmd:"" help:"Say how two versions differ."`
+		Tag      parcelTag      `cmd:"" help:"Give a version a name."`
+		Untag    parcelUntag    `cmd:"" help:"Take such a name away."`
+		Pin      parcelPin      `cmd:"" help:"Keep a version for ever."`
+		Unpin    parcelUnpin    `cmd:"" help:"Keep it no longer than others."`
+		Comment  parcelComment  `cmd:"" help:"Say what a version is, or a parcel."`
+		Rollback parcelRollback `cmd:"" help:"Make an old version the newest."`
+		Unlock   parcelUnlock   `cmd:"" help:"Break the lock of a parcel."`
+		Prune    parcelPrune    `cmd:"" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" help:"What there is to check out."`
 	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
 	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`

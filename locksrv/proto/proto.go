@@ -74,6 +74,9 @@ type Holder struct {
 	Since   time.Time `json:"since"`
 	Contact time.Time `json:"contact"`
 	Epoch   int64     `json:"epoch"`
+	// Of a lock that was broken: who did it, and why if that was said.
+	BrokenBy string `json:"broken_by,omitempty"`
+	Why      string `json:"why,omitempty"`
 }
 
 // Version is what isr_ls says of one version.
@@ -86,6 +89,9 @@ type Version struct {
 	Bytes     int64     `json:"bytes"`   // sealed bytes that were new with it
 	Objects   int64     `json:"objects"` // objects that were new with it
 	Suspended string    `json:"suspended,omitempty"`
+	Rollback  int       `json:"rollback,omitempty"` // the version it was made equal to
+	Tags      []string  `json:"tags,omitempty"`
+	Pin       string    `json:"pin,omitempty"` // why it is kept for ever
 }
 
 // CommitRequest asks for a new version.
