@@ -26,7 +26,10 @@ func (v *Service) Act(ctx context.Context, s Session, e *event.Event, f func(ctx
 	}
 	start := time.Now()
 	e.Time = start.UTC()
-	err := v.Hooks.Pre(ctx, *e)
+	err := mayAct(s.Rights, e)
+	if err == nil {
+		err = v.Hooks.Pre(ctx, *e)
+	}
 	if err == nil {
 		err = f(ctx)
 	}

@@ -77,6 +77,7 @@ type conn struct {
 	name     string // the last
 	proven   ssh.PublicKey
 	password string // the user whose password was given
+	owner    string // of proven, when a session asked last
 	wrong    int    // passwords that were not
 	sessions atomic.Int64
 	keepOnce sync.Once
@@ -250,11 +251,14 @@ func (d *Daemon) server(verbs context.Context) *gliderssh.Server {
 	return server
 }
 
-// mayTry says whether anybody owns the key. It decides nothing else: a client
+// mayTry says whether the key lets anybody in. It decides nothing else: a client
 // may ask it about keys that are not its own.
 func (d *Daemon) mayTry(ctx gliderssh.Context, key gliderssh.PublicKey) (ok bool) {
 	defer d.recover("key")
-	_, err := d.Store.UserOfKey(key)
+	user, _, err := d.Store.UserOfKey(key, ip(ctx.RemoteAddr()))
+	if err != nil && user != "" {
+		d.Log.Warn("key refused", "user", user, "from", ctx.RemoteAddr(), "error", err)
+	}
 	return err == nil
 }
 
@@ -417,7 +421,18 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 	if sc, ok := s.Context().Value(gliderssh.ContextKeyConn).(*ssh.ServerConn); ok {
 		permissions = sc.Permissions
 	}
-	user, err := principal(d.Store, connOf(s.Context()).login(s.User(), s.Context().User(), s.PublicKey(), permissions))
+	c := connOf(s.Context())
+	l := c.login(s.User(), s.Context().User(), s.PublicKey(), permissions)
+	l.from = ip(s.RemoteAddr())
+	c.mu.Lock()
+	owners := remembered{d.Store, c.owner}
+	c.mu.Unlock()
+	user, rights, err := principal(owners, l)
+	if err == nil && l.key != nil {
+		c.mu.Lock()
+		c.owner = user
+		c.mu.Unlock()
+	}
 	if err == nil && verbs.Err() != nil {
 		err = parcel.NewError(parcel.Unreachable, "server: is stopping")
 	}
@@ -435,7 +450,11 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 	}
 	defer leave()
 	host, _, _ := net.SplitHostPort(s.RemoteAddr().String())
-	status = d.Run(ctx, Session{User: user, Host: host, From: host, Log: d.Log.With("user", user, "from", s.RemoteAddr().String()),
+	log := d.Log.With("user", user, "from", s.RemoteAddr().String())
+	if l.key != nil {
+		log = log.With("key", ssh.FingerprintSHA256(l.key))
+	}
+	status = d.Run(ctx, Session{User: user, Rights: rights, Host: host, From: host, Log: log,
 		Warn: warner(s.Stderr()),
 		Begin: func() bool {
 			d.mu.Lock()

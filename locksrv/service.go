@@ -29,6 +29,7 @@ import (
 	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
@@ -48,16 +49,18 @@ func NewService(s *store.Store) *Service {
 		Hooks: &hooks.Runner{Dir: filepath.Join(root, "hooks"), Root: root}}
 }
 
-// Session is one caller, as whoever let it in vouches for it.
+// Session is one caller, as whoever let it in vouches for it. A user who is
+// locked out is refused all the same, at each command.
 type Session struct {
-	User  string       // whose parcels
-	Admin bool         // works on the host itself, so needs no nonce to release
-	By    string       // who works, if it is not the user: an account of the host
-	Host  string       // where from, if the caller does not say
-	From  string       // address of the client, if there is one
-	Log   *slog.Logger // nil: nothing is logged
-	Warn  func(string) // tells the caller what is no error; nil: nobody is told
-	Begin func() bool  // asked when something begins that is to be let finish; nil: always
+	User   string         // whose parcels
+	Rights authkey.Rights // fewer than the user's, if so
+	Admin  bool           // works on the host itself, so needs no nonce to release
+	By     string         // who works, if it is not the user: an account of the host
+	Host   string         // where from, if the caller does not say
+	From   string         // address of the client, if there is one
+	Log    *slog.Logger   // nil: nothing is logged
+	Warn   func(string)   // tells the caller what is no error; nil: nobody is told
+	Begin  func() bool    // asked when something begins that is to be let finish; nil: always
 }
 
 // Streams are a session's.
@@ -103,6 +106,10 @@ func (v *Service) Run(ctx context.Context, s Session, command string, io Streams
 func (v *Service) RunWords(ctx context.Context, s Session, words []string, io Streams) error {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := v.admit(s); err != nil {
+		s.Log.Warn("refused", "error", err)
+		return err
 	}
 	if len(words) == 0 {
 		return parcel.NewError(parcel.Usage, "no command; this server answers: %s", strings.Join(Verbs(), " "))

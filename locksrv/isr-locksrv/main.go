@@ -30,8 +30,16 @@ type cli struct {
 
 	User struct {
 		Add    userAdd    `cmd:"" help:"Add a user, or keys to one."`
-		List   userList   `cmd:"" help:"List the users."`
-		Del    userDel    `cmd:"" help:"Remove a user who owns no parcel."`
+		List   userList   `cmd:"" help:"List the users, and what they have."`
+		Change userChange `cmd:"" help:"Change a user's quota, groups, consent or comment."`
+		Lock   userLock   `cmd:"" help:"Lock a user out."`
+		Unlock userUnlock `cmd:"" help:"Let a user in again."`
+		Del    userDel    `cmd:"" help:"Remove a user."`
+		Key    struct {
+			Add  keyAdd  `cmd:"" help:"Add keys to a user."`
+			List keyList `cmd:"" help:"List a user's keys, and what they may do."`
+			Del  keyDel  `cmd:"" help:"Remove a key of a user."`
+		} `cmd:"" help:"What lets a user in."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {
@@ -41,9 +49,13 @@ type cli struct {
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
+		Prune  parcelPrune  `cmd:"" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" help:"What there is to check out."`
-	Hooks hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
 	Check check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	GC    gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
+	Du    du       `cmd:"" help:"Say what parcels and users take of the disk."`
+	Usage usage    `cmd:"" help:"Say who used which parcel last, and how much."`
+	Hooks hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
 
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`

@@ -53,7 +53,7 @@ func TestScripts(t *testing.T) {
 				[]byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEtJEaQcVHGkYWtYjz0ptJO7/hc27xOI7EF7+PF7zQc alice@laptop\n"), 0o644)
 		},
 		Condition: condition,
-		Cmds:      map[string]func(*testscript.TestScript, bool, []string){"status": status},
+		Cmds:      map[string]func(*testscript.TestScript, bool, []string){"status": status, "commit": commitVersions},
 	})
 }
 

@@ -64,7 +64,7 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 		var stdin io.Reader = os.Stdin
 		if verb == proto.Passwd && len(words) == 2 {
 			// As for isr-locksrv user passwd: a terminal shows no password.
-			password, err := newPassword(user, os.Stdin, stderr)
+			password, err := newPassword(context.Background(), user, os.Stdin, stderr)
 			if err != nil {
 				return err
 			}

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -19,6 +15,7 @@ import (
 
 	"isr/locksrv"
 	"isr/locksrv/proto"
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
@@ -57,7 +54,9 @@ func (c *serve) Run(ctx context.Context, e *env) error {
 }
 
 type shell struct {
-	User string `help:"Whose key it was." required:"" placeholder:"USER"`
+	User     string   `help:"Whose key it was." required:"" placeholder:"USER"`
+	ReadOnly bool     `help:"The key is for reading only."`
+	Parcel   []string `help:"The key is for this parcel; may come more than once." placeholder:"PARCEL" sep:"none"`
 }
 
 func (c *shell) Run(e *env) error {
@@ -65,69 +64,22 @@ func (c *shell) Run(e *env) error {
 	if err := parcel.CheckName(c.User); err != nil {
 		return err
 	}
+	for _, name := range c.Parcel {
+		if err := parcel.CheckName(name); err != nil {
+			return err
+		}
+	}
 	s, _, err := e.open()
 	if err != nil {
 		return err
 	}
 	host, _, _ := strings.Cut(os.Getenv("SSH_CONNECTION"), " ")
-	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Host: host, From: host, Begin: unstoppable,
+	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Rights: authkey.Rights{ReadOnly: c.ReadOnly, Parcels: c.Parcel},
+		Host: host, From: host, Begin: unstoppable,
 		Warn: func(text string) { proto.WriteWarning(e.stderr, text) }},
 		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
 	if status != 0 {
 		return status_(status)
-	}
-	return nil
-}
-
-type authorizedKeys struct {
-	User string `help:"Only the keys of one user." placeholder:"USER"`
-	Key  string `help:"Only this key, in base64 as sshd gives it for %k." placeholder:"KEY"`
-}
-
-func (c *authorizedKeys) Run(e *env) error {
-	s, root, err := e.open()
-	if err != nil {
-		return err
-	}
-	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	var only []byte
-	if c.Key != "" {
-		if only, err = base64.StdEncoding.DecodeString(c.Key); err != nil {
-			return parcel.NewError(parcel.Usage, "--key: not base64")
-		}
-	}
-	users := []string{c.User}
-	if c.User == "" {
-		if users, err = s.Users(); err != nil {
-			return err
-		}
-	}
-	for _, user := range users {
-		if _, _, err := s.UserDirs(user); err != nil {
-			return err
-		}
-		command := shellQuote(program) + " --root " + shellQuote(root) + " shell --user " + shellQuote(user)
-		text, err := os.ReadFile(filepath.Join(root, "users", user, "authorized_keys"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for len(text) > 0 {
-			key, comment, _, rest, err := ssh.ParseAuthorizedKey(text)
-			if err != nil {
-				break // no further key
-			}
-			text = rest
-			if only != nil && !bytes.Equal(only, key.Marshal()) {
-				continue
-			}
-			fmt.Fprintf(e.stdout, "command=\"%s\",restrict %s\n", strings.ReplaceAll(command, `"`, `\"`), keyLine(key, comment))
-		}
 	}
 	return nil
 }
