@@ -24,9 +24,13 @@ var mayImport = map[string][]string{
 	"store":               {"store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/proto":       {"store/keyring", "store/parcel", "store/seal"},
 	"locksrv/event":       {},
+	"locksrv/health":      {"locksrv/event", "store", "store/parcel"},
+	"locksrv/metrics":     {"locksrv/event", "locksrv/health", "store", "store/parcel"},
 	"hooks":               {"locksrv/event", "store/parcel"},
 	"locksrv":             {"hooks", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
-	"locksrv/isr-locksrv": {"contrib/completion", "hooks", "locksrv", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
+	"locksrv/study":       {"locksrv", "locksrv/event", "locksrv/proto", "store/atomicfile", "store/parcel"},
+	"locksrv/study/page":  {"locksrv/study", "store/parcel"},
+	"locksrv/isr-locksrv": {"contrib/completion", "hooks", "locksrv", "locksrv/event", "locksrv/health", "locksrv/metrics", "locksrv/proto", "locksrv/study", "locksrv/study/page", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/completion":  {},
 	"client/vmm":          {},
 	"client/conf":         {"store/atomicfile", "store/parcel"},
@@ -47,11 +51,12 @@ var mayImport = map[string][]string{
 	"client/isr": {"client", "client/auth", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/hoard", "client/remote", "client/vmm",
 		"contrib/completion", "store/parcel"},
 	// For tests, in no program.
-	"client/fetch/fetchtest": {"client/fetch", "store/parcel", "store/seal"},
-	"client/remote/linktest": {},
-	"client/remote/sshdtest": {},
-	"locksrv/locksrvtest":    {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
-	"contrib/guest":          {},
+	"client/fetch/fetchtest":  {"client/fetch", "store/parcel", "store/seal"},
+	"client/remote/linktest":  {},
+	"client/remote/sshdtest":  {},
+	"locksrv/study/studytest": {"locksrv", "locksrv/event", "locksrv/proto", "locksrv/study"},
+	"locksrv/locksrvtest":     {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
+	"contrib/guest":           {},
 }
 
 // TestImports opens the files itself, so that its result is never a cached

@@ -73,6 +73,8 @@ type Options struct {
 	Prompter         remote.Prompter `json:"-"`
 	UI               UI              `json:"-"`
 	Program          string          // the isr program, to start a keeper
+	Release          string          // of it, for reports
+	Report           string          // whether use is reported: "ask" or "yes"; else nothing is noted
 }
 
 // Client runs commands for one user on one host.

@@ -38,12 +38,14 @@ func (v *Service) Act(ctx context.Context, s Session, e *event.Event, f func(ctx
 		e.Error, e.Kind = parcel.Clean(err.Error()), int(parcel.KindOf(err))
 	}
 	if lerr := v.Events.Append(*e); lerr != nil {
+		v.meter().Failed("event-log")
 		s.Log.Error("event log", "error", lerr, "op", e.Op, "user", e.User, "parcel", e.Parcel)
 	}
 	if err != nil {
 		return err
 	}
 	if herr := v.Hooks.Post(ctx, *e); herr != nil {
+		v.meter().Failed("post-hook")
 		s.Log.Warn("hook", "error", herr, "op", e.Op, "user", e.User, "parcel", e.Parcel)
 		if s.Warn != nil {
 			s.Warn(fmt.Sprintf("%s was done, but %s", e.Op, herr))

@@ -37,6 +37,7 @@ type jail struct {
 	user   string
 	rights authkey.Rights
 	log    *slog.Logger
+	meter  Meter
 	room   allowance
 	open   atomic.Int64 // files being read or put
 
@@ -71,7 +72,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 		return parcel.NewError(parcel.Failed, "content of %s cannot be opened", s.User)
 	}
 	defer root.Close()
-	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log,
+	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log, meter: v.meter(),
 		room: allowance{store: v.Store, user: s.User}, parcels: make(map[string]*os.Root)}
 	defer func() {
 		for _, r := range j.parcels {
@@ -94,6 +95,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 // catch turns a panic in a handler into its error.
 func (j *jail) catch(err *error) {
 	if p := recover(); p != nil {
+		j.meter.Failed("panic")
 		j.log.Error("panic", "in", "sftp", "panic", p, "stack", string(debug.Stack()))
 		*err = sftp.ErrSSHFxFailure
 	}
@@ -198,8 +200,11 @@ func object(p string) (name string, tag seal.Tag, ok bool) {
 	return parts[1], tag, true
 }
 
-// enter counts one more open file.
+// enter counts one more open file, of a user who is not locked out.
 func (j *jail) enter() error {
+	if err := j.room.admit(); err != nil {
+		return answer("session", err)
+	}
 	if j.open.Add(1) > maxOpen {
 		j.open.Add(-1)
 		return fmt.Errorf("%d files are open, which is the limit: %w", maxOpen, sftp.ErrSSHFxFailure)
@@ -240,6 +245,7 @@ type reading struct {
 	*os.File
 	jail *jail
 	name string
+	read atomic.Int64 // bytes
 }
 
 func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
@@ -248,12 +254,14 @@ func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
 		return 0, io.EOF
 	}
 	n, err = f.File.ReadAt(p, off)
+	f.read.Add(int64(n))
 	return n, answer(f.name, err)
 }
 
 func (f *reading) Close() (err error) {
 	defer f.jail.catch(&err)
 	f.jail.open.Add(-1)
+	f.jail.meter.Content("sftp", true, f.read.Load())
 	return f.File.Close()
 }
 
@@ -285,11 +293,12 @@ func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
 	if has {
 		return discard{}, nil
 	}
-	if err := j.room.take(0); err != nil {
-		return nil, answer(r.Filepath, err)
-	}
 	if err := j.enter(); err != nil {
 		return nil, err
+	}
+	if err := j.room.take(0); err != nil {
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
 	}
 	staged, err := p.Stage(tag)
 	if err != nil {
@@ -310,14 +319,36 @@ type putting struct {
 	staged *store.Staged
 	name   string
 	broken atomic.Bool // the session ended, or a write failed
+	bytes  atomic.Int64 // that came
+
+	mu   sync.Mutex
+	size int64 // bytes allowed so far
 }
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	defer w.jail.catch(&err)
-	if n, err = w.staged.WriteAt(p, off); err != nil {
+	if err = w.grow(off + int64(len(p))); err == nil {
+		n, err = w.staged.WriteAt(p, off)
+	}
+	if err != nil {
 		w.broken.Store(true)
 	}
+	w.bytes.Add(int64(n))
 	return n, answer(w.name, err)
+}
+
+// grow asks for room up to a size, before anything is written there.
+func (w *putting) grow(size int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if size <= w.size {
+		return nil
+	}
+	if err := w.jail.room.take(size - w.size); err != nil {
+		return err
+	}
+	w.size = size
+	return nil
 }
 
 // TransferError is told that the session ended before the file was closed.
@@ -331,13 +362,12 @@ func (w *putting) Close() (err error) {
 		w.staged.Abort()
 		return fmt.Errorf("%s: incomplete: %w", w.name, sftp.ErrSSHFxFailure)
 	}
-	if err = w.jail.room.take(w.staged.Size()); err != nil {
-		w.staged.Abort()
-	} else {
-		err = w.staged.Close()
-	}
-	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrFull) {
+	err = w.staged.Close()
+	if errors.Is(err, parcel.ErrDamaged) {
 		w.jail.log.Warn("put refused", "file", w.name, "error", err)
+	}
+	if err == nil {
+		w.jail.meter.Content("sftp", false, w.bytes.Load())
 	}
 	return answer(w.name, err)
 }

@@ -35,6 +35,7 @@ var needs = map[string]need{
 	proto.Rollback:    changes,
 	proto.Fork:        changes,
 	proto.CheckParcel: reads,
+	proto.PutReport:   changes,
 	proto.Motd:        reads,
 	proto.Passwd:      account,
 }

@@ -70,6 +70,7 @@ var table = []verb{
 		content, asJSON := w.flag("-c"), w.flag("--json")
 		return checkParcel(w.name("parcel"), w.version(false), content, asJSON)
 	}},
+	{proto.PutReport, "PARCEL", func(w *words) runner { return report(w.name("parcel")) }},
 	{proto.Motd, "", func(w *words) runner { return motd }},
 	{proto.Passwd, "[--check]", func(w *words) runner {
 		if w.flag("--check") {
@@ -88,8 +89,9 @@ func Verbs() []string {
 	return names
 }
 
-// parseVerb finds the verb that the words name, and reads its arguments.
-func parseVerb(command []string) (runner, error) {
+// parseVerb finds the verb that the words name, and reads its arguments: name
+// is the parcel among them, if there is one.
+func parseVerb(command []string) (verb, name string, run runner, err error) {
 	for _, v := range table {
 		if v.name != command[0] {
 			continue
@@ -97,17 +99,21 @@ func parseVerb(command []string) (runner, error) {
 		w := &words{verb: v.name, rest: command[1:]}
 		run := v.parse(w)
 		if err := w.end(); err != nil {
-			return nil, parcel.NewError(parcel.Usage, "%v", err).
+			return v.name, "", nil, parcel.NewError(parcel.Usage, "%v", err).
 				WithHint("%s", strings.TrimSpace("usage: "+v.name+" "+v.synopsis))
 		}
-		return func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+		name := ""
+		if len(w.parcels) > 0 {
+			name = w.parcels[0]
+		}
+		return v.name, name, func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
 			if err := c.may(v.name, w.parcels); err != nil {
 				return err
 			}
 			return run(ctx, c, stdin, stdout)
 		}, nil
 	}
-	return nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
+	return "", "", nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
 		WithHint("it answers: %s", strings.Join(Verbs(), " "))
 }
 
@@ -513,7 +519,9 @@ func fork(name string, version int, to, host, acquisition string) runner {
 		e := &event.Event{Op: event.Fork, Parcel: name, Version: version, To: c.User + "/" + to, Host: host}
 		var l *parcel.Lock
 		err = c.act(ctx, e, func(ctx context.Context) error {
-			l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition)
+			if l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition); err == nil {
+				e.Epoch = l.Epoch
+			}
 			return err
 		})
 		if err != nil {

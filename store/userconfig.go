@@ -165,3 +165,22 @@ func (s *Store) Admit(name string) error {
 	}
 	return nil
 }
+
+// Consent is since when a user takes part in the study of how parcels are
+// used; not ok: she does not.
+func (s *Store) Consent(name string) (since time.Time, ok bool, err error) {
+	c, err := s.UserConfig(name)
+	if err != nil {
+		return time.Time{}, false, err
+	}
+	return c.Consent, !c.Consent.IsZero(), nil
+}
+
+// Groups are the groups that a user is in.
+func (s *Store) Groups(name string) ([]string, error) {
+	c, err := s.UserConfig(name)
+	if err != nil {
+		return nil, err
+	}
+	return c.Groups, nil
+}

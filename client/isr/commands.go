@@ -104,6 +104,7 @@ func (c *checkinCmd) Run(a *app) error {
 	done, err := cl.Checkin(a.ctx, c.Parcel, c.Comment)
 	if err == nil {
 		a.committed(c.Parcel, done, "; lock given back")
+		a.report(cl)
 	}
 	return err
 }
@@ -123,6 +124,7 @@ func (c *syncCmd) Run(a *app) error {
 	done, err := cl.Sync(a.ctx, c.Parcel, c.Comment)
 	if err == nil {
 		a.committed(c.Parcel, done, "")
+		a.report(cl)
 	}
 	return err
 }

@@ -66,6 +66,15 @@ func (s *Server) Passwd(ctx context.Context, old, password []byte) error {
 	return err
 }
 
+// PutReport tells the server how p was used. It may be told again.
+func (s *Server) PutReport(ctx context.Context, p string, r *proto.Report) error {
+	text, err := r.Encode()
+	if err == nil {
+		_, err = s.ask(ctx, safe, text, proto.PutReport, p)
+	}
+	return err
+}
+
 // Config is the parcel.cfg of p, parsed and as it is.
 func (s *Server) Config(ctx context.Context, p string) (*parcel.Config, []byte, error) {
 	out, err := s.ask(ctx, safe, nil, proto.CatConfig, p)

@@ -36,6 +36,7 @@ type instance struct {
 	byGuest  bool   // it was the guest's doing
 	ioError  bool   // the machine stands still because of the disk image
 	stopped  bool   // a STOP came that we have not looked at
+	reboots  int
 }
 
 // Run starts the machine and stays with it until it is off, suspended, or dead.
@@ -94,6 +95,11 @@ func (d *QEMU) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 	}
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err()
+	}
+	g.end()
+	out.Accel, out.Reboots = p.accel, g.reboots
+	if g.c != nil {
+		out.CPU = g.c.cpu()
 	}
 	return out, err
 }
@@ -269,6 +275,11 @@ func (g *instance) takeAll() {
 			}
 			json.Unmarshal(e.Data, &d)
 			g.shutdown, g.byGuest = d.Reason, d.Guest
+		case "RESET":
+			var d struct{ Guest bool }
+			if json.Unmarshal(e.Data, &d); d.Guest {
+				g.reboots++
+			}
 		case "STOP":
 			g.stopped = true
 		case "BLOCK_IO_ERROR":

@@ -145,7 +145,7 @@ func (c *keyTerms) apply(k *authkey.Key) error {
 		k.Parcels = c.Parcel
 	}
 	if c.Expires != "" {
-		t, err := parseWhen(c.Expires, time.Now())
+		t, err := parseExpires(c.Expires, time.Now())
 		if err != nil {
 			return parcel.NewError(parcel.Usage, "--expires: %v", err)
 		}
@@ -161,9 +161,9 @@ func (c *keyTerms) apply(k *authkey.Key) error {
 	return nil
 }
 
-// parseWhen is a time to come: 2027-01-31, RFC 3339, that of expiry-time, or a
+// parseExpires is a time to come: 2027-01-31, RFC 3339, that of expiry-time, or a
 // number of hours, days or weeks from now.
-func parseWhen(text string, now time.Time) (time.Time, error) {
+func parseExpires(text string, now time.Time) (time.Time, error) {
 	t, err := time.ParseInLocation("2006-01-02", text, time.Local)
 	if err != nil {
 		t, err = time.Parse(time.RFC3339, text)

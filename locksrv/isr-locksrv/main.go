@@ -51,12 +51,16 @@ type cli struct {
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
 		Prune  parcelPrune  `cmd:"" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" help:"What there is to check out."`
-	Check check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
-	GC    gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
-	Du    du       `cmd:"" help:"Say what parcels and users take of the disk."`
-	Usage usage    `cmd:"" help:"Say who used which parcel last, and how much."`
-	Hooks hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
+	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
+	Du      du       `cmd:"" help:"Say what parcels and users take of the disk."`
+	Usage   usage    `cmd:"" help:"Say who used which parcel last, and how much."`
+	Hooks   hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
+	Harvest harvest  `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
+	Report  report   `cmd:"" help:"Show what was harvested as a page of HTML."`
 
+	Status         statusCommand    `cmd:"" help:"Say how the realm is doing."`
+	Log            logCommand       `cmd:"" help:"Print what happened: who took and broke which lock, committed, administered."`
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
 	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`

@@ -107,16 +107,20 @@ func (c *links) Run(e *env) error {
 // buildVersion is set by the linker; else it is what the build recorded.
 var buildVersion string
 
+// programVersion is the version of this program.
+func programVersion() string {
+	if buildVersion != "" {
+		return buildVersion
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
 type version struct{}
 
 func (*version) Run(e *env) error {
-	v := buildVersion
-	if v == "" {
-		v = "unknown"
-		if info, ok := debug.ReadBuildInfo(); ok {
-			v = info.Main.Version
-		}
-	}
-	_, err := fmt.Fprintf(e.stdout, "isr-locksrv %s\n", v)
+	_, err := fmt.Fprintf(e.stdout, "isr-locksrv %s\n", programVersion())
 	return err
 }

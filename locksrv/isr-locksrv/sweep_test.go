@@ -38,7 +38,7 @@ var goodFlags = map[string][]string{
 }
 
 // notSwept are commands with nothing to replace, or which do not come back.
-var notSwept = []string{"serve", "shell", "complete", "completion", "version", "help", "links", "hooks", "authorized-keys"}
+var notSwept = []string{"serve", "shell", "complete", "completion", "version", "help", "links", "hooks", "authorized-keys", "harvest", "report"}
 
 // hostileNames name nothing that alice has, and must name nothing else.
 var hostileNames = []string{

@@ -37,6 +37,7 @@ const (
 	Fork        = "isr_fork"           // PARCEL VERSION NAME HOST ACQUISITION: comment on stdin; the new parcel's lock record, nonce included
 	CheckParcel = "isr_checkparcel"    // PARCEL [VERSION] [-c] [--json]: problems, one a line; a Finding a line, as JSON
 	Motd        = "isr_motd"           // the message of the day
+	PutReport   = "isr_report"         // PARCEL: a Report on stdin, as JSON
 	Passwd      = "isr_passwd"         // [--check]: old and new password, a line each, on stdin; with --check whether there is one: yes or no
 )
 
