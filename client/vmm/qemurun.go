@@ -19,6 +19,8 @@ const (
 	patience  = 3 * time.Second // before the user is told what is being waited for
 	retryLow  = 2 * time.Second // after an error of the image, the machine is started again
 	retryHigh = 10 * time.Second
+
+	rebootTime = 5 * time.Second // within which resets are one reboot
 )
 
 // noPagemap makes tests do without the kernel's word on which pages were changed.
@@ -37,6 +39,7 @@ type instance struct {
 	ioError  bool   // the machine stands still because of the disk image
 	stopped  bool   // a STOP came that we have not looked at
 	reboots  int
+	reset    time.Time // the last one
 }
 
 // Run starts the machine and stays with it until it is off, suspended, or dead.
@@ -278,7 +281,11 @@ func (g *instance) takeAll() {
 		case "RESET":
 			var d struct{ Guest bool }
 			if json.Unmarshal(e.Data, &d); d.Guest {
-				g.reboots++
+				// The firmware makes a reset harder by some more.
+				if now := time.Now(); now.Sub(g.reset) > rebootTime {
+					g.reboots++
+				}
+				g.reset = time.Now()
 			}
 		case "STOP":
 			g.stopped = true

@@ -89,6 +89,10 @@ func (d *Dir) Harvest(ctx context.Context, src Source, names *Names, now time.Ti
 			src.Warn(fmt.Sprintf("event log: %v", err))
 			continue
 		}
+		if e.Time.Year() < 2000 || e.Time.After(now.AddDate(0, 0, 1)) {
+			src.Warn(fmt.Sprintf("event log: left out: an event of %s", e.Time.Format(time.RFC3339)))
+			continue
+		}
 		g.event(e)
 	}
 	if err := g.readReports(ctx, src, from); err != nil {
