@@ -324,8 +324,11 @@ func (d *Daemon) server(verbs context.Context) *gliderssh.Server {
 func (d *Daemon) mayTry(ctx gliderssh.Context, key gliderssh.PublicKey) (ok bool) {
 	defer d.recover("key")
 	user, _, err := d.Store.UserOfKey(key, ip(ctx.RemoteAddr()))
-	if err != nil && user != "" {
+	switch {
+	case err != nil && user != "":
 		d.Log.Warn("key refused", "user", user, "from", ctx.RemoteAddr(), "error", err)
+	case err != nil:
+		d.Log.Debug("key refused", "from", ctx.RemoteAddr(), "error", err)
 	}
 	return err == nil
 }

@@ -200,8 +200,11 @@ func object(p string) (name string, tag seal.Tag, ok bool) {
 	return parts[1], tag, true
 }
 
-// enter counts one more open file.
+// enter counts one more open file, of a user who is not locked out.
 func (j *jail) enter() error {
+	if err := j.room.admit(); err != nil {
+		return answer("session", err)
+	}
 	if j.open.Add(1) > maxOpen {
 		j.open.Add(-1)
 		return fmt.Errorf("%d files are open, which is the limit: %w", maxOpen, sftp.ErrSSHFxFailure)
@@ -290,11 +293,12 @@ func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
 	if has {
 		return discard{}, nil
 	}
-	if err := j.room.take(0); err != nil {
-		return nil, answer(r.Filepath, err)
-	}
 	if err := j.enter(); err != nil {
 		return nil, err
+	}
+	if err := j.room.take(0); err != nil {
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
 	}
 	staged, err := p.Stage(tag)
 	if err != nil {
@@ -315,16 +319,36 @@ type putting struct {
 	staged *store.Staged
 	name   string
 	broken atomic.Bool // the session ended, or a write failed
-	bytes  atomic.Int64
+	bytes  atomic.Int64 // that came
+
+	mu   sync.Mutex
+	size int64 // bytes allowed so far
 }
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	defer w.jail.catch(&err)
-	if n, err = w.staged.WriteAt(p, off); err != nil {
+	if err = w.grow(off + int64(len(p))); err == nil {
+		n, err = w.staged.WriteAt(p, off)
+	}
+	if err != nil {
 		w.broken.Store(true)
 	}
 	w.bytes.Add(int64(n))
 	return n, answer(w.name, err)
+}
+
+// grow asks for room up to a size, before anything is written there.
+func (w *putting) grow(size int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if size <= w.size {
+		return nil
+	}
+	if err := w.jail.room.take(size - w.size); err != nil {
+		return err
+	}
+	w.size = size
+	return nil
 }
 
 // TransferError is told that the session ended before the file was closed.
@@ -338,12 +362,8 @@ func (w *putting) Close() (err error) {
 		w.staged.Abort()
 		return fmt.Errorf("%s: incomplete: %w", w.name, sftp.ErrSSHFxFailure)
 	}
-	if err = w.jail.room.take(w.staged.Size()); err != nil {
-		w.staged.Abort()
-	} else {
-		err = w.staged.Close()
-	}
-	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrFull) {
+	err = w.staged.Close()
+	if errors.Is(err, parcel.ErrDamaged) {
 		w.jail.log.Warn("put refused", "file", w.name, "error", err)
 	}
 	if err == nil {

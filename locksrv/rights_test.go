@@ -44,7 +44,7 @@ func words(verb, synopsis, name string) string {
 // thought of rights fails here.
 func TestRightsOfEveryVerb(t *testing.T) {
 	r := locksrvtest.NewRealm(t)
-	for _, name := range []string{"mine", "other"} {
+	for _, name := range []string{"mine", "unseen"} {
 		r.AddParcel(t, "alice", name)
 	}
 	session := func(rights authkey.Rights) locksrvtest.Direct {
@@ -52,7 +52,7 @@ func TestRightsOfEveryVerb(t *testing.T) {
 	}
 	whole := session(authkey.Rights{})
 	var lock string
-	for _, name := range []string{"mine", "other"} {
+	for _, name := range []string{"mine", "unseen"} {
 		out, errs, status := whole.Exec("isr_acquire_lock "+name+" host id", nil)
 		if status != 0 {
 			t.Fatalf("%s", errs)
@@ -86,7 +86,7 @@ func TestRightsOfEveryVerb(t *testing.T) {
 			for _, form := range forms {
 				if !strings.Contains(form, "PARCEL") {
 					out, errs, _ := one.Exec(form, stdin)
-					if bytes.Contains(append(out, errs...), []byte("other")) {
+					if bytes.Contains(append(out, errs...), []byte("unseen")) {
 						t.Errorf("%s: tells of the other parcel: %s%s", form, out, errs)
 					}
 					unchanged("a key for another parcel")
@@ -99,7 +99,7 @@ func TestRightsOfEveryVerb(t *testing.T) {
 					}
 					return strings.ReplaceAll(string(errs), name, "NAME")
 				}
-				if a, b := say("other"), say("absent"); a != b {
+				if a, b := say("unseen"), say("absent"); a != b {
 					t.Errorf("%s: says of the other parcel %q, of one that there is not %q", form, a, b)
 				}
 				unchanged("a key for another parcel")
@@ -116,7 +116,7 @@ func TestRightsOfEveryVerb(t *testing.T) {
 		})
 	}
 	// A fork leads to no parcel that the key is not for, be it there or not.
-	for _, name := range []string{"other", "absent"} {
+	for _, name := range []string{"unseen", "absent"} {
 		_, errs, status := session(authkey.Rights{Parcels: []string{"mine"}}).Exec("isr_fork mine 1 "+name+" h a", nil)
 		if status != int(parcel.Denied) || strings.Contains(string(errs), name) {
 			t.Errorf("fork to %s: status %d, %s", name, status, errs)
@@ -213,8 +213,11 @@ func TestRightsInSFTP(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		g.Write(object)
-		return g.Close()
+		_, err = g.Write(object)
+		if cerr := g.Close(); err == nil {
+			err = cerr
+		}
+		return err
 	}
 	if err := put(authkey.Rights{ReadOnly: true}, "mine"); err == nil {
 		t.Error("put with a key for reading")
@@ -226,17 +229,54 @@ func TestRightsInSFTP(t *testing.T) {
 		t.Errorf("put: %v", err)
 	}
 	// Over the quota nothing comes in, what is there still does.
-	if err := r.Store.ChangeUser("alice", func(c *store.UserConfig) error { c.Quota = 1; return nil }); err != nil {
+	used, err := r.Store.Usage("alice")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := put(authkey.Rights{}, "mine"); err != nil {
-		t.Errorf("put of what is there: %v", err)
-	}
-	if err := put(authkey.Rights{}, "other"); err == nil || !strings.Contains(err.Error(), "user alice: quota of 1 bytes is used up") {
-		t.Errorf("put over the quota: %v", err)
+	for _, quota := range []int64{1, used.Bytes, used.Bytes + int64(len(object)) - 1} {
+		if err := r.Store.ChangeUser("alice", func(c *store.UserConfig) error { c.Quota = quota; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if err := put(authkey.Rights{}, "mine"); err != nil {
+			t.Errorf("put of what is there: %v", err)
+		}
+		if err := put(authkey.Rights{}, "other"); err == nil || !strings.Contains(err.Error(), "user alice: quota of ") ||
+			!strings.Contains(err.Error(), "disk quota exceeded") {
+			t.Errorf("put over the quota: %v", err)
+		}
 	}
 	if left, err := filepath.Glob(other.ContentDir() + "/staging/*"); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// An SFTP session that lasts is asked about too.
+func TestLockedOutOfSFTP(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	f, err := locksrvtest.Direct{Service: r.Service, Session: locksrv.Session{User: "alice"}}.SFTP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	open := func() error {
+		g, err := f.Open("/winxp/last/info")
+		if err == nil {
+			g.Close()
+		}
+		return err
+	}
+	if err := open(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Store.ChangeUser("alice", func(c *store.UserConfig) error { c.Locked = time.Now(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); open() == nil; {
+		if time.Now().After(end) {
+			t.Fatal("she goes on reading")
+		}
+		time.Sleep(10 * time.Millisecond) // until it is asked again
 	}
 }
 

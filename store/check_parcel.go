@@ -117,6 +117,8 @@ func (c *parcelCheck) lockSide() {
 // hdk reads the names of all objects, and with Content the objects.
 func (c *parcelCheck) hdk(ctx context.Context) error {
 	var mu sync.Mutex
+	state, _, serr := c.p.hdkState()
+	var there Usage
 	dirs, err := os.ReadDir(c.p.hdk())
 	if err != nil {
 		c.bad(err)
@@ -139,11 +141,15 @@ func (c *parcelCheck) hdk(ctx context.Context) error {
 			c.objects[tag] = o
 			c.sum.Objects++
 			c.sum.Bytes += o.size
+			there = there.plus(Usage{1, o.size})
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if u, ok := c.p.recordedUsage(state); ok && serr == nil && u != there {
+		c.problem(Note, "remove it, and it is made again", "usage says %d objects, %d bytes: there are %d, %d", u.Objects, u.Bytes, there.Objects, there.Bytes)
 	}
 	return nil
 }

@@ -311,11 +311,7 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 	if len(tags) == 0 {
 		return nil
 	}
-	state, _, err := p.hdkState()
-	if err != nil {
-		return err
-	}
-	usage, counted := p.recordedUsage(state)
+	usage, counted := p.keptUsage()
 	step("sync")
 	if err := syncfs(p.content); err != nil {
 		// The kernel may take for clean what it failed to write: from here on

@@ -117,7 +117,6 @@ type Staged struct {
 	f    *os.File // nil after the end
 	hash hash.Hash
 	next int64 // so far all was written in order, up to here; -1: it was not
-	size int64
 }
 
 // Stage begins to put an object. It does not take effect before Close, nor
@@ -145,7 +144,6 @@ func (w *Staged) WriteAt(b []byte, off int64) (int, error) {
 		return 0, parcel.NewError(parcel.Usage, "object %s: over %d bytes", w.tag, maxObject)
 	}
 	n, err := w.f.WriteAt(b, off)
-	w.size = max(w.size, off+int64(n))
 	if off == w.next && w.next >= 0 {
 		w.hash.Write(b[:n])
 		w.next += int64(n)
@@ -153,13 +151,6 @@ func (w *Staged) WriteAt(b []byte, off int64) (int, error) {
 		w.next = -1
 	}
 	return n, err
-}
-
-// Size is how many bytes were written.
-func (w *Staged) Size() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.size
 }
 
 // Close verifies the object and keeps it; parcel.ErrDamaged if its bytes do

@@ -84,6 +84,18 @@ func (p *Parcel) hdkState() (state string, last time.Time, err error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), last, nil
 }
 
+// keptUsage is what hdk takes, if that was counted before and holds.
+func (p *Parcel) keptUsage() (Usage, bool) {
+	if _, err := os.Lstat(filepath.Join(p.lock, usageFile)); err != nil {
+		return Usage{}, false // nobody ever asked
+	}
+	state, _, err := p.hdkState()
+	if err != nil {
+		return Usage{}, false
+	}
+	return p.recordedUsage(state)
+}
+
 func (p *Parcel) recordedUsage(state string) (u Usage, ok bool) {
 	b, err := os.ReadFile(filepath.Join(p.lock, usageFile))
 	if err != nil {

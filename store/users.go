@@ -104,7 +104,7 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	removeTemps(users)
 	u := s.userAt(name)
 	if _, err := os.Lstat(u.dir); err == nil {
-		return parcel.NewError(parcel.Exists, "user %s: exists", name)
+		return parcel.NewError(parcel.Exists, "user %s: exists", name).WithHint("isr-locksrv user key add adds keys, user change changes the rest")
 	}
 	if err := s.checkUnshared(name, add); err != nil {
 		return err

@@ -267,6 +267,13 @@ func TestUsage(t *testing.T) {
 	if u, ok := p.recordedUsage(state); err != nil || !ok || u != after || after == before {
 		t.Errorf("after a commit: recorded %+v, %v; there are %+v", u, ok, after)
 	}
+	// One that lies is found.
+	u := after
+	u.Bytes++
+	p.recordUsage(u, state)
+	if ps, sum := check(t, s, CheckOptions{}); sum.Notes != 1 || !strings.Contains(ps[0].Msg, "usage says") {
+		t.Errorf("check of a record that lies: %v", ps)
+	}
 	// What goes otherwise is seen too.
 	dirs, _ = filepath.Glob(p.hdk() + "/*/*")
 	if err := os.Remove(dirs[0]); err != nil {

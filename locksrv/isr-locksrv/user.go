@@ -148,14 +148,18 @@ func (c *userList) Run(ctx context.Context, e *env) error {
 			}
 			continue
 		}
-		groups := strings.Join(r.Groups, ",")
-		if groups == "" {
-			groups = "-"
-		}
 		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", r.User, r.Keys, r.Parcels, r.Held,
-			store.SizeText(r.Bytes), quota(r.Quota), groups, r.state())
+			store.SizeText(r.Bytes), quota(r.Quota), orDash(strings.Join(r.Groups, ",")), orDash(r.state()))
 	}
 	return nil
+}
+
+// orDash shows that nothing is there.
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
 }
 
 func (r userRow) state() string {

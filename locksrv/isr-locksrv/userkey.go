@@ -173,10 +173,10 @@ func (c *keyList) Run(e *env) error {
 	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
 	for i, l := range lines {
 		if l.Err != nil {
-			fmt.Fprintf(table, "%d\t-\t-\t\tlets nobody in: %s\n", i+1, parcel.Clean(l.Err.Error()))
+			fmt.Fprintf(table, "%d\t-\t-\t-\tlets nobody in: %s\n", i+1, parcel.Clean(l.Err.Error()))
 			continue
 		}
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", i+1, ssh.FingerprintSHA256(l.Key), l.Key.Type(), l.Key.Comment, terms(l.Key))
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", i+1, ssh.FingerprintSHA256(l.Key), l.Key.Type(), orDash(l.Key.Comment), orDash(terms(l.Key)))
 	}
 	return table.Flush()
 }
