@@ -20,6 +20,7 @@ var mayImport = map[string][]string{
 	"store/seal":          {},
 	"store/keyring":       {"store/seal"},
 	"store/parcel":        {"store/keyring", "store/seal"},
+	"store/diskimage":     {"store/parcel"},
 	"store":               {"store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/proto":       {"store/keyring", "store/parcel", "store/seal"},
 	"locksrv/event":       {},
