@@ -47,6 +47,7 @@ func (c *crash) run() error {
 	case "create":
 		_, err = s.Create(ctx, "alice", "new", CreateOptions{DiskSize: 1 << 20})
 	case "import":
+		noteEvery = 4 * testChunk
 		_, err = s.Import(ctx, "alice", "new", c.Image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
 	case "copy":
 		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
@@ -257,7 +258,7 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice"))
-	everyStep(t, "import", 8, func(t *testing.T, s *Store) crash {
+	everyStep(t, "import", 13, func(t *testing.T, s *Store) crash {
 		image := filepath.Join(t.TempDir(), "image")
 		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
 			t.Fatal(err)
