@@ -30,7 +30,12 @@ func (e *env) session() locksrv.Session {
 // act does f, a change of the realm that an administrator ordered, between its
 // hooks, and writes it down.
 func (e *env) act(ctx context.Context, s *store.Store, what event.Event, f func(ctx context.Context) error) error {
-	return locksrv.NewService(s).Act(ctx, e.session(), &what, f)
+	return e.actOn(ctx, s, &what, f)
+}
+
+// actOn is act of what f completes.
+func (e *env) actOn(ctx context.Context, s *store.Store, what *event.Event, f func(ctx context.Context) error) error {
+	return locksrv.NewService(s).Act(ctx, e.session(), what, f)
 }
 
 // confirm asks before something is destroyed. Anything but y or yes is no, the

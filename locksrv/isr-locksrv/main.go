@@ -33,13 +33,14 @@ type cli struct {
 		List   userList   `cmd:"" help:"List the users."`
 		Del    userDel    `cmd:"" help:"Remove a user who owns no parcel."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
+		Export userExport `cmd:"" help:"Write the disks of all parcels of a user, for one who leaves."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {
-		Import parcelImport `cmd:"" help:"Make a parcel from a disk image, raw or any that qemu-img reads."`
+		Import parcelImport `cmd:"" help:"Make a parcel from a disk image: raw, qcow2, vmdk, vdi, vhd, vhdx, ova."`
 		Create parcelCreate `cmd:"" help:"Make a parcel with an empty disk."`
 		List   parcelList   `cmd:"" help:"List parcels, and who holds them."`
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
-		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
+		Export parcelExport `cmd:"" help:"Write the disk of a parcel to an image file: raw, qcow2, vmdk, vdi, vpc, vhdx."`
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
 	} `cmd:"" help:"What there is to check out."`
 	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
@@ -110,7 +111,11 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	}
 	err = parsed.Run(&env{root: c.Root, stdout: stdout, stderr: stderr, parser: parser})
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(status_)) {
-		err = parcel.NewError(parcel.Interrupted, "interrupted")
+		stopped := parcel.NewError(parcel.Interrupted, "interrupted")
+		if e := new(parcel.Error); errors.As(err, &e) && e.Kind == parcel.Interrupted {
+			stopped.Hint = e.Hint // how to go on
+		}
+		err = stopped
 	}
 	return complain(stderr, "isr-locksrv", err)
 }
