@@ -58,7 +58,8 @@ func (c *check) Run(ctx context.Context, e *env) error {
 			fmt.Fprintln(e.stdout, summary(sum))
 		}
 		if sum.Errors > 0 {
-			return parcel.NewError(parcel.Damaged, "store: %s", count(int64(sum.Errors), "error"))
+			return parcel.NewError(parcel.Damaged, "store: %s", count(int64(sum.Errors), "error")).
+				WithHint("isr-locksrv repair puts back what another place still has")
 		}
 		return nil
 	})

@@ -43,7 +43,8 @@ type cli struct {
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to an image file: raw, qcow2, vmdk, vdi, vpc, vhdx."`
 		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
 	} `cmd:"" help:"What there is to check out."`
-	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	Check  check  `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	Repair repair `cmd:"" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
 
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
