@@ -125,7 +125,7 @@ func open(ctx context.Context, path string, o Options) (*Image, error) {
 	// Of an archive only the disk in it is looked at.
 	disk := io.NewSectionReader(f, 0, size)
 	archive := false
-	if o.Format == "ova" || o.Format == "" && isTar(f) {
+	if o.Format == "ova" || o.Format == "" && isOVA(f) {
 		m, err := openOVA(f, size, o.DiskFile)
 		if err != nil {
 			return nil, err

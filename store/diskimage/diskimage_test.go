@@ -388,11 +388,15 @@ func TestOVA(t *testing.T) {
 		"compressed":          {{name: "x.ovf", content: strings.Replace(ovf, `ovf:size="1"`, `ovf:size="1" ovf:compression="gzip"`, 1)}, {name: "d.vmdk", content: disk}},
 		"long description":    {{name: "x.ovf", content: strings.Repeat(" ", maxText+1)}, {name: "d.vmdk", content: disk}},
 	} {
-		if im, err := Open(ctx, archive(t, entries...), Options{}); err == nil {
+		if im, err := Open(ctx, archive(t, entries...), Options{Format: "ova"}); err == nil {
 			t.Errorf("%s: taken, as %+v", name, im)
 		} else if k := parcel.KindOf(err); k != parcel.Usage && k != parcel.Damaged {
 			t.Errorf("%s: got %v of kind %d", name, err, k)
 		}
+	}
+	// A tar archive that a guest wrote on its disk is what is on its disk.
+	if im, err := Open(ctx, archive(t, entry{name: "notes", content: "x"}, entry{name: "x.ovf", content: ovf}), Options{}); err != nil || im.Format != "raw" {
+		t.Errorf("a guest's archive: got %+v, %v", im, err)
 	}
 	// Cut off in the disk.
 	b, err = os.ReadFile(good)
@@ -475,7 +479,7 @@ func FuzzOpen(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		if isTar(file) {
+		if isOVA(file) {
 			m, err := openOVA(file, int64(len(p)), "")
 			if err == nil && (m.disk.offset < 0 || m.disk.size < 0 || m.disk.offset+m.disk.size > int64(len(p))) {
 				t.Errorf("disk at %d of %d bytes, in %d", m.disk.offset, m.disk.size, len(p))

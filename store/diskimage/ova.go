@@ -49,11 +49,15 @@ type machine struct {
 	ovf    member
 }
 
-// isTar reports whether f looks like a tar archive.
-func isTar(f io.ReaderAt) bool {
-	var magic [5]byte
-	_, err := f.ReadAt(magic[:], 257)
-	return err == nil && string(magic[:]) == "ustar"
+// isOVA reports whether f looks like an OVA: an archive that begins with a
+// description, as it must. One that does not may be a guest's own, on a raw disk.
+func isOVA(f io.ReaderAt) bool {
+	var head [512]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil || string(head[257:262]) != "ustar" {
+		return false
+	}
+	name, _, _ := bytes.Cut(head[:100], []byte{0})
+	return strings.HasSuffix(strings.ToLower(string(name)), ".ovf")
 }
 
 // openOVA reads the description in an archive and finds the disk of that name,
