@@ -186,6 +186,7 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	} else {
 		c.UI.Detail("server %s: by a login of its own, as %s", t.Host, t.User)
 	}
+	s.OnWarning(func(text string) { c.UI.Warn("%s: %s", s.Host(), text) })
 	s.SetLimit(c.Limit)
 	s.SetPatience(c.Patience)
 	c.servers[key] = s

@@ -97,7 +97,7 @@ func TestReport(t *testing.T) {
 	agree("# she has changed her mind\n")
 	put("alice", "winxp", good, parcel.Denied, "does not take part")
 	agree("CONSENT:=maybe\n")
-	put("alice", "winxp", good, parcel.Failed, "CONSENT")
+	put("alice", "winxp", good, parcel.Damaged, "CONSENT")
 }
 
 // A client that never stops reporting fills no disk.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"isr/store/authkey"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -73,18 +74,19 @@ type CheckSummary struct {
 // the tree. The error says why it could not look; that there are problems is
 // no error. It changes nothing and needs no lock: a parcel in use is sound.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) (CheckSummary, error) {
-	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool)}
+	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool), onTheWay: s.onTheWay()}
 	err := c.all(ctx)
 	return c.sum, err
 }
 
 type checker struct {
-	store  *Store
-	opts   CheckOptions
-	report func(Problem)
-	sum    CheckSummary
-	where  Problem        // User, Parcel, Version of what is looked at
-	whole  map[inode]bool // objects hashed: links of copied parcels are hashed once
+	store    *Store
+	opts     CheckOptions
+	report   func(Problem)
+	sum      CheckSummary
+	where    Problem        // User, Parcel, Version of what is looked at
+	whole    map[inode]bool // objects hashed: links of copied parcels are hashed once
+	onTheWay map[string]bool
 }
 
 type inode struct {
@@ -143,14 +145,18 @@ func (c *checker) all(ctx context.Context) error {
 			return err
 		}
 		if c.opts.Parcel != "" {
-			if _, err := c.store.Parcel(name, c.opts.Parcel); err != nil {
+			if _, err := c.store.find(name, c.opts.Parcel); err != nil {
 				return err
 			}
 			names = []string{c.opts.Parcel}
 		}
 		for _, n := range names {
 			c.where = Problem{User: name, Parcel: n}
-			if err := c.parcel(ctx, u.parcel(n)); err != nil {
+			p := u.parcel(n)
+			if from, err := c.store.renamedFrom(p); err == nil && from != nil && !exists(p.content) {
+				p.content = from.content
+			}
+			if err := c.parcel(ctx, p); err != nil {
 				return err
 			}
 		}
@@ -180,11 +186,28 @@ func (c *checker) known(dir string, names ...string) {
 		case slices.Contains(names, "*") && e.IsDir() && parcel.CheckName(name) == nil:
 		case slices.Contains(names, "0*") && version:
 		case isTemp(name):
-			c.problem(Note, "", "%s: left by a process that was killed, or still at work", filepath.Join(dir, name))
+			c.problem(Note, "gc removes what was left", "%s: left by a process that was killed, or still at work", filepath.Join(dir, name))
 		default:
 			c.problem(Note, "", "%s: unknown file", filepath.Join(dir, name))
 		}
 	}
+}
+
+// onTheWay are the content sides of parcels whose rename was killed half-way.
+func (s *Store) onTheWay() map[string]bool {
+	dirs := make(map[string]bool)
+	users, _ := s.Users()
+	for _, name := range users {
+		u := s.userAt(name)
+		names, _ := subdirs(u.lockRoot)
+		for _, n := range names {
+			p := u.parcel(n)
+			if from, err := s.renamedFrom(p); err == nil && from != nil && from.lock != p.lock && !exists(p.content) {
+				dirs[from.content] = true
+			}
+		}
+	}
+	return dirs
 }
 
 func (c *checker) user(u user, owner map[string]string) {
@@ -192,6 +215,11 @@ func (c *checker) user(u user, owner map[string]string) {
 		c.private(dir)
 	}
 	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile, userFile)
+	if _, err := u.config(); err != nil {
+		c.bad(err)
+	} else {
+		c.private(filepath.Join(u.dir, userFile))
+	}
 	if _, err := u.passwordHash(); err != nil {
 		c.bad(err)
 	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
@@ -199,12 +227,16 @@ func (c *checker) user(u user, owner map[string]string) {
 	}
 	c.known(u.lockRoot, "*")
 	c.known(u.contentRoot, "*")
-	keys, err := c.store.keysOf(u.name)
+	text, err := u.keysText()
 	if err != nil {
 		c.bad(err)
 	}
-	for _, k := range keys {
-		id := string(k.Marshal())
+	for _, l := range authkey.Parse(text) {
+		if l.Err != nil {
+			c.problem(Bad, "isr-locksrv user key list "+u.name+" shows it", "authorized_keys line %d lets nobody in: %v", l.N, l.Err)
+			continue
+		}
+		id := string(l.Key.Marshal())
 		if o, ok := owner[id]; ok && o != u.name {
 			c.problem(Bad, "a key belongs to one user", "authorized_keys: a key is also %s's: it lets nobody in", o)
 		}
@@ -221,10 +253,22 @@ func (c *checker) user(u user, owner map[string]string) {
 		sides[n] = true
 		c.where.Parcel = n
 		switch {
+		case c.onTheWay[p.content]:
+			// Its new owner's check has it.
 		case !slices.Contains(locks, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
 		case p.unfinished():
-			c.problem(Note, "the next create of that name clears it away", "being made or removed, or left so by a process that was killed")
+			c.problem(Note, "gc clears away what was left", "being made or removed, or left so by a process that was killed")
+		case exists(filepath.Join(p.lock, renameFile)):
+			from, err := c.store.renamedFrom(p)
+			switch {
+			case err != nil:
+				c.bad(err)
+			case !exists(p.content) && !isDir(from.content):
+				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
+			default:
+				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.name)
+			}
 		case !slices.Contains(contents, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
 		}

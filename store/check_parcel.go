@@ -51,7 +51,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 		return ctx.Err()
 	}
 	pc.cfg = cfg
-	if cfg.User != p.user.name || cfg.Parcel != p.name {
+	if (cfg.User != p.user.name || cfg.Parcel != p.name) && !exists(filepath.Join(p.lock, renameFile)) {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
 	}
 	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
@@ -90,7 +90,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 // lockSide looks at the lock, and who can see it.
 func (c *parcelCheck) lockSide() {
 	p := c.p
-	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile}
+	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile, renameFile}
 	c.known(p.lock, append(names, "keys", unfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
 		c.private(filepath.Join(p.lock, n))
@@ -117,6 +117,8 @@ func (c *parcelCheck) lockSide() {
 // hdk reads the names of all objects, and with Content the objects.
 func (c *parcelCheck) hdk(ctx context.Context) error {
 	var mu sync.Mutex
+	state, _, serr := c.p.hdkState()
+	var there Usage
 	dirs, err := os.ReadDir(c.p.hdk())
 	if err != nil {
 		c.bad(err)
@@ -139,11 +141,15 @@ func (c *parcelCheck) hdk(ctx context.Context) error {
 			c.objects[tag] = o
 			c.sum.Objects++
 			c.sum.Bytes += o.size
+			there = there.plus(Usage{1, o.size})
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if u, ok := c.p.recordedUsage(state); ok && serr == nil && u != there {
+		c.problem(Note, "remove it, and it is made again", "usage says %d objects, %d bytes: there are %d, %d", u.Objects, u.Bytes, there.Objects, there.Bytes)
 	}
 	return nil
 }
@@ -197,58 +203,37 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 	return o, tag, nil
 }
 
-// versions are the versions that are there; the others it reports.
+// versions are the versions that are there. Those that were pruned left no
+// trace; others that are not there it reports.
 func (c *parcelCheck) versions() ([]int, error) {
 	head := c.cfg.Version
 	recorded, err := c.p.recorded()
 	if err != nil {
 		return nil, err
 	}
-	dirs, keyed := make(map[int]bool), make(map[int]bool)
+	all := map[int]bool{head: true}
 	for _, v := range recorded {
-		keyed[v] = true
+		all[v] = true
 	}
 	entries, _ := os.ReadDir(c.p.content)
 	for _, e := range entries {
 		if v, ok := parcel.ParseVersionDir(e.Name()); ok {
-			dirs[v] = true
+			all[v] = true
 		}
 	}
 	there := recorded[:0:0]
-	gone := 0 // first of a run of versions that were removed
-	flush := func(end int) {
+	for _, v := range slices.Sorted(maps.Keys(all)) {
+		_, keyed := slices.BinarySearch(recorded, v)
 		switch {
-		case gone == 0:
-		case gone == end:
-			c.problem(Note, "", "version %d: removed", gone)
-		default:
-			c.problem(Note, "", "versions %d to %d: removed", gone, end)
-		}
-		gone = 0
-	}
-	for v := 1; v <= head; v++ {
-		if keyed[v] || dirs[v] || v == head {
-			flush(v - 1)
-		} else if gone == 0 {
-			gone = v
-		}
-		c.where.Version = v
-		switch {
-		case keyed[v]:
+		case v > head:
+			c.problem(Note, "the next commit overwrites it", "version %d: unfinished: the head is %d", v, head)
+		case keyed:
 			there = append(there, v)
-		case v == head || dirs[v]:
+		default:
+			c.where.Version = v
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", c.p.versionFile(v)),
 				"keyroot is missing: the version cannot be opened")
-		}
-		c.where.Version = 0
-	}
-	flush(head)
-	for _, v := range recorded {
-		dirs[v] = true
-	}
-	for _, v := range slices.Sorted(maps.Keys(dirs)) {
-		if v > head {
-			c.problem(Note, "the next commit overwrites it", "version %d: unfinished: the head is %d", v, head)
+			c.where.Version = 0
 		}
 	}
 	return there, nil
@@ -443,12 +428,12 @@ func (c *parcelCheck) rest() {
 			c.problem(Bad, "remove it", "object %s, which no version needs, %s", tag, o.bad)
 		}
 	}
-	what := ""
+	what, hint := "", "gc removes them"
 	if c.damaged {
-		what = " that is whole"
+		what, hint = " that is whole", ""
 	}
 	if count > 0 {
-		c.problem(Note, "", "%d objects of %d bytes are needed by no version%s", count, bytes, what)
+		c.problem(Note, hint, "%d objects of %d bytes are needed by no version%s", count, bytes, what)
 	}
 }
 

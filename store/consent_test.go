@@ -28,7 +28,7 @@ func TestConsent(t *testing.T) {
 	if g, err := s.Groups("alice"); err != nil || len(g) != 2 {
 		t.Errorf("groups: %v, %v", g, err)
 	}
-	check("CONSENT:=\n", false, false)
+	check("CONSENT:=\n", false, true)
 	check("CONSENT:=yes\n", false, true)
 	check("nonsense\n", false, true)
 	// What a link leads to is nobody's word.

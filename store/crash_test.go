@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -52,10 +53,35 @@ func (c *crash) run() error {
 		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
 	case "fork":
 		_, err = s.Fork(ctx, "alice", "winxp", 1, "new", "saved", "testhost", "crash")
+	case "resize":
+		_, err = s.CopyVersion(ctx, p, "bob", "new", CopyOptions{DiskSize: 299 * testChunk, MemSize: testChunk})
+	case "rename":
+		err = s.Rename("alice", "winxp", "alice", "new")
+	case "give":
+		err = s.Rename("alice", "winxp", "bob", "new")
+	case "tag":
+		err = p.Tag(1, "gold", true)
+	case "untag":
+		_, err = p.Untag("gold")
+	case "pin":
+		err = p.Pin(1, "why")
+	case "comment":
+		err = p.Comment(0, "new")
+	case "rollback free":
+		_, err = p.RollbackFree(ctx, "server", 1, "why")
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
+	case "gc":
+		err = s.GC(ctx, GCOptions{}, func(c Collected) { err = errors.Join(err, c.Error) })
+	case "prune":
+		var plan []Plan
+		if plan, err = p.Plan(Keep{Last: 2}); err == nil {
+			_, _, err = p.Prune(ctx, Prunable(plan))
+		}
 	case "user":
 		err = s.AddUser("carol", nil)
+	case "lock user":
+		err = s.ChangeUser("alice", func(c *UserConfig) error { c.Quota, c.Locked = 1<<40, now(); return nil })
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
@@ -92,16 +118,21 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
+// arg is c for the child.
+func (c crash) arg(t testing.TB) []byte {
+	arg, err := json.Marshal(c)
+	if err != nil {
+		t.Error(err)
+	}
+	return arg
+}
+
 // killed runs c in a child; true if it was killed, false if it had no more
 // steps and succeeded.
 func (c crash) killed(t *testing.T) bool {
 	t.Helper()
-	arg, err := json.Marshal(c)
-	if err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(arg))
+	cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(c.arg(t)))
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
@@ -268,6 +299,78 @@ func TestCrash(t *testing.T) {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
 	}, again("bob"))
+	everyStep(t, "resize", 8, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one"), 300: chunkOf("cut off")})
+		return crash{}
+	}, again("bob"))
+	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
+		everyStep(t, op, 5, func(t *testing.T, s *Store) crash {
+			p := newParcel(t, s)
+			commit(t, p, change{1: chunkOf("one")})
+			return crash{}
+		}, func(t *testing.T, s *Store, c crash) {
+			// The old or the new one is there, whole; who asks for the other is
+			// told.
+			old, oldErr := s.Parcel("alice", "winxp")
+			p, err := s.Parcel(user, "new")
+			if (oldErr == nil) == (err == nil) {
+				t.Fatalf("got both or none: %v, %v", oldErr, err)
+			}
+			if oldErr == nil {
+				wantChunk(t, old, 0, 1, "one")
+				if err := c.run(); err != nil {
+					t.Fatalf("again: %v", err)
+				}
+				if p, err = s.Parcel(user, "new"); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := c.run(); !errors.Is(err, parcel.ErrNoParcel) {
+				t.Errorf("again, after it was done: %v", err)
+			}
+			wantChunk(t, p, 0, 1, "one")
+			if cfg, err := p.Config(); err != nil || cfg.User != user || cfg.Parcel != "new" {
+				t.Errorf("config: %+v, %v", cfg, err)
+			}
+			commit(t, p, change{2: chunkOf("two")})
+			// The old name is free.
+			newParcel(t, s)
+			wantChunk(t, p, 0, 1, "one")
+		})
+	}
+	versions := func(t *testing.T, s *Store) crash {
+		p := versioned(t, s, 2)
+		if err := p.Tag(2, "gold", false); err != nil {
+			t.Fatal(err)
+		}
+		return crash{}
+	}
+	for _, op := range []string{"tag", "untag", "pin", "comment", "rollback free"} {
+		everyStep(t, op, 1, versions, func(t *testing.T, s *Store, c crash) {
+			p := parcelOf(t, s)
+			_, err := p.Resolve("gold")
+			if op != "untag" && err != nil {
+				t.Errorf("the tag is on no version: %v", err)
+			}
+			if err := c.run(); err != nil && !(op == "untag" && errors.Is(err, parcel.ErrNoVersion)) {
+				t.Errorf("again: %v", err)
+			}
+			switch v, err := p.Resolve("gold"); {
+			case op == "untag" && !errors.Is(err, parcel.ErrNoVersion), op == "tag" && v != 1:
+				t.Errorf("gold: got %d, %v", v, err)
+			}
+			if v, err := p.Version(1); err != nil || (v.Pin == "why") != (op == "pin") {
+				t.Errorf("version 1: %+v, %v", v, err)
+			}
+			if vs, err := p.Versions(0); err != nil || (len(vs) == 3) != (op == "rollback free") {
+				t.Errorf("versions: %+v, %v", vs, err)
+			}
+			if l, err := p.Acquire("alice", "h", "id"); err != nil {
+				t.Error(err)
+			} else if _, err := p.Release(l.Nonce, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	everyStep(t, "fork", 10, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
@@ -303,12 +406,68 @@ func TestCrash(t *testing.T) {
 			}
 			newParcel(t, s)
 		})
+	// Four versions, of which a prune leaves two.
+	full := func(t *testing.T, s *Store) crash {
+		p := newParcel(t, s)
+		for _, v := range []string{"two", "three", "four"} {
+			commit(t, p, change{1: chunkOf(v), 300: chunkOf("shared")})
+		}
+		if _, err := s.Copy(ctx, "alice", "winxp", "bob", "copy"); err != nil {
+			t.Fatal(err)
+		}
+		return crash{}
+	}
+	left := func(t *testing.T, s *Store, c crash) {
+		p := parcelOf(t, s)
+		if err := c.run(); err != nil {
+			t.Error(err)
+		}
+		collect(t, s, GCOptions{})
+		if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
+			t.Error("hdk has what no version needs")
+		}
+		wantChunk(t, p, 4, 1, "four")
+		wantChunk(t, p, 4, 300, "shared")
+		wantChunk(t, p, 3, 1, "three")
+	}
+	everyStep(t, "prune", 8, full, func(t *testing.T, s *Store, c crash) {
+		left(t, s, c)
+		vs, err := parcelOf(t, s).Versions(0)
+		if len(vs) != 2 || err != nil {
+			t.Errorf("versions: %v, %v", vs, err)
+		}
+	})
+	everyStep(t, "gc", 7, func(t *testing.T, s *Store) crash {
+		c := full(t, s)
+		p := parcelOf(t, s)
+		for _, v := range []int{1, 2} {
+			os.RemoveAll(p.versionDir(v))
+			os.Remove(p.versionFile(v))
+		}
+		os.RemoveAll(p.versionDir(3))    // as of a prune that was killed
+		os.Mkdir(p.versionDir(5), 0o700) // as of a commit that was killed
+		os.WriteFile(filepath.Join(p.staging(), "left"), nil, 0o600)
+		return c
+	}, left)
 	everyStep(t, "user", 2, func(t *testing.T, s *Store) crash { return crash{} },
 		func(t *testing.T, s *Store, c crash) {
 			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
 				t.Error(err)
 			}
 			if _, err := s.Parcels("carol"); err != nil {
+				t.Error(err)
+			}
+		})
+	everyStep(t, "lock user", 1, func(t *testing.T, s *Store) crash { return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			was, err := s.UserConfig("alice")
+			if err != nil || was.Quota != 0 && was.Locked.IsZero() {
+				t.Errorf("half changed: %+v, %v", was, err)
+			}
+			if err := c.run(); err != nil {
+				t.Error(err)
+			}
+			if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDenied) {
 				t.Error(err)
 			}
 		})

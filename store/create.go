@@ -33,6 +33,9 @@ type CreateOptions struct {
 	Progress  func(done, total int64) // bytes of the disk; may be nil; called by one at a time
 }
 
+// maxImage bounds what an image is made with, bytes.
+const maxImage = 1 << 50
+
 // DefaultChunkSize is the size of a chunk in bytes.
 const DefaultChunkSize = 128 << 10
 
@@ -85,7 +88,7 @@ func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
 	if _, err := seal.ParseCodec(string(c.Compress)); err != nil {
 		return nil, parcel.NewError(parcel.Usage, "%v", err)
 	}
-	if c.DiskSize < 1 || c.DiskSize > 1<<50 || c.MemSize < 0 || c.MemSize > 1<<50 {
+	if c.DiskSize < 1 || c.DiskSize > maxImage || c.MemSize < 0 || c.MemSize > maxImage {
 		return nil, parcel.NewError(parcel.Usage, "disk of %d bytes, memory of %d bytes", c.DiskSize, c.MemSize)
 	}
 	return c, nil
@@ -137,11 +140,8 @@ func (s *Store) create(ctx context.Context, userName, name string, fill fill) (*
 // reserve makes the directories of a new parcel, marked unfinished, and takes
 // its flock.
 func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err error) {
-	if err := parcel.CheckName(name); err != nil {
-		return nil, nil, fmt.Errorf("parcel: %w", err)
-	}
-	if reserved[name] {
-		return nil, nil, parcel.NewError(parcel.Usage, "parcel %s: the name is reserved", name)
+	if err := checkNewName(name); err != nil {
+		return nil, nil, err
 	}
 	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
 	if err != nil {
@@ -159,21 +159,15 @@ func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err er
 		}
 	}
 	removeTemps(u.lockRoot)
+	if err := s.settleInto(p); err != nil {
+		return nil, nil, err
+	}
 	if _, err := os.Lstat(p.lock); err == nil {
 		if !p.unfinished() {
 			return nil, nil, p.errorf(parcel.Exists, "exists")
 		}
-		unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
-		if err != nil {
-			return nil, nil, p.wrap(err)
-		}
-		if unlock == nil {
-			return nil, nil, p.errorf(parcel.Busy, "is being made or removed by another process")
-		}
-		err = p.remove()
-		unlock()
-		if err != nil {
-			return nil, nil, p.wrap(err)
+		if err := p.clearUnfinished(); err != nil {
+			return nil, nil, err
 		}
 	} else if _, err := os.Lstat(p.content); err == nil {
 		return nil, nil, p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
@@ -211,6 +205,10 @@ func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err er
 // build fills and publishes a reserved parcel.
 func (p *Parcel) build(ctx context.Context, fill fill) error {
 	b := &building{p: p, dir: filepath.Join(p.staging(), "hdk")}
+	var err error
+	if b.room, b.limited, err = p.user.room(); err != nil {
+		return err
+	}
 	if err := os.Mkdir(b.dir, dirMode); err != nil {
 		return p.wrap(err)
 	}
@@ -261,6 +259,26 @@ func (p *Parcel) remove() error {
 	return atomicfile.SyncDir(p.user.lockRoot)
 }
 
+// clearUnfinished removes what a killed create or delete left; parcel.ErrBusy
+// if that is not killed but at work. The caller has the store's flock.
+func (p *Parcel) clearUnfinished() error {
+	unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
+	if err != nil {
+		return p.wrap(err)
+	}
+	if unlock == nil {
+		return p.errorf(parcel.Busy, "is being made or removed by another process")
+	}
+	defer unlock()
+	if !p.unfinished() {
+		return p.errorf(parcel.Busy, "was made meanwhile")
+	}
+	if err := p.remove(); err != nil {
+		return p.wrap(err)
+	}
+	return nil
+}
+
 // DelParcel removes a parcel, all versions of it, for ever. parcel.ErrLocked
 // if it is held, unless force.
 func (s *Store) DelParcel(userName, name string, force bool) error {
@@ -309,6 +327,17 @@ type building struct {
 	commit         string // id of version 1's commit; "": some
 	comment        string // of version 1; "": its root block's
 	objects, bytes atomic.Int64
+	room           int64 // bytes that the user may store, if limited
+	limited        bool
+	taken          atomic.Int64 // of room
+}
+
+// take is nil if so many bytes more fit the user's quota.
+func (b *building) take(bytes int64) error {
+	if b.taken.Add(bytes) > b.room && b.limited {
+		return b.p.user.errQuota()
+	}
+	return nil
 }
 
 // Put writes an object. It makes building a keyring.Putter.
@@ -343,6 +372,7 @@ func (b *building) add(tag seal.Tag, make func(path string) (size int64, err err
 	if err == nil {
 		b.objects.Add(1)
 		b.bytes.Add(size)
+		err = b.take(size)
 	}
 	return err
 }

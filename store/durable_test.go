@@ -76,6 +76,39 @@ func TestPowerCut(t *testing.T) {
 		}
 		wantPublished(t, trace(t, crash{Op: "import", Root: s.root, Image: image}), filepath.Join(s.userAt("alice").parcel("new").lock, configFile))
 	})
+	t.Run("prune", func(t *testing.T) {
+		s := newStore(t)
+		p := newParcel(t, s)
+		for n := range 3 {
+			commit(t, p, change{1: random(testChunk, uint64(n))})
+		}
+		events := trace(t, crash{Op: "prune", Root: s.root})
+		removed := 0
+		for i, e := range events {
+			if e.op != "unlink" || !strings.HasPrefix(e.path, p.hdk()) && filepath.Dir(e.path) != p.lock+"/keys" {
+				continue
+			}
+			removed++
+			// Objects go when the records are gone for good, records when the
+			// directories are.
+			for j, before := range events[:i] {
+				dir := p.content
+				switch {
+				case before.op == "rename" && filepath.Dir(before.path) == p.content:
+				case before.op == "unlink" && filepath.Dir(before.path) == p.lock+"/keys" && strings.HasPrefix(e.path, p.hdk()):
+					dir = p.lock + "/keys"
+				default:
+					continue
+				}
+				if !slices.ContainsFunc(events[j:i], func(e event) bool { return e.op == "fsync" && e.path == dir }) {
+					t.Errorf("%s was removed, and a power cut would still undo: %s %s", e.path, before.op, before.path)
+				}
+			}
+		}
+		if removed < 8 {
+			t.Errorf("only %d files were removed: does the test see them?", removed)
+		}
+	})
 	t.Run("acquire", func(t *testing.T) {
 		s := newStore(t)
 		p := newParcel(t, s)
@@ -167,7 +200,7 @@ func pending(events []event) []event {
 var (
 	callRE    = regexp.MustCompile(`^(\d+) +(\w+)\((.*)$`)
 	resumedRE = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>(.*)$`)
-	quotedRE  = regexp.MustCompile(`"([^"]*)"(\.\.\.)?`)
+	quotedRE  = regexp.MustCompile(`(?:(?:\d+|AT_FDCWD)<([^>]*)>, )?"([^"]*)"(\.\.\.)?`)
 	fdRE      = regexp.MustCompile(`^\d+<([^>]*)>`)
 )
 
@@ -192,7 +225,11 @@ func parseTrace(t *testing.T, log, root string) []event {
 		op, args := m[2], m[3]
 		var names []string
 		for _, q := range quotedRE.FindAllStringSubmatch(args, -1) {
-			names = append(names, q[1])
+			name := q[2]
+			if !filepath.IsAbs(name) {
+				name = filepath.Join(q[1], name) // of an open directory
+			}
+			names = append(names, name)
 		}
 		e := event{op: strings.TrimSuffix(strings.TrimSuffix(op, "2"), "at")}
 		switch op {

@@ -42,8 +42,20 @@ func (s *Store) Parcels(userName string) ([]string, error) {
 }
 
 // Parcel is an existing parcel; parcel.ErrNoParcel if there is none of that
-// name.
+// name. A rename of it that was killed is finished first.
 func (s *Store) Parcel(userName, name string) (*Parcel, error) {
+	p, err := s.find(userName, name)
+	if err == nil {
+		err = s.settled(p)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// find is Parcel for who changes nothing.
+func (s *Store) find(userName, name string) (*Parcel, error) {
 	u, err := s.user(userName)
 	if err != nil {
 		return nil, err
@@ -52,13 +64,21 @@ func (s *Store) Parcel(userName, name string) (*Parcel, error) {
 		return nil, fmt.Errorf("parcel: %w", err)
 	}
 	p := u.parcel(name)
-	if _, err := os.Lstat(p.lock); errors.Is(err, fs.ErrNotExist) || p.unfinished() {
+	if ok, err := realDir(p.lock); err != nil {
+		return nil, p.wrap(err)
+	} else if !ok || p.unfinished() {
+		if now := u.renamed(name); err == nil && !ok && now != "" {
+			return nil, p.errAbsent().WithHint("it was renamed to %s", now)
+		}
 		return nil, p.errAbsent()
+	}
+	if fi, err := os.Lstat(p.content); err == nil && !fi.IsDir() {
+		return nil, p.errorf(parcel.Damaged, "its content, %s, is no directory", p.content)
 	}
 	return p, nil
 }
 
-func (p *Parcel) errAbsent() error {
+func (p *Parcel) errAbsent() *parcel.Error {
 	return parcel.NewError(parcel.NoParcel, "parcel %s: no such parcel", p.name)
 }
 
@@ -136,13 +156,16 @@ type VersionInfo struct {
 	Suspended string // VMM that wrote the memory image; "": powered off
 	Bytes     int64  // of sealed objects reachable from it and not from its parent
 	Objects   int64  // their number
+	Tags      []string
+	Pin       string // why it is to be kept for ever; "": it is not pinned
 }
 
 // version is the record of one version: keys/000007.
 type version struct {
 	VersionInfo
 	keyroot seal.Ref
-	commit  string // id: the same one is answered with the same version
+	commit  string        // id: the same one is answered with the same version
+	other   parcel.Record // keys this program does not know, kept as they are
 }
 
 // public are the fields that may be shown.
@@ -156,13 +179,24 @@ func (v *VersionInfo) public() parcel.Record {
 	if v.Suspended != "" {
 		r = append(r, parcel.Field{Key: "SUSPENDED", Value: v.Suspended})
 	}
-	return append(r, parcel.Field{Key: "COMMENT", Value: v.Comment})
+	r = append(r, parcel.Field{Key: "COMMENT", Value: v.Comment})
+	for _, t := range v.Tags {
+		r = append(r, parcel.Field{Key: "TAG", Value: t})
+	}
+	if v.Pin != "" {
+		r = append(r, parcel.Field{Key: "PIN", Value: v.Pin})
+	}
+	return r
 }
 
 func (v *version) encode() ([]byte, error) {
-	return append(parcel.Record{{Key: "KEYROOT", Value: v.keyroot.String()}, {Key: "COMMIT", Value: v.commit}},
-		v.public()...).Encode()
+	r := append(parcel.Record{{Key: "KEYROOT", Value: v.keyroot.String()}, {Key: "COMMIT", Value: v.commit}}, v.public()...)
+	return append(r, v.other...).Encode()
 }
+
+// versionKeys are the keys of a version's record.
+var versionKeys = []string{"KEYROOT", "COMMIT", "TIME", "PARENT", "OBJECTS", "BYTES", "HOST", "EPOCH", "ROLLBACK", "SUSPENDED",
+	"COMMENT", "TAG", "PIN"}
 
 func parseVersion(b []byte, number int) (*version, error) {
 	r, err := parcel.ParseRecord(b)
@@ -170,6 +204,12 @@ func parseVersion(b []byte, number int) (*version, error) {
 		return nil, err
 	}
 	v := &version{commit: r.Get("COMMIT")}
+	for _, f := range r {
+		if !slices.Contains(versionKeys, f.Key) {
+			v.other = append(v.other, f)
+		}
+	}
+	v.Tags, v.Pin = r.All("TAG"), r.Get("PIN")
 	v.Version, v.Host, v.Comment, v.Suspended = number, r.Get("HOST"), r.Get("COMMENT"), r.Get("SUSPENDED")
 	if v.keyroot, err = seal.ParseRef(r.Get("KEYROOT")); err == nil && v.keyroot.IsNil() {
 		err = errors.New("nil")
@@ -200,6 +240,8 @@ func parseVersion(b []byte, number int) (*version, error) {
 func (p *Parcel) versionFile(v int) string {
 	return filepath.Join(p.lock, "keys", parcel.VersionDir(v))
 }
+
+func (p *Parcel) versionDir(v int) string { return filepath.Join(p.content, parcel.VersionDir(v)) }
 
 // version is the record of version v; parcel.ErrNoVersion if there is none.
 func (p *Parcel) version(v int) (*version, error) {
@@ -232,8 +274,13 @@ func (p *Parcel) published(v int) (*version, *parcel.Config, error) {
 		return nil, nil, p.errorf(parcel.NoVersion, "version %d: no such version: the newest is %d", v, head)
 	}
 	rec, err := p.version(v)
-	if v == head && errors.Is(err, parcel.ErrNoVersion) {
-		err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+	if errors.Is(err, parcel.ErrNoVersion) {
+		switch _, derr := os.Lstat(p.versionDir(v)); {
+		case v == head || derr == nil:
+			err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+		default:
+			err = p.errorf(parcel.NoVersion, "version %d: was pruned", v)
+		}
 	}
 	return rec, cfg, err
 }
@@ -282,19 +329,12 @@ func (p *Parcel) openRoot(ctx context.Context, g keyring.Getter, cfg *parcel.Con
 // Versions are the newest n versions, newest first; all of them if n is 0.
 // Versions that were removed are left out.
 func (p *Parcel) Versions(n int) ([]VersionInfo, error) {
-	cfg, err := p.Config()
-	if err != nil {
-		return nil, err
-	}
-	numbers, err := p.recorded()
+	numbers, err := p.numbers()
 	if err != nil {
 		return nil, err
 	}
 	var infos []VersionInfo
-	for _, v := range slices.Backward(numbers) {
-		if v > cfg.Version {
-			continue
-		}
+	for _, v := range numbers {
 		if n > 0 && len(infos) == n {
 			break
 		}

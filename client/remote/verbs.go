@@ -482,7 +482,7 @@ func (c *conn) startSession(ctx context.Context, words []string) (*running, erro
 		}()
 		return nil, ctx.Err()
 	}
-	x := &running{c: c, verb: words[0], session: session, stderr: &tail{limit: 8 << 10}}
+	x := &running{c: c, verb: words[0], session: session, stderr: &tail{limit: 32 << 10}}
 	session.Stderr = x.stderr
 	x.stop = context.AfterFunc(ctx, func() { session.Close() })
 	var err error
@@ -502,6 +502,7 @@ func (c *conn) startSession(ctx context.Context, words []string) (*running, erro
 // wait is the end of the verb, as the error it said.
 func (x *running) wait() error {
 	err := x.session.Wait()
+	x.c.s.warn(x.stderr.String())
 	var exit *ssh.ExitError
 	switch {
 	case err == nil:

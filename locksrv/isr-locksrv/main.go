@@ -30,8 +30,16 @@ type cli struct {
 
 	User struct {
 		Add    userAdd    `cmd:"" help:"Add a user, or keys to one."`
-		List   userList   `cmd:"" help:"List the users."`
-		Del    userDel    `cmd:"" help:"Remove a user who owns no parcel."`
+		List   userList   `cmd:"" help:"List the users, and what they have."`
+		Change userChange `cmd:"" help:"Change a user's quota, groups, consent or comment."`
+		Lock   userLock   `cmd:"" help:"Lock a user out."`
+		Unlock userUnlock `cmd:"" help:"Let a user in again."`
+		Del    userDel    `cmd:"" help:"Remove a user."`
+		Key    struct {
+			Add  keyAdd  `cmd:"" help:"Add keys to a user."`
+			List keyList `cmd:"" help:"List a user's keys, and what they may do."`
+			Del  keyDel  `cmd:"" help:"Remove a key of a user."`
+		} `cmd:"" help:"What lets a user in."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {
@@ -39,13 +47,31 @@ type cli struct {
 		Create parcelCreate `cmd:"" help:"Make a parcel with an empty disk."`
 		List   parcelList   `cmd:"" help:"List parcels, and who holds them."`
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
+		Rename parcelRename `cmd:"" help:"Give a parcel another name, or owner."`
+		Delete parcelDelete `cmd:"" aliases:"del" help:"Remove a parcel and all its versions."`
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
-		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
-	} `cmd:"" help:"What there is to check out."`
-	Check   check   `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
-	Harvest harvest `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
-	Report  report  `cmd:"" help:"Show what was harvested as a page of HTML."`
 
+		History  parcelHistory  `cmd:"" help:"List the versions of a parcel."`
+		Diff     parcelDiff     `cmd:"" help:"Say how two versions differ."`
+		Tag      parcelTag      `cmd:"" help:"Give a version a name."`
+		Untag    parcelUntag    `cmd:"" help:"Take such a name away."`
+		Pin      parcelPin      `cmd:"" help:"Keep a version for ever."`
+		Unpin    parcelUnpin    `cmd:"" help:"Keep it no longer than others."`
+		Comment  parcelComment  `cmd:"" help:"Say what a version is, or a parcel."`
+		Rollback parcelRollback `cmd:"" help:"Make an old version the newest."`
+		Unlock   parcelUnlock   `cmd:"" help:"Break the lock of a parcel."`
+		Prune    parcelPrune    `cmd:"" help:"Remove old versions, by rules that say which are kept."`
+	} `cmd:"" help:"What there is to check out."`
+	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
+	Du      du       `cmd:"" help:"Say what parcels and users take of the disk."`
+	Usage   usage    `cmd:"" help:"Say who used which parcel last, and how much."`
+	Hooks   hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
+	Harvest harvest  `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
+	Report  report   `cmd:"" help:"Show what was harvested as a page of HTML."`
+
+	Status         statusCommand    `cmd:"" help:"Say how the realm is doing."`
+	Log            logCommand       `cmd:"" help:"Print what happened: who took and broke which lock, committed, administered."`
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
 	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`
@@ -131,6 +157,7 @@ func complain(w io.Writer, program string, err error) int {
 	if errors.As(err, &s) {
 		return int(s)
 	}
+	err = explain(err)
 	fmt.Fprintf(w, "%s: error: %s\n", program, parcel.Clean(err.Error()))
 	var e *parcel.Error
 	if errors.As(err, &e) && e.Hint != "" {
@@ -142,6 +169,7 @@ func complain(w io.Writer, program string, err error) int {
 // env is what every command has.
 type env struct {
 	root           string // as --root says; "": not said
+	by             string // who works, if not who we are: see become
 	stdout, stderr *os.File
 	parser         *kong.Kong
 }

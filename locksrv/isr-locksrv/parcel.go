@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"text/tabwriter"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -113,79 +112,6 @@ func (c *parcelCreate) Run(ctx context.Context, e *env) error {
 	})
 }
 
-type parcelList struct {
-	User string `arg:"" optional:"" help:"Only the parcels of one user."`
-	JSON bool   `name:"json" help:"Print an object a line."`
-}
-
-func (c *parcelList) Run(e *env) error {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	users := []string{c.User}
-	if c.User == "" {
-		if users, err = s.Users(); err != nil {
-			return err
-		}
-	}
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	lines := json.NewEncoder(e.stdout)
-	for _, user := range users {
-		names, err := s.Parcels(user)
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			l := locksrv.Describe(s, user, name, 0)
-			if c.JSON {
-				row := struct {
-					User string `json:"user"`
-					locksrv.Listing
-				}{user, l}
-				if err := lines.Encode(row); err != nil {
-					return err
-				}
-				continue
-			}
-			state := "released"
-			switch {
-			case l.Error != "":
-				state = "damaged: " + l.Error
-			case l.Held != nil:
-				state = fmt.Sprintf("held by %s on %s since %s", l.Held.User, l.Held.Host,
-					l.Held.Since.UTC().Format("2006-01-02 15:04:05 MST"))
-			}
-			fmt.Fprintf(table, "%s\t%s\tversion %d\t%s\n", user, name, l.Version, state)
-		}
-	}
-	return nil
-}
-
-type parcelCopy struct {
-	owned
-	ToUser string `arg:"" help:"Who is to own the copy."`
-	ToName string `arg:"" help:"The copy's name."`
-}
-
-func (c *parcelCopy) Run(ctx context.Context, e *env) error {
-	if err := c.check(); err != nil {
-		return err
-	}
-	if err := (owned{c.ToUser, c.ToName}).check(); err != nil {
-		return err
-	}
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	return e.act(ctx, s, event.Event{Op: event.ParcelCopy, User: c.User, Parcel: c.Parcel, To: c.ToUser + "/" + c.ToName}, func(ctx context.Context) error {
-		_, err := s.Copy(ctx, c.User, c.Parcel, c.ToUser, c.ToName)
-		return err
-	})
-}
-
 type parcelExport struct {
 	owned
 	File    string `arg:"" help:"The image file to make." type:"path"`
@@ -222,21 +148,6 @@ func (c *parcelExport) Run(ctx context.Context, e *env) (err error) {
 		return err
 	}
 	return f.Sync()
-}
-
-type parcelDel struct {
-	owned
-	Force bool `help:"Even if it is checked out."`
-}
-
-func (c *parcelDel) Run(ctx context.Context, e *env) error {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	return e.act(ctx, s, event.Event{Op: event.ParcelDel, User: c.User, Parcel: c.Parcel, Forced: c.Force}, func(context.Context) error {
-		return s.DelParcel(c.User, c.Parcel, c.Force)
-	})
 }
 
 type check struct {

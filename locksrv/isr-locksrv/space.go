@@ -1,0 +1,500 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+
+	"isr/locksrv"
+	"isr/locksrv/event"
+	"isr/store"
+	"isr/store/parcel"
+)
+
+// some names all parcels, one user's, or one.
+type some struct {
+	User   string `arg:"" optional:"" help:"Only the parcels of one user."`
+	Parcel string `arg:"" optional:"" help:"Only this one of them."`
+}
+
+// keepRules are the rules of a prune.
+type keepRules struct {
+	Keep        int        `help:"Keep so many of the newest versions." placeholder:"N"`
+	KeepDaily   int        `help:"Keep the newest version of each of so many days that have one." placeholder:"N"`
+	KeepWeekly  int        `help:"The same for weeks." placeholder:"N"`
+	KeepMonthly int        `help:"The same for months." placeholder:"N"`
+	KeepYearly  int        `help:"The same for years." placeholder:"N"`
+	KeepWithin  store.Span `help:"Keep all that are no older than this, seen from the newest: 30d, 1y6m." placeholder:"TIME"`
+}
+
+func (r keepRules) rules() (store.Keep, error) {
+	k := store.Keep{Last: r.Keep, Daily: r.KeepDaily, Weekly: r.KeepWeekly, Monthly: r.KeepMonthly, Yearly: r.KeepYearly, Within: r.KeepWithin}
+	return k, k.Check()
+}
+
+type parcelPrune struct {
+	some
+	All bool `help:"Every parcel, or every one of the user."`
+	keepRules
+	DryRun bool `short:"n" help:"Say what would go, and change nothing."`
+	JSON   bool `name:"json" help:"Print an object a line."`
+	Yes    bool `short:"y" help:"Do not ask."`
+}
+
+// pruning is one parcel on its way to fewer versions.
+type pruning struct {
+	p    *store.Parcel
+	plan []store.Plan
+	gone []int
+}
+
+// planned is a version as prune lists it.
+type planned struct {
+	User    string    `json:"user"`
+	Parcel  string    `json:"parcel"`
+	Version int       `json:"version"`
+	Time    time.Time `json:"time"`
+	Kept    []string  `json:"kept,omitempty"`
+	Goes    bool      `json:"goes"`
+}
+
+// pruned is what became of a parcel.
+type pruned struct {
+	User    string `json:"user"`
+	Parcel  string `json:"parcel"`
+	Pruned  []int  `json:"pruned"`
+	Objects int64  `json:"objects"`
+	Freed   int64  `json:"freed"`
+	Waiting int64  `json:"waiting"`
+}
+
+func (c *parcelPrune) Run(ctx context.Context, e *env) error {
+	keep, err := c.rules()
+	if err != nil {
+		return err
+	}
+	switch {
+	case keep.Empty():
+		return parcel.NewError(parcel.Usage, "prune without a rule").WithHint("--keep 4 keeps the newest four; --keep-daily and others add to it")
+	case c.All && c.Parcel != "":
+		return parcel.NewError(parcel.Usage, "--all with a parcel")
+	case !c.All && c.Parcel == "":
+		return parcel.NewError(parcel.Usage, "prune without a parcel").WithHint("--all prunes every one")
+	}
+	s, _, err := e.open()
+	if err != nil {
+		return err
+	}
+	var failed worst
+	work, err := c.plan(s, keep, e, &failed)
+	if err != nil {
+		return err
+	}
+	c.list(e, work)
+	work = slices.DeleteFunc(work, func(w pruning) bool { return len(w.gone) == 0 })
+	if len(work) == 0 {
+		if !c.JSON {
+			fmt.Fprintln(e.stdout, "nothing to prune")
+		}
+		return failed.err
+	}
+	if c.DryRun || !c.Yes {
+		question, err := c.question(ctx, s, keep, work)
+		if err != nil {
+			return err
+		}
+		if c.DryRun {
+			if !c.JSON {
+				fmt.Fprintln(e.stdout, "would "+question)
+			}
+			return failed.err
+		}
+		if err := e.confirm(false, "%s?", question); err != nil {
+			return err
+		}
+	}
+	report, done := e.counter("prune", len(work))
+	defer done()
+	for _, w := range work {
+		if err := c.prune(ctx, e, s, w); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			failed.add(e, w.p, err)
+		}
+		report()
+	}
+	return failed.err
+}
+
+// plan looks at the parcels that were named.
+func (c *parcelPrune) plan(s *store.Store, keep store.Keep, e *env, failed *worst) ([]pruning, error) {
+	parcels, err := chosen(s, c.some)
+	if err != nil {
+		return nil, err
+	}
+	var work []pruning
+	for _, p := range parcels {
+		plan, err := p.Plan(keep)
+		if err != nil {
+			if !c.All {
+				return nil, err
+			}
+			failed.add(e, p, err)
+			continue
+		}
+		work = append(work, pruning{p, plan, store.Prunable(plan)})
+	}
+	return work, nil
+}
+
+// list prints what is to stay and what to go; of all parcels, those only of
+// which something goes.
+func (c *parcelPrune) list(e *env, work []pruning) {
+	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	defer table.Flush()
+	lines := json.NewEncoder(e.stdout)
+	for _, w := range work {
+		if c.All && len(w.gone) == 0 && !c.JSON {
+			continue
+		}
+		for _, v := range w.plan {
+			if c.JSON {
+				lines.Encode(planned{w.p.User(), w.p.Name(), v.Version, v.Time, v.Kept, len(v.Kept) == 0})
+				continue
+			}
+			what := "goes"
+			if len(v.Kept) > 0 {
+				what = "kept: " + strings.Join(v.Kept, ", ")
+			}
+			fmt.Fprintf(table, "%s\t%s\tversion %d\t%s\t%s\n", w.p.User(), w.p.Name(), v.Version, v.Time.UTC().Format("2006-01-02 15:04"), what)
+		}
+	}
+}
+
+// question says what is about to be done.
+func (c *parcelPrune) question(ctx context.Context, s *store.Store, keep store.Keep, work []pruning) (string, error) {
+	var frees int64
+	o := store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: keep}
+	err := s.Disk(ctx, o, func(store.Disk) {}, func(user string, sum store.DiskSum) {
+		if user == c.User {
+			frees = sum.Frees
+		}
+	})
+	if err != nil {
+		return "", err
+	}
+	if len(work) == 1 {
+		w := work[0]
+		return fmt.Sprintf("prune %s of %s/%s and keep %d, which frees %s", versionsText(w.gone), w.p.User(), w.p.Name(), len(w.plan)-len(w.gone), iec(frees)), nil
+	}
+	n := 0
+	for _, w := range work {
+		n += len(w.gone)
+	}
+	return fmt.Sprintf("prune %d versions of %d parcels, which frees %s", n, len(work), iec(frees)), nil
+}
+
+func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruning) error {
+	ev := event.Event{Op: event.ParcelPrune, User: w.p.User(), Parcel: w.p.Name(), What: versionsText(w.gone)}
+	return locksrv.NewService(s).Act(ctx, e.session(), &ev, func(ctx context.Context) error {
+		gone, got, err := w.p.Prune(ctx, w.gone)
+		ev.Objects, ev.Bytes = got.Objects, got.Freed
+		if len(gone) == 0 {
+			return err
+		}
+		ev.What = versionsText(gone)
+		if c.JSON {
+			json.NewEncoder(e.stdout).Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed, got.Waiting})
+			return err
+		}
+		fmt.Fprintf(e.stdout, "%s/%s: pruned %s: %s\n", w.p.User(), w.p.Name(), ev.What, removed(got.Objects, got.Freed, got.Waiting))
+		return err
+	})
+}
+
+// chosen are the parcels that the command line names.
+func chosen(s *store.Store, o some) ([]*store.Parcel, error) {
+	users := []string{o.User}
+	if o.User == "" {
+		var err error
+		if users, err = s.Users(); err != nil {
+			return nil, err
+		}
+	}
+	var all []*store.Parcel
+	for _, user := range users {
+		names := []string{o.Parcel}
+		if o.Parcel == "" {
+			var err error
+			if names, err = s.Parcels(user); err != nil {
+				return nil, err
+			}
+		}
+		for _, name := range names {
+			p, err := s.Parcel(user, name)
+			if errors.Is(err, parcel.ErrNoParcel) && o.Parcel == "" {
+				continue // it was removed meanwhile
+			}
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+// worst remembers the first error of many parcels; the others go on.
+type worst struct{ err error }
+
+func (w *worst) add(e *env, p *store.Parcel, err error) { w.named(e, p.User(), p.Name(), err) }
+
+func (w *worst) named(e *env, user, name string, err error) {
+	fmt.Fprintf(e.stderr, "isr-locksrv: %s/%s: %s\n", user, name, parcel.Clean(strings.TrimPrefix(err.Error(), "parcel "+name+": ")))
+	var hint *parcel.Error
+	if errors.As(err, &hint) && hint.Hint != "" {
+		fmt.Fprintf(e.stderr, "isr-locksrv: hint: %s\n", parcel.Clean(hint.Hint))
+	}
+	if w.err == nil {
+		w.err = status_(parcel.KindOf(err))
+	}
+}
+
+type gc struct {
+	some
+	DryRun bool `short:"n" help:"Say what would be removed, and change nothing."`
+	JSON   bool `name:"json" help:"Print an object a line."`
+}
+
+func (c *gc) Run(ctx context.Context, e *env) error {
+	s, _, err := e.open()
+	if err != nil {
+		return err
+	}
+	parcels, err := chosen(s, c.some)
+	if err != nil {
+		return err
+	}
+	var failed worst
+	var all []store.Collected
+	ev := event.Event{Op: event.GC, User: c.User, Parcel: c.Parcel}
+	collect := func(ctx context.Context) error {
+		report, done := e.counter("gc", len(parcels))
+		defer done()
+		err := s.GC(ctx, store.GCOptions{User: c.User, Parcel: c.Parcel, DryRun: c.DryRun}, func(got store.Collected) {
+			all = append(all, got)
+			ev.Objects += got.Objects
+			ev.Bytes += got.Freed
+			report()
+		})
+		return err
+	}
+	if c.DryRun {
+		err = collect(ctx)
+	} else {
+		err = locksrv.NewService(s).Act(ctx, e.session(), &ev, collect)
+	}
+	// What was done is told, however it ended.
+	slices.SortFunc(all, func(a, b store.Collected) int {
+		return cmp.Or(strings.Compare(a.User, b.User), strings.Compare(a.Parcel, b.Parcel))
+	})
+	lines := json.NewEncoder(e.stdout)
+	var sum store.Collected
+	for _, got := range all {
+		sum.Objects, sum.Freed, sum.Waiting = sum.Objects+got.Objects, sum.Freed+got.Freed, sum.Waiting+got.Waiting
+		switch {
+		case c.JSON:
+			lines.Encode(struct {
+				store.Collected
+				Error string `json:"error,omitempty"`
+			}{got, errorText(got.Error)})
+		case got.Objects+got.Waiting > 0:
+			fmt.Fprintf(e.stdout, "%s/%s: %s\n", got.User, got.Parcel, removed(got.Objects, got.Freed, got.Waiting))
+		}
+		if got.Error != nil {
+			failed.named(e, got.User, got.Parcel, got.Error)
+		}
+	}
+	if !c.JSON {
+		would := ""
+		if c.DryRun {
+			would = "would be "
+		}
+		fmt.Fprintf(e.stdout, "%d parcels: %s%s\n", len(all), would, removed(sum.Objects, sum.Freed, sum.Waiting))
+	}
+	if err != nil {
+		return err
+	}
+	return failed.err
+}
+
+// removed says what a collection did.
+func removed(objects, freed, waiting int64) string {
+	text := fmt.Sprintf("%d objects removed, %s freed", objects, iec(freed))
+	if waiting > 0 {
+		text += fmt.Sprintf("; %d put aside until the parcel is committed or released", waiting)
+	}
+	return text
+}
+
+type du struct {
+	some
+	keepRules
+	Summary bool `short:"s" help:"Print users and the total only."`
+	JSON    bool `name:"json" help:"Print an object a line, sizes in bytes."`
+}
+
+func (c *du) Run(ctx context.Context, e *env) error {
+	keep, err := c.rules()
+	if err != nil {
+		return err
+	}
+	s, _, err := e.open()
+	if err != nil {
+		return err
+	}
+	parcels, err := chosen(s, c.some)
+	if err != nil {
+		return err
+	}
+	var failed worst
+	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
+	lines := json.NewEncoder(e.stdout)
+	// Numbers first, as du(1) has it: names may be long.
+	row := func(name string, cells ...any) {
+		if keep.Empty() {
+			cells = cells[:len(cells)-1]
+		}
+		for _, cell := range cells {
+			if n, ok := cell.(int64); ok {
+				cell = iec(n)
+			}
+			fmt.Fprintf(table, "%v\t", cell)
+		}
+		fmt.Fprintf(table, "  %s\n", name)
+	}
+	if !c.JSON {
+		row("PARCEL", "VERSIONS", "LOGICAL", "DATA", "UNIQUE", "OWN", "SHARED", "GARBAGE", "FREES")
+	}
+	report, done := e.counter("du", len(parcels))
+	err = s.Disk(ctx, store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: keep}, func(d store.Disk) {
+		report()
+		switch {
+		case c.Summary:
+		case c.JSON:
+			lines.Encode(struct {
+				store.Disk
+				Error string `json:"error,omitempty"`
+			}{d, errorText(d.Error)})
+		default:
+			row(d.User+"/"+d.Parcel, len(d.Versions), d.Logical, d.Data, d.Unique, d.Own, d.Shared, d.Garbage, d.Frees)
+			if c.Parcel == "" {
+				break
+			}
+			for _, v := range d.Versions {
+				name := fmt.Sprint("  version ", v.Version)
+				if len(v.Kept) > 0 {
+					name += "  kept: " + strings.Join(v.Kept, ", ")
+				} else if !keep.Empty() {
+					name += "  goes"
+				}
+				row(name, "", "", "", v.Only, "", "", "", "")
+			}
+		}
+		if d.Error != nil {
+			failed.named(e, d.User, d.Parcel, d.Error)
+		}
+	}, func(user string, sum store.DiskSum) {
+		switch {
+		case c.Parcel != "":
+		case c.JSON:
+			lines.Encode(struct {
+				User string        `json:"user,omitempty"`
+				Sum  store.DiskSum `json:"sum"`
+			}{user, sum})
+		case user == "" || c.Summary || sum.Parcels > 1:
+			row(cmp.Or(user, "total"), sum.Versions, sum.Logical, sum.Data, sum.Alone, "", sum.Disk-sum.Alone, "", sum.Frees)
+		}
+	})
+	done()
+	table.Flush()
+	if err != nil {
+		return err
+	}
+	return failed.err
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return parcel.Clean(err.Error())
+}
+
+// versionsText is "version 3" or "versions 1-3,5" for numbers that ascend.
+func versionsText(vs []int) string {
+	var b strings.Builder
+	for i := 0; i < len(vs); {
+		end := i
+		for end+1 < len(vs) && vs[end+1] == vs[end]+1 {
+			end++
+		}
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprint(&b, vs[i])
+		if end > i {
+			fmt.Fprintf(&b, "-%d", vs[end])
+		}
+		i = end + 1
+	}
+	if len(vs) == 1 {
+		return "version " + b.String()
+	}
+	return "versions " + b.String()
+}
+
+// iec prints a size for people: three digits and K, M, G or T, powers of 1024.
+func iec(n int64) string {
+	if n < 1024 {
+		return fmt.Sprint(n)
+	}
+	f := float64(n)
+	for _, unit := range "KMGTPE" {
+		f /= 1024
+		switch {
+		case f < 9.995:
+			return fmt.Sprintf("%.2f%c", f, unit)
+		case f < 99.95:
+			return fmt.Sprintf("%.1f%c", f, unit)
+		case f < 1023.5:
+			return fmt.Sprintf("%.0f%c", f, unit)
+		}
+	}
+	return fmt.Sprint(n)
+}
+
+// counter shows how many of so many are done, on a terminal only. done ends it.
+func (e *env) counter(what string, total int) (one, done func()) {
+	if !term.IsTerminal(int(e.stderr.Fd())) {
+		return func() {}, func() {}
+	}
+	bars := mpb.New(mpb.WithOutput(e.stderr))
+	bar := bars.AddBar(int64(total), mpb.PrependDecorators(decor.Name(what+" "), decor.CountersNoUnit("%d / %d parcels")),
+		mpb.AppendDecorators(decor.AverageSpeed(0, "%.0f/s "), decor.AverageETA(decor.ET_STYLE_GO)))
+	return bar.Increment, func() {
+		bar.Abort(true)
+		bars.Wait()
+	}
+}

@@ -1,0 +1,345 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// DiskOptions choose what Disk measures.
+type DiskOptions struct {
+	User, Parcel string // empty: all
+	Keep         Keep   // with rules: say what a prune by them would free
+}
+
+// Disk is what one parcel takes of the disk. Its objects are Unique, Own and
+// Shared, each in one of them; bytes of the disk are counted as du(1) does.
+type Disk struct {
+	User     string        `json:"user"`
+	Parcel   string        `json:"parcel"`
+	Logical  int64         `json:"logical"` // bytes of the head's images
+	Data     int64         `json:"data"`    // of them, in chunks that are not zeros
+	Objects  int64         `json:"objects"` // files below hdk
+	Sealed   int64         `json:"sealed"`  // bytes in them
+	Unique   int64         `json:"unique"`  // bytes of the disk for those that no other parcel has
+	Own      int64         `json:"own"`     // for those that only parcels of the same user have
+	Shared   int64         `json:"shared"`  // for those that others have too
+	Garbage  int64         `json:"garbage"` // of Unique, for those that no version needs: gc frees it
+	Frees    int64         `json:"frees"`   // what a prune of this parcel alone would free, garbage included
+	Versions []DiskVersion `json:"versions"`
+	Error    error         `json:"-"` // why it is not known
+}
+
+// DiskVersion is one version's part of a Disk.
+type DiskVersion struct {
+	Version int      `json:"version"`
+	Only    int64    `json:"only"`           // bytes of the disk for what no other version or parcel has
+	Kept    []string `json:"kept,omitempty"` // with rules: those that keep it
+}
+
+// DiskSum is what parcels take together: of a user, or of all.
+type DiskSum struct {
+	Parcels  int   `json:"parcels"`
+	Versions int   `json:"versions"`
+	Logical  int64 `json:"logical"`
+	Data     int64 `json:"data"`
+	Objects  int64 `json:"objects"` // each counted once, however many parcels have it
+	Sealed   int64 `json:"sealed"`
+	Disk     int64 `json:"disk"`  // bytes of the disk
+	Alone    int64 `json:"alone"` // of them, what would be free if these parcels were removed
+	Frees    int64 `json:"frees"` // what a prune of all of them would free
+}
+
+// Disk measures parcels, in the order of the tree, and calls report for each,
+// and total for each user and for all; then user is empty. It changes nothing
+// and needs no lock: of a parcel that is changed meanwhile it tells what it
+// saw.
+func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), total func(user string, sum DiskSum)) error {
+	users, err := s.selected(o.User, o.Parcel)
+	if err != nil {
+		return err
+	}
+	cache := newBlockCache()
+	all := newDiskTally()
+	for _, u := range users {
+		mine := newDiskTally()
+		names, err := subdirs(u.lockRoot)
+		if err != nil {
+			return err
+		}
+		for _, name := range u.parcels {
+			m := &measurer{p: u.parcel(name), keep: o.Keep, cache: cache, tallies: []*diskTally{mine, all}}
+			for _, n := range names {
+				if n != name {
+					m.siblings = append(m.siblings, u.parcel(n))
+				}
+			}
+			err := m.measure(ctx)
+			m.close()
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.Is(err, parcel.ErrNoParcel) && o.Parcel == "":
+				continue // it was removed meanwhile
+			}
+			m.disk.User, m.disk.Parcel, m.disk.Error = u.name, name, err
+			report(m.disk)
+		}
+		total(u.name, mine.sum)
+	}
+	if o.User == "" {
+		total("", all.sum)
+	}
+	return nil
+}
+
+// diskTally adds up parcels, and counts what they share once.
+type diskTally struct {
+	sum  DiskSum
+	seen map[inode]*sharedInode // with more than one link
+}
+
+type sharedInode struct{ links, seen, going uint64 }
+
+func newDiskTally() *diskTally { return &diskTally{seen: make(map[inode]*sharedInode)} }
+
+// object counts one link of an object; going says that a prune removes it.
+func (t *diskTally) object(tag seal.Tag, st *syscall.Stat_t, going bool) {
+	disk := st.Blocks * 512
+	shared := &sharedInode{links: 1}
+	if st.Nlink > 1 {
+		id := inode{uint64(st.Dev), st.Ino, tag}
+		if t.seen[id] == nil {
+			t.seen[id] = &sharedInode{links: uint64(st.Nlink)}
+		}
+		shared = t.seen[id]
+	}
+	if shared.seen++; shared.seen == 1 {
+		t.sum.Objects++
+		t.sum.Sealed += st.Size
+		t.sum.Disk += disk
+	}
+	if shared.seen == shared.links {
+		t.sum.Alone += disk
+	}
+	if going {
+		if shared.going++; shared.going == shared.links {
+			t.sum.Frees += disk
+		}
+	}
+}
+
+// measurer measures one parcel.
+type measurer struct {
+	p        *Parcel
+	keep     Keep
+	cache    *blockCache
+	tallies  []*diskTally
+	siblings []*Parcel // other parcels of the same user
+
+	disk  Disk
+	roots []*os.Root // content of the siblings
+
+	only   *reach // each version has a class of its own
+	pruned *reach // by the plan, if there is one
+}
+
+// The classes of a plan.
+const (
+	stays class = 1 + iota
+	goes
+)
+
+func (m *measurer) measure(ctx context.Context) error {
+	content, err := m.p.openContent()
+	if err != nil {
+		if _, cerr := m.p.Config(); errors.Is(cerr, parcel.ErrNoParcel) {
+			return cerr
+		}
+		return err
+	}
+	defer content.Close()
+	for _, q := range m.siblings {
+		if root, err := q.openContent(); err == nil {
+			m.roots = append(m.roots, root)
+		}
+	}
+	m.only, m.pruned = newReach(m.p, m.cache), newReach(m.p, m.cache)
+	// What is on the disk can be told even of a parcel that is damaged.
+	werr := m.walk(ctx)
+	dirs, err := objectDirs(content)
+	if err != nil {
+		return m.p.wrap(err)
+	}
+	for _, ab := range dirs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.directory(content, ab, werr == nil); err != nil {
+			return m.p.wrap(err)
+		}
+	}
+	for _, t := range m.tallies {
+		t.sum.Parcels++
+		t.sum.Versions += len(m.disk.Versions)
+		t.sum.Logical += m.disk.Logical
+		t.sum.Data += m.disk.Data
+	}
+	return werr
+}
+
+// walk walks all versions; those that a plan removes apart from the others.
+func (m *measurer) walk(ctx context.Context) error {
+	cfg, err := m.p.Config()
+	if err != nil {
+		return err
+	}
+	plan, err := m.p.Plan(m.keep)
+	if err != nil {
+		return err
+	}
+	for _, v := range plan {
+		rec, err := m.p.version(v.Version)
+		if errors.Is(err, parcel.ErrNoVersion) {
+			continue // it was pruned meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		m.disk.Versions = append(m.disk.Versions, DiskVersion{Version: v.Version})
+		root, err := m.only.version(ctx, cfg, rec.keyroot, class(len(m.disk.Versions)))
+		if err != nil {
+			return err
+		}
+		if v.Version == cfg.Version {
+			m.images(root)
+		}
+		if m.keep.Empty() {
+			continue
+		}
+		m.disk.Versions[len(m.disk.Versions)-1].Kept = v.Kept
+		c := stays
+		if len(v.Kept) == 0 {
+			c = goes
+		}
+		if _, err := m.pruned.version(ctx, cfg, rec.keyroot, c); err != nil {
+			return err
+		}
+	}
+	// GC leaves what a commit that was killed had ready.
+	recorded, err := m.p.recorded()
+	if err != nil {
+		return err
+	}
+	for _, v := range recorded {
+		if v <= cfg.Version {
+			continue
+		}
+		if rec, err := m.p.version(v); err == nil {
+			m.only.version(ctx, cfg, rec.keyroot, several)
+			m.pruned.version(ctx, cfg, rec.keyroot, stays)
+		}
+	}
+	return ctx.Err()
+}
+
+// directory counts the objects in hdk/ab; walked says that it is known who
+// needs them.
+func (m *measurer) directory(content *os.Root, ab string, walked bool) error {
+	tags, err := objectTags(content, ab)
+	if err != nil {
+		return err
+	}
+	dir, err := content.OpenRoot(filepath.Join("hdk", ab))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for tag := range tags {
+		fi, err := dir.Lstat(tag.String())
+		if err != nil || !fi.Mode().IsRegular() {
+			continue // it went meanwhile, or is none
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		c := m.only.objects[keyOf(tag)]
+		going := c == 0
+		if !m.keep.Empty() {
+			p := m.pruned.objects[keyOf(tag)]
+			going = p == goes || p == 0
+		}
+		m.object(tag, st, going && walked)
+		switch {
+		case st.Nlink > 1 || !walked:
+		case c == 0:
+			m.disk.Garbage += st.Blocks * 512
+		case c != several:
+			m.disk.Versions[c-1].Only += st.Blocks * 512
+		}
+	}
+	return nil
+}
+
+// images counts the bytes of a version's images.
+func (m *measurer) images(root *keyring.Root) {
+	for _, im := range root.Images {
+		m.disk.Logical += im.Size
+		chunks := m.only.blocks[levelKey{keyOf(im.Ref.Tag), int8(im.Depth)}].chunks
+		if im.Depth == 0 && !im.Ref.IsNil() {
+			chunks = 1
+		}
+		m.disk.Data += min(chunks*int64(im.ChunkSize), im.Size)
+	}
+}
+
+// object counts one object.
+func (m *measurer) object(tag seal.Tag, st *syscall.Stat_t, going bool) {
+	disk := st.Blocks * 512
+	m.disk.Objects++
+	m.disk.Sealed += st.Size
+	switch {
+	case st.Nlink == 1:
+		m.disk.Unique += disk
+		if going {
+			m.disk.Frees += disk
+		}
+	case m.ownLinks(tag, st) == uint64(st.Nlink):
+		m.disk.Own += disk
+	default:
+		m.disk.Shared += disk
+	}
+	for _, t := range m.tallies {
+		t.object(tag, st, going)
+	}
+}
+
+// ownLinks is how many links to an object the user's parcels have: it has the
+// same name in all of them.
+func (m *measurer) ownLinks(tag seal.Tag, st *syscall.Stat_t) uint64 {
+	links := uint64(1)
+	for _, root := range m.roots {
+		fi, err := root.Lstat(filepath.Join("hdk", objectName(tag)))
+		if err != nil {
+			continue
+		}
+		if o := fi.Sys().(*syscall.Stat_t); o.Dev == st.Dev && o.Ino == st.Ino {
+			links++
+		}
+	}
+	return links
+}
+
+func (m *measurer) close() {
+	for _, r := range m.roots {
+		r.Close()
+	}
+}

@@ -1,0 +1,400 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"syscall"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// GCOptions choose what GC collects.
+type GCOptions struct {
+	User, Parcel string // empty: all
+	DryRun       bool   // say what would be removed, and change nothing
+}
+
+// Collected is what GC did to one parcel.
+type Collected struct {
+	User    string `json:"user"`
+	Parcel  string `json:"parcel"`
+	Objects int64  `json:"objects"` // that no version leads to, removed
+	Freed   int64  `json:"freed"`   // bytes of the disk; none for an object that another parcel has too
+	Waiting int64  `json:"waiting"` // objects put aside: the next commit or release removes them
+	Error   error  `json:"-"`       // why the parcel was left alone
+}
+
+// GC removes the objects that no version leads to, and what killed processes
+// left. It calls report for each parcel, by one at a time; a parcel that it
+// cannot be sure of, because a version is damaged, say, it leaves alone.
+//
+// It never races anybody: a parcel's versions are walked, and its objects
+// listed, while it is in use; then under its flock what was committed
+// meanwhile is walked, and what is left of the list removed, some at a time.
+// While somebody holds the parcel, objects are put aside, not removed: who was
+// told that the parcel has one, and refers to it in a commit, is right.
+func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) error {
+	users, err := s.selected(o.User, o.Parcel)
+	if err != nil {
+		return err
+	}
+	if !o.DryRun {
+		if err := s.clearLeftovers(users); err != nil {
+			return err
+		}
+	}
+	g := &collector{dry: o.DryRun, cache: newBlockCache(), going: make(map[inode]uint64)}
+	var mu sync.Mutex
+	each := func(yield func(*Parcel, struct{}) bool) {
+		for _, u := range users {
+			for _, name := range u.parcels {
+				if !yield(u.parcel(name), struct{}{}) {
+					return
+				}
+			}
+		}
+	}
+	return parallel(ctx, runtime.GOMAXPROCS(0), each, func(ctx context.Context, p *Parcel, _ struct{}) error {
+		c, err := g.parcel(ctx, p)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, parcel.ErrNoParcel):
+			return nil // it was removed meanwhile
+		}
+		c.Error = err
+		mu.Lock()
+		defer mu.Unlock()
+		report(c)
+		return nil
+	})
+}
+
+// selection is a user and some of her parcels.
+type selection struct {
+	user
+	parcels []string
+}
+
+// selected are all users and parcels, or one user's, or one parcel.
+func (s *Store) selected(userName, name string) ([]selection, error) {
+	users := []string{userName}
+	if userName == "" {
+		var err error
+		if users, err = s.Users(); err != nil {
+			return nil, err
+		}
+	}
+	var all []selection
+	for _, n := range users {
+		u, err := s.user(n)
+		if err != nil {
+			return nil, err
+		}
+		names := []string{name}
+		if name == "" {
+			if names, err = s.Parcels(n); err != nil {
+				return nil, err
+			}
+		} else if _, err := s.Parcel(n, name); err != nil {
+			return nil, err
+		}
+		all = append(all, selection{u, names})
+	}
+	return all, nil
+}
+
+// clearLeftovers removes half-made and half-removed parcels, and what killed
+// processes left beside parcels and users.
+func (s *Store) clearLeftovers(users []selection) error {
+	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	removeTemps(filepath.Join(s.root, usersDir))
+	for _, u := range users {
+		removeTemps(u.lockRoot)
+		names, err := subdirs(u.lockRoot)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if p := u.parcel(n); p.unfinished() {
+				if err := p.clearUnfinished(); err != nil && !errors.Is(err, parcel.ErrBusy) {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+type collector struct {
+	dry   bool
+	cache *blockCache
+
+	mu    sync.Mutex       // while an object is looked at and removed
+	going map[inode]uint64 // of a dry run: links that would be removed
+}
+
+// sweepBatch bounds the objects that are removed under one hold of the flock.
+const sweepBatch = 4096
+
+func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
+	c := Collected{User: p.user.name, Parcel: p.name}
+	content, err := p.openContent()
+	if err != nil {
+		return c, err
+	}
+	defer content.Close()
+	r := newReach(p, g.cache)
+	cfg, err := p.Config()
+	if err != nil {
+		return c, err
+	}
+	// Whatever cannot be walked now is tried again under the flock.
+	rerr := r.all(ctx, cfg)
+	if err := ctx.Err(); err != nil {
+		return c, err
+	}
+	list, bare, err := unreached(content, r)
+	if err != nil {
+		return c, p.wrap(err)
+	}
+	if g.dry {
+		if err := errors.Join(rerr, p.keyrootsMissing(content, cfg)); err != nil {
+			return c, err
+		}
+		for _, tag := range list {
+			g.count(&c, content, tag)
+		}
+		return c, nil
+	}
+	for first := true; first || len(list) > 0; first = false {
+		batch := list[:min(len(list), sweepBatch)]
+		list = list[len(batch):]
+		err := p.exclusive(func() error {
+			if first {
+				if err := p.tidy(ctx, content, r); err != nil {
+					return err
+				}
+			}
+			return g.sweep(ctx, &c, p, content, r, batch)
+		})
+		if err != nil {
+			return c, err
+		}
+	}
+	if len(bare) == 0 {
+		return c, nil
+	}
+	return c, p.exclusive(func() error { return removeEmpty(content, bare) })
+}
+
+// unreached lists the objects that r has not, and the directories of hdk that
+// have no others.
+func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err error) {
+	dirs, err := objectDirs(content)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, ab := range dirs {
+		tags, err := objectTags(content, ab)
+		if err != nil {
+			return nil, nil, err
+		}
+		reached := false
+		for tag := range tags {
+			if r.has(tag) {
+				reached = true
+			} else {
+				list = append(list, tag)
+			}
+		}
+		if !reached {
+			bare = append(bare, ab)
+		}
+	}
+	return list, bare, nil
+}
+
+// sweep removes those of the batch that no version leads to by now. The
+// caller has the flock.
+func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content *os.Root, r *reach, batch []seal.Tag) error {
+	cfg, err := p.Config()
+	if err != nil {
+		return err
+	}
+	if err := r.all(ctx, cfg); err != nil {
+		return err
+	}
+	if err := p.keyrootsMissing(content, cfg); err != nil {
+		return err
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	// No power cut may bring back the record of a version whose objects went.
+	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
+		return p.wrap(err)
+	}
+	lock, err := p.held()
+	free := lock == nil && err == nil
+	for _, tag := range batch {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if r.has(tag) {
+			continue
+		}
+		step("sweep")
+		if err := g.remove(c, content, tag, free); err != nil {
+			return p.wrap(err)
+		}
+	}
+	return nil
+}
+
+// remove removes an object, or puts it aside.
+func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag, free bool) error {
+	name := filepath.Join("hdk", objectName(tag))
+	if !free {
+		err := content.Rename(name, filepath.Join("staging", tag.String()))
+		if err == nil {
+			c.Waiting++
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	fi, err := content.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && fi.IsDir() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := content.Remove(name); err != nil {
+		return err
+	}
+	c.Objects++
+	if st := fi.Sys().(*syscall.Stat_t); st.Nlink == 1 {
+		c.Freed += st.Blocks * 512
+	}
+	return nil
+}
+
+// count is remove in a dry run.
+func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
+	fi, err := content.Lstat(filepath.Join("hdk", objectName(tag)))
+	if err != nil || fi.IsDir() {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	st := fi.Sys().(*syscall.Stat_t)
+	id := inode{uint64(st.Dev), st.Ino, tag}
+	c.Objects++
+	n := g.going[id] + 1
+	if st.Nlink > 1 {
+		g.going[id] = n
+	}
+	if n == uint64(st.Nlink) {
+		c.Freed += st.Blocks * 512
+	}
+}
+
+// keyrootsMissing is an error if a version's directory is there and its record
+// is not: it may be all that is left of a version whose keyroot was lost.
+func (p *Parcel) keyrootsMissing(content *os.Root, cfg *parcel.Config) error {
+	if _, _, err := p.published(0); err != nil {
+		return err
+	}
+	entries, err := readDir(content, ".")
+	if err != nil {
+		return p.wrap(err)
+	}
+	for _, e := range entries {
+		v, ok := parcel.ParseVersionDir(e.Name())
+		if !ok || v > cfg.Version {
+			continue
+		}
+		if _, err := os.Lstat(p.versionFile(v)); errors.Is(err, fs.ErrNotExist) {
+			return p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).
+				WithHint("restore %s from a backup; if the version is to go, remove %s", p.versionFile(v), p.versionDir(v))
+		}
+	}
+	return nil
+}
+
+// tidy removes what killed processes left in a parcel, and makes what is
+// derived. The caller has the flock.
+func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
+	if p.unfinished() {
+		return p.errAbsent()
+	}
+	head, cfg, err := p.published(0)
+	if err != nil {
+		return err
+	}
+	p.repair(cfg, head)
+	if lock, err := p.held(); lock == nil && err == nil {
+		p.clearStaging()
+	}
+	recorded, err := p.recorded()
+	if err != nil {
+		return err
+	}
+	entries, err := readDir(content, ".")
+	if err != nil {
+		return p.wrap(err)
+	}
+	for _, e := range entries {
+		// Of a commit that was killed before it wrote its record.
+		if v, ok := parcel.ParseVersionDir(e.Name()); ok && v > cfg.Version && !slices.Contains(recorded, v) {
+			step("directory")
+			if err := content.RemoveAll(e.Name()); err != nil {
+				return p.wrap(err)
+			}
+		}
+	}
+	for _, v := range recorded {
+		if v >= cfg.Version {
+			continue
+		}
+		if _, err := content.Lstat(parcel.VersionDir(v)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		// Of a prune that was killed: the version is there, whole.
+		if rec, err := p.version(v); err == nil {
+			if root, err := p.openRoot(ctx, p, cfg, rec.keyroot); err == nil {
+				step("directory")
+				p.writeVersionDir(rec, root)
+			}
+		}
+	}
+	return nil
+}
+
+// removeEmpty removes those directories of hdk that are empty. The caller has
+// the flock.
+func removeEmpty(content *os.Root, dirs []string) error {
+	for _, ab := range dirs {
+		err := content.Remove(filepath.Join("hdk", ab))
+		if err != nil && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

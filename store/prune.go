@@ -1,0 +1,158 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+)
+
+// Plan is what a prune would do to one version: it goes if nothing keeps it.
+type Plan struct {
+	VersionInfo
+	Kept []string // the rules that keep it; and head, held, broken, pinned, tagged, which no prune removes
+}
+
+// Prunable are the versions that a plan does not keep, ascending.
+func Prunable(plan []Plan) []int {
+	var gone []int
+	for _, v := range plan {
+		if len(v.Kept) == 0 {
+			gone = append(gone, v.Version)
+		}
+	}
+	slices.Sort(gone)
+	return gone
+}
+
+// Plan says for each version, newest first, whether and why k keeps it.
+func (p *Parcel) Plan(k Keep) ([]Plan, error) {
+	if err := k.Check(); err != nil {
+		return nil, err
+	}
+	head, _, err := p.published(0)
+	if err != nil {
+		return nil, err
+	}
+	infos, err := p.Versions(0)
+	if err != nil {
+		return nil, err
+	}
+	held, err := p.held()
+	if err != nil {
+		return nil, err
+	}
+	// Whoever lost the lock may yet save her work as a fork of the version
+	// she had; a lock that was given back, not broken, left its nonce.
+	released, err := readLock(filepath.Join(p.lock, releasedFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, p.errorf(parcel.Damaged, "record of the last release: %v", err)
+	}
+	why := k.choose(infos)
+	plan := make([]Plan, len(infos))
+	for i, v := range infos {
+		kept := why[i]
+		if len(v.Tags) > 0 {
+			kept = append(kept, "tagged")
+		}
+		if v.Pin != "" {
+			kept = append(kept, "pinned")
+		}
+		if held != nil && held.Version == v.Version {
+			kept = append(kept, "held")
+		}
+		if released != nil && released.Nonce == "" && released.Version == v.Version {
+			kept = append(kept, "broken")
+		}
+		if v.Version >= head.Version {
+			kept = append(kept, "head")
+		}
+		plan[i] = Plan{v, kept}
+	}
+	return plan, nil
+}
+
+// Prune removes versions for ever, but those that no prune may remove, which
+// may be others by now than when they were planned; and then what only they
+// led to, as GC does. It returns the versions that are gone. Killed in the
+// middle, it is finished by the same call again.
+func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Collected, err error) {
+	content, err := p.openContent()
+	if err != nil {
+		return nil, c, err
+	}
+	defer content.Close()
+	lock, err := p.openLock()
+	if err != nil {
+		return nil, c, err
+	}
+	defer lock.Close()
+	err = p.exclusive(func() error {
+		// All rules would be at work again: only what always stays is asked for.
+		plan, err := p.Plan(Keep{})
+		if err != nil {
+			return err
+		}
+		free := Prunable(plan)
+		for _, v := range versions {
+			if slices.Contains(free, v) && !slices.Contains(gone, v) {
+				gone = append(gone, v)
+			}
+		}
+		slices.Sort(gone)
+		return p.forget(content, lock, gone)
+	})
+	if err != nil || len(gone) == 0 {
+		return nil, c, err
+	}
+	g := &collector{cache: newBlockCache()}
+	if c, err = g.parcel(ctx, p); err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w; the versions are gone, what only they led to is not", err)
+	}
+	return gone, c, err
+}
+
+// forget removes versions: the directories, which are derived, then the
+// records. So a directory without a record is always damage. The caller has
+// the flock.
+func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
+	if len(versions) == 0 {
+		return nil
+	}
+	var temps []string
+	for _, v := range versions {
+		temp := atomicfile.TempPrefix + parcel.NewID()
+		step("directory")
+		switch err := content.Rename(parcel.VersionDir(v), temp); {
+		case err == nil:
+			temps = append(temps, temp)
+		case !errors.Is(err, fs.ErrNotExist):
+			return p.wrap(err)
+		}
+	}
+	if err := atomicfile.SyncDir(p.content); err != nil {
+		return p.wrap(err)
+	}
+	for _, v := range versions {
+		step("record")
+		if err := lock.Remove(filepath.Join("keys", parcel.VersionDir(v))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return p.wrap(err)
+		}
+	}
+	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
+		return p.wrap(err)
+	}
+	for _, temp := range temps {
+		step("remove")
+		if err := content.RemoveAll(temp); err != nil {
+			return p.wrap(err)
+		}
+	}
+	return nil
+}
