@@ -318,7 +318,7 @@ type putting struct {
 	jail   *jail
 	staged *store.Staged
 	name   string
-	broken atomic.Bool // the session ended, or a write failed
+	broken atomic.Bool  // the session ended, or a write failed
 	bytes  atomic.Int64 // that came
 
 	mu   sync.Mutex
