@@ -56,6 +56,10 @@ func (c *crash) run() error {
 		err = s.DelParcel("alice", "winxp", true)
 	case "user":
 		err = s.AddUser("carol", nil)
+	case "adopt":
+		_, err = s.Adopt(ctx, "bob", "new", adoption(p))
+	case "adopt user":
+		err = s.AdoptUser("carol", map[string][]byte{keysFile: nil, passwordFile: []byte("BCRYPT:=$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy\n")})
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
@@ -225,7 +229,7 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	}
-	again := func(user string) func(t *testing.T, s *Store, c crash) {
+	again := func(user string, version int) func(t *testing.T, s *Store, c crash) {
 		return func(t *testing.T, s *Store, c crash) {
 			names, err := s.Parcels(user)
 			if err != nil {
@@ -239,7 +243,7 @@ func TestCrash(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if head(t, p) != 1 {
+			if head(t, p) != version {
 				t.Errorf("head: got %d", head(t, p))
 			}
 			for _, p := range []*Parcel{p, s.userAt("alice").parcel("winxp")} {
@@ -256,18 +260,18 @@ func TestCrash(t *testing.T) {
 			}
 		}
 	}
-	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice"))
+	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice", 1))
 	everyStep(t, "import", 8, func(t *testing.T, s *Store) crash {
 		image := filepath.Join(t.TempDir(), "image")
 		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return crash{Image: image}
-	}, again("alice"))
+	}, again("alice", 1))
 	everyStep(t, "copy", 8, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
-	}, again("bob"))
+	}, again("bob", 1))
 	everyStep(t, "fork", 10, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
@@ -293,6 +297,16 @@ func TestCrash(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	everyStep(t, "adopt", 8, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one")})
+		return crash{}
+	}, again("bob", 2))
+	everyStep(t, "adopt user", 1, func(t *testing.T, s *Store) crash { return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
+				t.Error(err)
+			}
+		})
 	everyStep(t, "delete", 5, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
 		func(t *testing.T, s *Store, c crash) {
 			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrNoParcel) {
