@@ -48,6 +48,9 @@ const (
 	Repair  = "repair"
 	Backup  = "backup"
 	Restore = "restore"
+	Mirror  = "mirror"
+
+	BackupPrune = "backup-prune"
 )
 
 // Event is one thing that happened, or, to a pre-hook, is about to.

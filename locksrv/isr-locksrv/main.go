@@ -44,6 +44,10 @@ type cli struct {
 	} `cmd:"" help:"What there is to check out."`
 	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
 
+	Backup  backups `cmd:"" help:"Copies of the realm elsewhere."`
+	Restore restore `cmd:"" help:"Make a realm of a backup, or bring a parcel back from one."`
+	Mirror  mirror  `cmd:"" help:"Keep a copy of the realm that can be served at once."`
+
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
 	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`

@@ -51,3 +51,11 @@ func (w Way) OpenTree(ctx context.Context, place string, create bool) (Tree, err
 	}
 	return t, nil
 }
+
+// Local reports whether place is a directory of this host.
+func Local(place string) (dir string, ok bool) {
+	if _, remote, err := parseSSH(place); remote || err != nil || place == "" || strings.Contains(place, "://") {
+		return "", false
+	}
+	return place, true
+}
