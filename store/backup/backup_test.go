@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 	"filippo.io/age"
 
+	"isr/client/remote/sshdtest"
 	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -922,5 +924,113 @@ func TestSets(t *testing.T) {
 	}
 	if !maps.Equal(got, map[string]int{"[0 1]": 2, "[1]": 1, "[2]": 1}) {
 		t.Errorf("got %v", got)
+	}
+}
+
+// The recipes of isr-store(5), as it has them, copy a realm while users commit:
+// all that was committed before is there, and every version is whole.
+func TestByHand(t *testing.T) {
+	sshdtest.Require(t, "rsync", "tar")
+	page, err := os.ReadFile("../../man/isr-store.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, begins, after string }{
+		{"rsync", "rsync -amH", ""},
+		{"rsync again", "rsync -amH", ""},
+		{"tar", "cd ROOT &&\nfind users -name parcel.cfg", "cd BACKUP && tar -xf heads.tar && tar -xf rest.tar && rm *.tar"},
+		{"sums", "cd TARGET && zcat", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, recipe, ok := strings.Cut(string(page), "\n"+c.begins)
+			recipe, _, end := strings.Cut(c.begins+recipe, "\n.Ed")
+			if !ok || !end {
+				t.Fatalf("isr-store(5) has no lines that begin with %q", c.begins)
+			}
+			s := newRealm(t)
+			copied := filepath.Join(memDir(t), "copy")
+			if err := os.Mkdir(copied, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			populate(t, s)
+			var snapshot string
+			if c.name == "sums" {
+				snapshot = make_(t, s, openDir(t, copied)).Snapshot.ID
+			}
+			run := func(script string) (string, error) {
+				script = strings.NewReplacer("\\e\n", "\\\n", "ROOT", s.Root(), "BACKUP", copied, "TARGET", copied,
+					"20261126T140311Z-0a1b2c3d", snapshot).Replace(script)
+				out, err := exec.Command("sh", "-c", script).CombinedOutput()
+				return string(out), err
+			}
+			if c.name == "sums" {
+				if out, err := run(recipe); err != nil || out != "" {
+					t.Errorf("%v\n%s", err, out)
+				}
+				flip(t, openDir(t, copied))
+				if out, err := run(recipe); err == nil {
+					t.Errorf("a damaged object: no error\n%s", out)
+				}
+				return
+			}
+			if c.name == "rsync again" {
+				if out, err := run(recipe); err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
+			}
+			p := newParcel(t, s, "alice", "busy")
+			commit(t, p, "", map[int64]string{1: "before"})
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if _, err := tryCommit(p, "", map[int64]string{int64(n % 5): fmt.Sprint("meanwhile ", n)}); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+			out, err := run(recipe)
+			close(stop)
+			wg.Wait()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if out, err := run(c.after); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			n, err := store.Open(copied)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSound(t, n, true)
+			if vs := mustVersions(t, n, "alice", "busy"); len(vs) < 2 {
+				t.Errorf("%d versions", len(vs))
+			}
+			if got := chunk(t, mustParcel(t, n, "alice", "busy"), 2, 1); got != "before" {
+				t.Errorf("version 2: %q", got)
+			}
+			if l, err := mustParcel(t, n, "alice", "winxp").Holder(); l != nil || err != nil {
+				t.Errorf("holder: %v, %v", l, err)
+			}
+		})
+	}
+}
+
+// flip damages some object of a backup.
+func flip(t *testing.T, d *Dir) {
+	t.Helper()
+	e := list(t, d, objectsDir)[0]
+	path := filepath.Join(d.name, e.Name)
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, random(int(e.Size)), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
