@@ -362,6 +362,32 @@ func TestRefusedPlaces(t *testing.T) {
 	}
 }
 
+// A connection that is lost is known for one.
+func TestLostConnection(t *testing.T) {
+	sshdtest.Require(t, "ssh")
+	s := sshdtest.Start(t, sshdtest.Options{})
+	f, err := OpenSFTP(ctx, s.Host+":"+filepath.Join(t.TempDir(), "backup"), sshCommand(t, s), true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Put(ctx, "objects/ab/x", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	s.Stop()
+	if err := f.Put(ctx, "objects/ab/y", []byte("y")); !errors.Is(err, parcel.ErrUnreachable) {
+		t.Errorf("put: %v", err)
+	}
+	if _, err := read(ctx, f, "objects/ab/x", 10); !errors.Is(err, parcel.ErrUnreachable) {
+		t.Errorf("get: %v", err)
+	}
+	for _, err := range f.List(ctx, objectsDir) {
+		if !errors.Is(err, parcel.ErrUnreachable) {
+			t.Errorf("list: %v", err)
+		}
+	}
+}
+
 // A link in a directory does not lead out of it.
 func TestDirLinks(t *testing.T) {
 	d := newDir(t)
