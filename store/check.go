@@ -132,8 +132,8 @@ func (c *checker) all(ctx context.Context) error {
 	if c.opts.User == "" {
 		c.private(filepath.Join(c.store.root, realmFile))
 		c.private(filepath.Join(c.store.root, usersDir))
-		// The last six are the server's.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log", "study", "study.key")
+		// The last are the server's, and of backups and mirrors.
+		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log", "study", "study.key", "backup.flock", "standby")
 		c.known(filepath.Join(c.store.root, usersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {

@@ -87,6 +87,10 @@ func (c *crash) run() error {
 		err = s.AddUser("carol", nil)
 	case "lock user":
 		err = s.ChangeUser("alice", func(c *UserConfig) error { c.Quota, c.Locked = 1<<40, now(); return nil })
+	case "adopt":
+		_, err = s.Adopt(ctx, "bob", "new", adoption(p))
+	case "adopt user":
+		err = s.AdoptUser("carol", map[string][]byte{keysFile: nil, passwordFile: []byte("BCRYPT:=$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy\n")})
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
@@ -268,7 +272,7 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	}
-	again := func(user string) func(t *testing.T, s *Store, c crash) {
+	again := func(user string, version int) func(t *testing.T, s *Store, c crash) {
 		return func(t *testing.T, s *Store, c crash) {
 			names, err := s.Parcels(user)
 			if err != nil {
@@ -282,7 +286,7 @@ func TestCrash(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if head(t, p) != 1 {
+			if head(t, p) != version {
 				t.Errorf("head: got %d", head(t, p))
 			}
 			for _, p := range []*Parcel{p, s.userAt("alice").parcel("winxp")} {
@@ -299,22 +303,22 @@ func TestCrash(t *testing.T) {
 			}
 		}
 	}
-	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice"))
+	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice", 1))
 	everyStep(t, "import", 13, func(t *testing.T, s *Store) crash {
 		image := filepath.Join(t.TempDir(), "image")
 		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return crash{Image: image}
-	}, again("alice"))
+	}, again("alice", 1))
 	everyStep(t, "copy", 8, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
-	}, again("bob"))
+	}, again("bob", 1))
 	everyStep(t, "resize", 8, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one"), 300: chunkOf("cut off")})
 		return crash{}
-	}, again("bob"))
+	}, again("bob", 1))
 	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
 		everyStep(t, op, 5, func(t *testing.T, s *Store) crash {
 			p := newParcel(t, s)
@@ -418,6 +422,16 @@ func TestCrash(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	everyStep(t, "adopt", 8, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one")})
+		return crash{}
+	}, again("bob", 2))
+	everyStep(t, "adopt user", 1, func(t *testing.T, s *Store) crash { return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
+				t.Error(err)
+			}
+		})
 	everyStep(t, "delete", 5, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
 		func(t *testing.T, s *Store, c crash) {
 			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrNoParcel) {

@@ -53,6 +53,8 @@ type Store struct {
 	root   string
 	realm  string
 	secret []byte
+
+	assembling bool // see Assemble
 }
 
 // step is called before each step that changes the tree, for tests that kill
@@ -112,6 +114,11 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", root, err)
 	}
+	return parseRealm(root, p)
+}
+
+// parseRealm is the store in root, by the content of its realm.cfg.
+func parseRealm(root string, p []byte) (*Store, error) {
 	r, err := parcel.ParseRecord(p)
 	if err != nil {
 		return nil, fmt.Errorf("store %s: realm.cfg: %w", root, err)

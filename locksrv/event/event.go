@@ -45,6 +45,9 @@ const (
 	Backup  = "backup"
 	Restore = "restore"
 	Harvest = "harvest" // of the study of use
+	Mirror  = "mirror"
+
+	BackupPrune = "backup-prune"
 )
 
 // Ops is all of them.

@@ -22,8 +22,16 @@ func (e *env) session() locksrv.Session {
 		by = account()
 	}
 	return locksrv.Session{Admin: true, By: by,
-		Warn: func(text string) { fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text)) }}
+		Warn: e.warning}
 }
+
+// warning tells of what is no error.
+func (e *env) warning(text string) {
+	fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text))
+}
+
+// warn is warning, formatted.
+func (e *env) warn(format string, args ...any) { e.warning(fmt.Sprintf(format, args...)) }
 
 // account is the host's account that this program runs as, and for whom.
 func account() string {

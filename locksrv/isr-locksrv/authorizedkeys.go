@@ -188,10 +188,5 @@ func parseExpires(text string, now time.Time) (time.Time, error) {
 	return t.UTC().Truncate(time.Second), nil
 }
 
-// warn tells of what is no error.
-func (e *env) warn(format string, args ...any) {
-	fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(fmt.Sprintf(format, args...)))
-}
-
 // maxKeyFile bounds a file of public keys, bytes.
 const maxKeyFile = 1 << 20

@@ -65,6 +65,9 @@ type cli struct {
 	} `cmd:"" help:"What there is to check out."`
 	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
 	Repair  repair   `cmd:"" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
+	Backup  backups  `cmd:"" help:"Copies of the realm elsewhere."`
+	Restore restore  `cmd:"" help:"Make a realm of a backup, or bring a parcel back from one."`
+	Mirror  mirror   `cmd:"" help:"Keep a copy of the realm that can be served at once."`
 	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
 	Du      du       `cmd:"" help:"Say what parcels and users take of the disk."`
 	Usage   usage    `cmd:"" help:"Say who used which parcel last, and how much."`

@@ -463,3 +463,65 @@ func TestKeyTermsOverSSHD(t *testing.T) {
 		}
 	}
 }
+
+// A backup and a mirror on another host, over its sshd: the host has nothing of
+// ours. A connection that is lost loses nothing.
+func TestBackupOverSSH(t *testing.T) {
+	sshdtest.Require(t, "sshd", "ssh")
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	server := sshdtest.Start(t, sshdtest.Options{})
+	home := server.Home(t, "")
+	config := filepath.Join(home, ".ssh", "config")
+	if err := os.WriteFile(config, []byte(fmt.Sprintf("Host vault\nHostName 127.0.0.1\nPort %d\nIdentityFile %s\nIdentitiesOnly yes\nUserKnownHostsFile %s\nBatchMode yes\n",
+		server.Port, server.KeyFile, filepath.Join(home, ".ssh/known_hosts"))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(want int, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(program(t), args...).CombinedOutput()
+		status := 0
+		if exit, ok := err.(*exec.ExitError); ok {
+			status = exit.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if status != want {
+			t.Errorf("%s: status %d, want %d\n%s", strings.Join(args, " "), status, want, out)
+		}
+		return string(out)
+	}
+	ssh := "ssh -F " + config
+	dir := t.TempDir()
+	place := "vault:" + filepath.Join(dir, "backup")
+	run(0, "--root", r.Root, "backup", place, "--ssh", ssh)
+	run(0, "backup", "verify", "ssh://vault"+filepath.Join(dir, "backup"), "--ssh", ssh)
+	run(0, "--root", filepath.Join(dir, "new"), "restore", place, "--ssh", ssh)
+	run(0, "--root", filepath.Join(dir, "new"), "check", "-c")
+	run(0, "--root", r.Root, "mirror", "vault:"+filepath.Join(dir, "standby"), "--ssh", ssh)
+	if out := run(0, "--root", filepath.Join(dir, "standby"), "check", "-c"); !strings.Contains(out, "0 errors, 0 notes") {
+		t.Errorf("check of the mirror: %s", out)
+	}
+	if out := run(14, "--root", r.Root, "backup", "nobody@vault:x", "--ssh", ssh); !strings.Contains(out, "ermission denied") {
+		t.Errorf("nobody: %s", out)
+	}
+	// A mirror in a row of passes ends when it is told to.
+	cmd := exec.Command(program(t), "--root", r.Root, "mirror", "vault:"+filepath.Join(dir, "standby"), "--ssh", ssh, "--every", "1h")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 256)
+	if n, err := out.Read(line); err != nil || !strings.Contains(string(line[:n]), "1 parcel, 0 changed") {
+		t.Errorf("first pass: %q, %v", line[:n], err)
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("told to stop: %v", err)
+	}
+	server.Stop()
+	run(14, "--root", r.Root, "backup", place, "--ssh", ssh)
+}

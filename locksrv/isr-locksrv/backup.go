@@ -1,0 +1,596 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"filippo.io/age"
+	"filippo.io/age/agessh"
+
+	"isr/locksrv"
+	"isr/locksrv/event"
+	"isr/store"
+	"isr/store/backup"
+	"isr/store/parcel"
+)
+
+// backups are the commands about copies of a realm elsewhere.
+type backups struct {
+	Make   backupMake   `cmd:"" default:"withargs" help:"Back the realm up; the word make may be left out."`
+	List   backupList   `cmd:"" help:"List the snapshots of a backup."`
+	Verify backupVerify `cmd:"" help:"Verify a backup; exit status 0 only if it is sound."`
+	Prune  backupPrune  `cmd:"" help:"Remove old snapshots, and what only they need."`
+}
+
+// place is where a backup or a mirror is.
+type place struct {
+	Target     string `arg:"" help:"Directory, HOST:PATH, ssh://[USER@]HOST[:PORT]/PATH or s3://BUCKET/PREFIX."`
+	SSH        string `name:"ssh" help:"How ssh is called, with options; for places on other hosts." placeholder:"COMMAND" default:"ssh"`
+	S3Endpoint string `name:"s3-endpoint" help:"The S3 service, if it is not AWS; else $$AWS_ENDPOINT_URL." placeholder:"URL"`
+}
+
+func (p place) way(e *env) (backup.Way, error) {
+	w := backup.Way{SSH: strings.Fields(p.SSH), Endpoint: p.S3Endpoint, Errors: e.stderr}
+	if len(w.SSH) == 0 {
+		return w, parcel.NewError(parcel.Usage, "--ssh: want a command")
+	}
+	return w, nil
+}
+
+// open opens the place, which may not be in the directory realm, nor have it
+// within.
+func (p place) open(ctx context.Context, e *env, create bool, realm string) (backup.Target, error) {
+	w, err := p.way(e)
+	if err == nil {
+		err = p.apart(realm)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w.Open(ctx, p.Target, create)
+}
+
+func (p place) apart(realm string) error {
+	dir, local := backup.Local(p.Target)
+	if !local || realm == "" {
+		return nil
+	}
+	a, err := realPath(dir)
+	if err != nil {
+		return err
+	}
+	b, err := realPath(realm)
+	if err != nil {
+		return err
+	}
+	for _, pair := range [][2]string{{a, b}, {b, a}} {
+		if rel, err := filepath.Rel(pair[0], pair[1]); err == nil && filepath.IsLocal(rel) {
+			return parcel.NewError(parcel.Usage, "%s: realm %s is in the way: want a place of its own", dir, realm)
+		}
+	}
+	return nil
+}
+
+// realPath is where dir is, or will be.
+func realPath(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		return real, nil
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	return filepath.Join(parent, filepath.Base(dir)), err
+}
+
+type backupMake struct {
+	place
+	Recipient []string `help:"Seal the lock sides for an age or SSH public key, or those in a file; may come more than once." placeholder:"KEY" sep:"none"`
+	JSON      bool     `name:"json" help:"Print the result as an object."`
+}
+
+func (c *backupMake) Run(ctx context.Context, e *env) error {
+	to, err := recipients(c.Recipient)
+	if err != nil {
+		return err
+	}
+	s, root, err := e.open()
+	if err != nil {
+		return err
+	}
+	unlock, err := backup.Lock(s)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ev := event.Event{Op: event.Backup, What: "to " + parcel.Clean(c.Target)}
+	return e.actOn(ctx, s, &ev, func(ctx context.Context) error {
+		t, err := c.open(ctx, e, true, root)
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		ev.What = "to " + parcel.Clean(t.String())
+		progress, done := e.progress("backup")
+		start := time.Now()
+		res, err := backup.Make(ctx, s, t, backup.Options{Recipients: to, Warn: e.warning, Progress: progress})
+		done()
+		if err != nil {
+			return err
+		}
+		snap := res.Snapshot
+		ev.Objects, ev.Bytes = res.Sent, res.Bytes
+		ev.What += ": snapshot " + snap.ID
+		if c.JSON {
+			err = json.NewEncoder(e.stdout).Encode(snapshotRow(snap, map[string]any{"sent_objects": res.Sent, "sent_bytes": res.Bytes,
+				"damaged": res.Damaged, "seconds": time.Since(start).Seconds()}))
+		} else {
+			_, err = fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %d bytes; sent %s of %d bytes in %v\n", snap.ID, count(int64(len(snap.Parcels)), "parcel"),
+				count(snap.Objects, "object"), snap.Bytes, count(res.Sent, "object"), res.Bytes, time.Since(start).Round(100*time.Millisecond))
+		}
+		if err == nil && res.Damaged > 0 {
+			err = parcel.NewError(parcel.Damaged, "backup: %s of this realm not whole, and not in it", count(int64(res.Damaged), "object")).
+				WithHint("isr-locksrv check -c says which parcels need them")
+		}
+		return err
+	})
+}
+
+// snapshotRow is a snapshot for --json.
+func snapshotRow(s *backup.Snapshot, more map[string]any) map[string]any {
+	row := map[string]any{"id": s.ID, "realm": s.Realm, "time": s.Time, "host": s.Host, "sealed": s.Sealed,
+		"parcels": len(s.Parcels), "objects": s.Objects, "bytes": s.Bytes}
+	for k, v := range more {
+		row[k] = v
+	}
+	return row
+}
+
+// recipients are public keys: age's, SSH's, or those in files.
+func recipients(texts []string) (to []age.Recipient, err error) {
+	for _, text := range texts {
+		lines := []string{text}
+		if b, err := os.ReadFile(text); err == nil {
+			lines = strings.Split(string(b), "\n")
+		}
+		n := len(to)
+		for _, line := range lines {
+			if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+				continue
+			}
+			var r age.Recipient
+			if strings.HasPrefix(line, "ssh-") {
+				r, err = agessh.ParseRecipient(line)
+			} else {
+				r, err = age.ParseX25519Recipient(line)
+			}
+			if err != nil {
+				return nil, parcel.NewError(parcel.Usage, "--recipient %s: want age1…, an SSH public key, or a file of them", parcel.Clean(text))
+			}
+			to = append(to, r)
+		}
+		if len(to) == n {
+			return nil, parcel.NewError(parcel.Usage, "--recipient %s: holds no key", parcel.Clean(text))
+		}
+	}
+	return to, nil
+}
+
+// identities are the private keys in files: age's, or one of SSH.
+func identities(files []string) (ids []age.Identity, err error) {
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if strings.Contains(string(text), "PRIVATE KEY-----") {
+			id, err := agessh.ParseIdentity(text)
+			if err != nil {
+				return nil, parcel.NewError(parcel.Denied, "--identity %s: %s", file, parcel.Clean(err.Error()))
+			}
+			ids = append(ids, id)
+			continue
+		}
+		more, err := age.ParseIdentities(strings.NewReader(string(text)))
+		if err != nil {
+			return nil, parcel.NewError(parcel.Usage, "--identity %s: holds no key of age or SSH", file)
+		}
+		ids = append(ids, more...)
+	}
+	return ids, nil
+}
+
+type backupList struct {
+	place
+	Snapshot string `arg:"" optional:"" help:"List the parcels of this one, or latest."`
+	JSON     bool   `name:"json" help:"Print an object a line."`
+}
+
+func (c *backupList) Run(ctx context.Context, e *env) error {
+	t, err := c.open(ctx, e, false, "")
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	ids, err := backup.IDs(ctx, t)
+	if err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	defer table.Flush()
+	lines := json.NewEncoder(e.stdout)
+	if c.Snapshot != "" {
+		id := c.Snapshot
+		if id == "latest" && len(ids) > 0 {
+			id = ids[len(ids)-1]
+		}
+		s, err := backup.Header(ctx, t, id)
+		if err != nil {
+			return err
+		}
+		for _, p := range s.Parcels {
+			if c.JSON {
+				err = lines.Encode(map[string]any{"user": p.User, "parcel": p.Name, "version": p.Version, "held": p.Held, "objects": p.Objects, "bytes": p.Bytes})
+			} else {
+				state := "released"
+				if p.Held != "" {
+					state = "held by " + p.Held
+				}
+				_, err = fmt.Fprintf(table, "%s\t%s\tversion %d\t%d bytes\t%s\n", p.User, p.Name, p.Version, p.Bytes, state)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var bad error
+	for _, id := range ids {
+		s, err := backup.Header(ctx, t, id)
+		if errors.Is(err, parcel.ErrDamaged) {
+			e.warning(err.Error())
+			bad = err
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			err = lines.Encode(snapshotRow(s, nil))
+		} else {
+			_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d bytes\n", s.ID, s.Realm, count(int64(len(s.Parcels)), "parcel"), count(s.Objects, "object"), s.Bytes)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return bad
+}
+
+// share is a part of a whole on the command line: 5%.
+type share float64
+
+func (s *share) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(string(text), "%"), 64)
+	if err != nil || !(n >= 0 && n <= 100) {
+		return fmt.Errorf("share %q: want a percentage from 0%% to 100%%", text)
+	}
+	*s = share(n / 100)
+	return nil
+}
+
+type backupVerify struct {
+	place
+	Snapshot string `arg:"" optional:"" help:"Only what this one needs, or latest."`
+	Sample   share  `help:"Read only so many of the objects, at random." placeholder:"PERCENT" default:"100%"`
+	JSON     bool   `name:"json" help:"Print an object a line."`
+}
+
+func (c *backupVerify) Run(ctx context.Context, e *env) error {
+	t, err := c.open(ctx, e, false, "")
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	lines := json.NewEncoder(e.stdout)
+	progress, done := e.progress("verify")
+	v, err := backup.Verify(ctx, t, backup.VerifyOptions{Snapshot: c.Snapshot, Sample: float64(c.Sample), Progress: progress, Problem: func(text string) {
+		if c.JSON {
+			lines.Encode(map[string]string{"error": text})
+		} else {
+			fmt.Fprintln(e.stdout, "error: "+text)
+		}
+	}})
+	done()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		err = lines.Encode(map[string]any{"snapshots": v.Snapshots, "objects": v.Objects, "bytes": v.Bytes, "read": v.Read, "spare": v.Spare, "errors": v.Errors})
+	} else {
+		_, err = fmt.Fprintf(e.stdout, "%s, %s of %d bytes, %d read: %s\n", count(int64(v.Snapshots), "snapshot"), count(v.Objects, "object"), v.Bytes, v.Read, count(int64(v.Errors), "error"))
+	}
+	if err == nil && v.Errors > 0 {
+		err = parcel.NewError(parcel.Damaged, "%s: %s", t, count(int64(v.Errors), "error")).
+			WithHint("the next backup sends again what is missing, if the realm has it")
+	}
+	return err
+}
+
+type backupPrune struct {
+	place
+	Keep        uint `help:"Keep the newest N." placeholder:"N"`
+	KeepDaily   uint `help:"Keep the newest of each of the last N days that have one." placeholder:"N"`
+	KeepWeekly  uint `help:"The same by weeks." placeholder:"N"`
+	KeepMonthly uint `help:"The same by months." placeholder:"N"`
+	KeepYearly  uint `help:"The same by years." placeholder:"N"`
+	DryRun      bool `help:"Say what would be done, and do nothing."`
+	Yes         bool `short:"y" help:"Do not ask."`
+	JSON        bool `name:"json" help:"Print an object a line."`
+}
+
+func (c *backupPrune) Run(ctx context.Context, e *env) error {
+	const most = 1 << 20
+	keep := backup.Keep{Last: int(min(c.Keep, most)), Daily: int(min(c.KeepDaily, most)), Weekly: int(min(c.KeepWeekly, most)),
+		Monthly: int(min(c.KeepMonthly, most)), Yearly: int(min(c.KeepYearly, most))}
+	if keep.Zero() {
+		return parcel.NewError(parcel.Usage, "backup prune: want a rule: --keep N, --keep-daily N, …")
+	}
+	s, root, err := e.open()
+	if err != nil {
+		return err
+	}
+	unlock, err := backup.Lock(s)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	t, err := c.open(ctx, e, false, root)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	plan, err := backup.PlanPrune(ctx, t, keep)
+	if err != nil {
+		return err
+	}
+	lines := json.NewEncoder(e.stdout)
+	for _, k := range plan.Keep {
+		if c.JSON {
+			lines.Encode(map[string]any{"id": k.ID, "keep": k.Why})
+		} else {
+			fmt.Fprintf(e.stdout, "keep    %s  %s\n", k.ID, strings.Join(k.Why, ", "))
+		}
+	}
+	for _, id := range plan.Remove {
+		if c.JSON {
+			lines.Encode(map[string]any{"id": id, "keep": []string{}})
+		} else {
+			fmt.Fprintf(e.stdout, "remove  %s\n", id)
+		}
+	}
+	if c.DryRun {
+		return nil
+	}
+	if len(plan.Remove) > 0 {
+		if err := e.confirm(c.Yes, "remove %s of %d from %s?", count(int64(len(plan.Remove)), "snapshot"), len(plan.Remove)+len(plan.Keep), t); err != nil {
+			return err
+		}
+	}
+	ev := event.Event{Op: event.BackupPrune, What: "of " + parcel.Clean(c.Target)}
+	return e.actOn(ctx, s, &ev, func(ctx context.Context) error {
+		progress, done := e.progress("prune")
+		res, err := backup.Prune(ctx, t, plan.Remove, progress)
+		done()
+		if err != nil {
+			return err
+		}
+		ev.Objects, ev.Bytes = res.Objects, res.Bytes
+		ev.What += fmt.Sprintf(": %s", count(int64(res.Snapshots), "snapshot"))
+		if c.JSON {
+			return lines.Encode(map[string]any{"removed_snapshots": res.Snapshots, "removed_objects": res.Objects, "removed_bytes": res.Bytes})
+		}
+		_, err = fmt.Fprintf(e.stdout, "removed %s, %s of %d bytes\n", count(int64(res.Snapshots), "snapshot"), count(res.Objects, "object"), res.Bytes)
+		return err
+	})
+}
+
+type restore struct {
+	place
+	User     string   `arg:"" optional:"" help:"Only her parcels, into this realm."`
+	Parcel   string   `arg:"" optional:"" help:"Only this one of them."`
+	As       string   `help:"Another name for the parcel." placeholder:"NAME"`
+	Snapshot string   `help:"Which; default: the newest." placeholder:"ID"`
+	Identity []string `help:"File with the private key that opens sealed lock sides." placeholder:"FILE" type:"existingfile" sep:"none"`
+	Release  bool     `help:"Nobody holds what is restored; else who held it when it was backed up."`
+	JSON     bool     `name:"json" help:"Print the result as an object."`
+}
+
+func (c *restore) Run(ctx context.Context, e *env) error {
+	for _, name := range []string{c.User, c.Parcel, c.As} {
+		if name != "" {
+			if err := parcel.CheckName(name); err != nil {
+				return err
+			}
+		}
+	}
+	if c.As != "" && c.Parcel == "" {
+		return parcel.NewError(parcel.Usage, "--as: want USER and PARCEL too")
+	}
+	ids, err := identities(c.Identity)
+	if err != nil {
+		return err
+	}
+	root, err := rootDir(e.root, confFile)
+	if err != nil {
+		return err
+	}
+	var s *store.Store
+	if c.User != "" {
+		if s, _, err = e.open(); err != nil {
+			return err
+		}
+		unlock, err := backup.Lock(s)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	t, err := c.open(ctx, e, false, "")
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	progress, end := e.progress("restore")
+	done := sync.OnceFunc(end)
+	defer done()
+	o := backup.RestoreOptions{Snapshot: c.Snapshot, Identities: ids, Free: c.Release, User: c.User, Parcel: c.Parcel, As: c.As, Warn: e.warning, Progress: progress}
+	ev := event.Event{Op: event.Restore, User: c.User, Parcel: c.Parcel, What: "from " + parcel.Clean(c.Target)}
+	start := time.Now()
+	var res *backup.Restored
+	note := func() {
+		if res != nil {
+			ev.Objects, ev.Bytes = res.Fetched, res.Bytes
+			ev.What += ": snapshot " + res.Snapshot.ID
+		}
+	}
+	if s != nil {
+		if c.As != "" {
+			ev.To = c.User + "/" + c.As
+		}
+		err = e.actOn(ctx, s, &ev, func(ctx context.Context) (err error) {
+			res, err = backup.RestoreInto(ctx, s, t, o)
+			note()
+			return err
+		})
+	} else if s, res, err = backup.Restore(ctx, root, t, o); err == nil {
+		// There was no realm to write it down in before.
+		note()
+		by := e.session()
+		ev.Time, ev.Seconds, ev.By, ev.Admin = time.Now(), time.Since(start).Seconds(), by.By, true
+		err = locksrv.NewService(s).Events.Append(ev)
+	}
+	if err != nil {
+		return err
+	}
+	done()
+	if c.JSON {
+		err = json.NewEncoder(e.stdout).Encode(snapshotRow(res.Snapshot, map[string]any{"restored_parcels": res.Parcels, "fetched_objects": res.Fetched,
+			"fetched_bytes": res.Bytes, "kept_objects": res.Kept, "lacking": res.Lacking, "failed": res.Failed, "seconds": time.Since(start).Seconds()}))
+	} else {
+		_, err = fmt.Fprintf(e.stdout, "snapshot %s: restored %s; fetched %s of %d bytes in %v\n", res.Snapshot.ID, count(int64(res.Parcels), "parcel"),
+			count(res.Fetched, "object"), res.Bytes, time.Since(start).Round(100*time.Millisecond))
+	}
+	if err == nil && res.Lacking+res.Failed > 0 {
+		err = parcel.NewError(parcel.Damaged, "restore: the backup lacks %s; %s not restored", count(int64(res.Lacking), "object"), count(int64(res.Failed), "parcel")).
+			WithHint("isr-locksrv check says which versions are whole")
+	}
+	return err
+}
+
+type mirror struct {
+	place
+	Every  time.Duration `help:"Go on, with so much time between passes, until told to stop: 5m." placeholder:"TIME"`
+	Delete bool          `help:"Remove from the mirror what this realm has no more."`
+	Yes    bool          `short:"y" help:"Do not ask."`
+	JSON   bool          `name:"json" help:"Print an object for each pass."`
+}
+
+func (c *mirror) Run(ctx context.Context, e *env) error {
+	if c.Every < 0 || c.Every > 0 && c.Every < time.Second {
+		return parcel.NewError(parcel.Usage, "--every %v: want a second or more", c.Every)
+	}
+	s, root, err := e.open()
+	if err != nil {
+		return err
+	}
+	if c.Delete {
+		if err := e.confirm(c.Yes, "remove from %s what this realm has no more?", c.Target); err != nil {
+			return err
+		}
+	}
+	for {
+		err := c.pass(ctx, e, s, root)
+		if c.Every == 0 || ctx.Err() != nil {
+			if c.Every > 0 {
+				return nil // it was told to stop
+			}
+			return err
+		}
+		// The next pass may find the host up again; but not another realm gone.
+		if k := parcel.KindOf(err); k == parcel.Conflict || k == parcel.Usage {
+			return err
+		}
+		if err != nil {
+			e.warning(err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(c.Every):
+		}
+	}
+}
+
+// pass brings the mirror up to date once. In a row of passes only those that
+// found something are written down.
+func (c *mirror) pass(ctx context.Context, e *env, s *store.Store, root string) error {
+	ev := event.Event{Op: event.Mirror, What: "to " + parcel.Clean(c.Target)}
+	start := time.Now()
+	res, err := c.once(ctx, e, s, root)
+	if err == nil {
+		ev.Objects, ev.Bytes = res.Sent, res.Bytes
+		ev.What += fmt.Sprintf(": %s", count(int64(res.Changed), "parcel"))
+		if c.JSON {
+			err = json.NewEncoder(e.stdout).Encode(map[string]any{"parcels": res.Parcels, "changed": res.Changed, "sent_objects": res.Sent, "sent_bytes": res.Bytes,
+				"linked_objects": res.Linked, "removed_files": res.Removed, "seconds": time.Since(start).Seconds()})
+		} else {
+			_, err = fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %d bytes, linked %d, removed %s in %v\n", count(int64(res.Parcels), "parcel"), res.Changed,
+				count(res.Sent, "object"), res.Bytes, res.Linked, count(res.Removed, "file"), time.Since(start).Round(100*time.Millisecond))
+		}
+	}
+	if err != nil || c.Every == 0 || res.Changed > 0 {
+		by := e.session()
+		ev.Time, ev.Seconds, ev.By, ev.Admin = time.Now(), time.Since(start).Seconds(), by.By, true
+		if err != nil {
+			ev.Error, ev.Kind = parcel.Clean(err.Error()), int(parcel.KindOf(err))
+		}
+		if lerr := locksrv.NewService(s).Events.Append(ev); lerr != nil {
+			e.warning("event log: " + lerr.Error())
+		}
+	}
+	return err
+}
+
+func (c *mirror) once(ctx context.Context, e *env, s *store.Store, root string) (*backup.Mirrored, error) {
+	unlock, err := backup.Lock(s)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	w, err := c.way(e)
+	if err == nil {
+		err = c.apart(root)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t, err := w.OpenTree(ctx, c.Target, true)
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	progress, done := e.progress("mirror")
+	defer done()
+	return backup.Mirror(ctx, s, t, backup.MirrorOptions{Delete: c.Delete, Warn: e.warning, Progress: progress})
+}

@@ -1,0 +1,723 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"isr/store"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// Tree is a Target that can hold a realm's tree.
+type Tree interface {
+	Target
+	Link(ctx context.Context, old, name string) error // no error if name is there
+	Symlink(ctx context.Context, target, name string) error
+	Chmod(ctx context.Context, name string, mode fs.FileMode) error
+	Mkdir(ctx context.Context, name string) error
+	RemoveAll(ctx context.Context, name string) error
+}
+
+// MirrorOptions say how a mirror is brought up to date.
+type MirrorOptions struct {
+	Delete   bool // what the realm has no more goes from the mirror too
+	Warn     func(text string)
+	Progress Progress
+}
+
+// Mirrored is what a pass did.
+type Mirrored struct {
+	Parcels int   // in the realm
+	Changed int   // of them, since the last pass
+	Sent    int64 // objects
+	Bytes   int64 // of them
+	Linked  int64 // objects that another parcel of the mirror had
+	Removed int64 // files
+}
+
+// standby is the record that makes a tree a mirror: what it is of, and how
+// each parcel's lock side was when the last pass had all of it. Who serves the
+// tree in the realm's stead removes it.
+type standby struct {
+	realm, from string
+	time        time.Time // of the last whole pass; zero: none yet
+	digest      string    // of what is beside the parcels
+	files       []string  // the names of that
+	parcels     map[[2]string]noted
+}
+
+// noted is what is known of a parcel of a mirror.
+type noted struct {
+	digest string  // of its lock side; "-": a pass was at it
+	epochs []int64 // that it may have: of the last pass, and of one that was at it
+}
+
+func parseStandby(text []byte) (*standby, error) {
+	r, err := parcel.ParseRecord(text)
+	if err != nil {
+		return nil, err
+	}
+	b := &standby{realm: r.Get("REALM"), from: r.Get("FROM"), digest: r.Get("FILES"), files: r.All("FILE"), parcels: make(map[[2]string]noted)}
+	if t := r.Get("TIME"); t != "" {
+		if b.time, err = time.Parse(time.RFC3339, t); err != nil {
+			return nil, err
+		}
+	}
+	for _, line := range r.All("PARCEL") {
+		f := strings.Fields(line)
+		if len(f) < 3 || parcel.CheckName(f[0]) != nil || parcel.CheckName(f[1]) != nil {
+			continue
+		}
+		n := noted{digest: f[2]}
+		for _, text := range f[3:] {
+			epoch, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("PARCEL: %q", line)
+			}
+			n.epochs = append(n.epochs, epoch)
+		}
+		b.parcels[[2]string{f[0], f[1]}] = n
+	}
+	return b, nil
+}
+
+func (b *standby) encode() ([]byte, error) {
+	r := parcel.Record{{Key: "REALM", Value: b.realm}, {Key: "FROM", Value: b.from}}
+	if !b.time.IsZero() {
+		r = append(r, parcel.Field{Key: "TIME", Value: b.time.UTC().Format(time.RFC3339)}, parcel.Field{Key: "FILES", Value: b.digest})
+	}
+	for _, name := range b.files {
+		r = append(r, parcel.Field{Key: "FILE", Value: name})
+	}
+	keys := make([][2]string, 0, len(b.parcels))
+	for key := range b.parcels {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+	for _, key := range keys {
+		n := b.parcels[key]
+		line := key[0] + " " + key[1] + " " + n.digest
+		for _, epoch := range n.epochs {
+			line += " " + strconv.FormatInt(epoch, 10)
+		}
+		r = append(r, parcel.Field{Key: "PARCEL", Value: line})
+	}
+	return r.Encode()
+}
+
+// digest is that of files.
+func digest(files []file) string {
+	h := sha256.New()
+	for _, f := range files {
+		fmt.Fprintf(h, "%d %s %d\n%s", len(f.name), f.name, len(f.data), f.data)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// mirror is a pass at work.
+type mirror struct {
+	*run
+	tree  Tree
+	o     MirrorOptions
+	old   *standby
+	next  *standby
+	res   Mirrored
+	where map[seal.Tag]string // an object of the mirror, by which to link
+	extra []string            // objects of the mirror that the realm has not
+	mu    sync.Mutex
+}
+
+// Mirror brings a tree up to date with the realm: objects first, then records,
+// heads last, so that it can be served whenever the pass ends, and each parcel
+// in it is whole in between. A tree that is no mirror of the realm is refused,
+// and so is one that has what the realm has not: that was served.
+func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirrored, error) {
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	m := &mirror{tree: t, o: o, where: make(map[seal.Tag]string), run: &run{s: s, t: t, o: Options{Warn: o.Warn}, all: make(map[[2]string]*one),
+		in: interned{ids: make(map[seal.Tag]uint32), bad: make(map[uint32]bool), gone: make(map[uint32]bool)}}}
+	files, err := m.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	changed, err := m.changed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range changed {
+		if err := m.ahead(ctx, key); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.objects(ctx, changed); err != nil {
+		return nil, err
+	}
+	if err := t.Sync(ctx); err != nil {
+		return nil, err
+	}
+	// From here on a pass that is killed leaves what it is about to bring.
+	for _, key := range changed {
+		n := m.old.parcels[key]
+		m.old.parcels[key] = noted{"-", append(slices.Clip(n.epochs), m.next.parcels[key].epochs...)}
+	}
+	if len(changed) > 0 {
+		if err := m.note(ctx, m.old); err != nil {
+			return nil, err
+		}
+	}
+	for _, part := range []func(ctx context.Context, key [2]string) error{m.records, m.head} {
+		err := parallel(ctx, t.Width(), slices.Values(changed), part)
+		if err == nil {
+			err = t.Sync(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return &m.res, m.end(ctx, files)
+}
+
+// begin looks at what is there, and marks it. files are those beside the
+// parcels.
+func (m *mirror) begin(ctx context.Context) (files []file, err error) {
+	c := collector{skipped: func(name, why string) { m.o.Warn(fmt.Sprintf("%s: %s: not in the mirror", name, why)) }}
+	if err := c.realm(m.s.Root()); err != nil {
+		return nil, err
+	}
+	users, err := m.s.Users()
+	if err != nil {
+		return nil, err
+	}
+	for _, user := range users {
+		lock, _, err := m.s.UserDirs(user)
+		if err == nil {
+			err = c.user(userDir(lock), user)
+		}
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+			return nil, err
+		}
+	}
+	host, _ := os.Hostname()
+	m.next = &standby{realm: m.s.Realm(), from: parcel.Clean(host + ":" + m.s.Root()), parcels: make(map[[2]string]noted)}
+	text, err := read(ctx, m.tree, standbyFile, maxRootFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		for e, err := range m.tree.List(ctx, ".") {
+			if err != nil {
+				return nil, err
+			}
+			return nil, parcel.NewError(parcel.Conflict, "%s: has files, %s first, and is no mirror: file standby is missing", m.tree, parcel.Clean(e.Name)).
+				WithHint("mirror into an empty directory; a mirror that was promoted is one no more")
+		}
+		m.old = &standby{realm: m.next.realm, from: m.next.from, parcels: make(map[[2]string]noted)}
+		return c.files, m.note(ctx, m.old)
+	case err != nil:
+		return nil, err
+	}
+	if m.old, err = parseStandby(text); err != nil {
+		return nil, parcel.NewError(parcel.Damaged, "%s: standby: %v", m.tree, err)
+	}
+	realm, err := read(ctx, m.tree, "realm.cfg", maxRootFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	theirs, terr := parcel.ParseRecord(realm)
+	ours, oerr := parcel.ParseRecord(find(c.files, "realm.cfg"))
+	if m.old.realm != m.s.Realm() || len(realm) > 0 && (terr != nil || oerr != nil || theirs.Get("SECRET") != ours.Get("SECRET")) {
+		return nil, parcel.NewError(parcel.Conflict, "%s: is a mirror of another realm: %s, from %s", m.tree, parcel.Clean(m.old.realm), parcel.Clean(m.old.from))
+	}
+	return c.files, nil
+}
+
+// changed reads all lock sides, and the object names of those parcels that
+// changed since the last pass.
+func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
+	users, err := m.s.Users()
+	if err != nil {
+		return nil, err
+	}
+	for _, user := range users {
+		names, err := m.s.Parcels(user)
+		if errors.Is(err, parcel.ErrNoParcel) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			key := [2]string{user, name}
+			m.res.Parcels++
+			p, err := m.s.Parcel(user, name)
+			if errors.Is(err, parcel.ErrNoParcel) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			c := collector{skipped: func(string, string) {}}
+			err = p.Shared(func() error { return c.parcel(p.LockDir(), user, name) })
+			if errors.Is(err, parcel.ErrNoParcel) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if n := m.old.parcels[key]; digest(c.files) == n.digest {
+				m.next.parcels[key] = n
+				continue
+			}
+			o, err := m.read(ctx, user, name)
+			if errors.Is(err, parcel.ErrNoParcel) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if o.version == 0 {
+				m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
+				continue
+			}
+			m.all[key] = o
+			m.next.parcels[key] = noted{digest(o.files), []int64{epochOf(find(o.files, lockSide(user, name)+"/epoch"))}}
+			keys = append(keys, key)
+		}
+	}
+	m.res.Changed = len(keys)
+	return keys, nil
+}
+
+// ahead refuses a mirror in which a parcel went on by itself.
+func (m *mirror) ahead(ctx context.Context, key [2]string) error {
+	side := lockSide(key[0], key[1])
+	text, err := read(ctx, m.tree, side+"/parcel.cfg", maxRootFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	conflict := func(format string, args ...any) error {
+		return parcel.NewError(parcel.Conflict, "parcel %s/%s: the mirror %s", key[0], key[1], fmt.Sprintf(format, args...)).
+			WithHint("if the mirror was served, it is the realm now: remove its file standby; else move the parcel away there")
+	}
+	o := m.all[key]
+	theirs, terr := parcel.ParseConfig(text)
+	ours, err := parcel.ParseConfig(find(o.files, side+"/parcel.cfg"))
+	if terr != nil || err != nil {
+		return conflict("has a parcel.cfg that cannot be read")
+	}
+	if theirs.UUID != ours.UUID {
+		return conflict("has another parcel of that name")
+	}
+	if theirs.Version > ours.Version {
+		return conflict("has version %d, the realm %d", theirs.Version, ours.Version)
+	}
+	b, err := read(ctx, m.tree, side+"/epoch", 64)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if was := m.old.parcels[key].epochs; err == nil && !slices.Contains(was, epochOf(b)) {
+		return conflict("was locked %d times, and %v when it was mirrored", epochOf(b), was)
+	}
+	name := side + "/keys/" + parcel.VersionDir(theirs.Version)
+	if b, err = read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if mine := find(o.files, name); len(b) > 0 && mine != nil && commitOf(b) != commitOf(mine) {
+		return conflict("has another version %d", theirs.Version)
+	}
+	return nil
+}
+
+// epochOf is the number in a parcel's epoch file.
+func epochOf(text []byte) int64 {
+	n, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return n
+}
+
+// note writes the mark of the mirror.
+func (m *mirror) note(ctx context.Context, b *standby) error {
+	text, err := b.encode()
+	if err == nil {
+		err = m.tree.Put(ctx, standbyFile, text)
+	}
+	if err == nil {
+		err = m.tree.Sync(ctx)
+	}
+	return err
+}
+
+// commitOf is what tells a version from others of its number.
+func commitOf(record []byte) string {
+	r, _ := parcel.ParseRecord(record)
+	return r.Get("COMMIT") + " " + r.Get("KEYROOT")
+}
+
+func contentSide(key [2]string) string { return "users/" + key[0] + "/isr/" + key[1] }
+
+func hdkName(key [2]string, tag seal.Tag) string {
+	name := tag.String()
+	return contentSide(key) + "/hdk/" + name[:2] + "/" + name
+}
+
+// objects puts or links what the mirror's parcels lack.
+func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
+	type want struct {
+		key [2]string
+		id  uint32
+	}
+	var wants []want
+	var total, done int64
+	for _, key := range changed {
+		there := make(map[seal.Tag]int64)
+		for e, err := range m.tree.List(ctx, contentSide(key)+"/hdk") {
+			if err != nil {
+				return err
+			}
+			_, last, _ := cutLast(e.Name, "/")
+			if tag, err := seal.ParseTag(last); err == nil && e.Name == hdkName(key, tag) {
+				there[tag] = e.Size
+				if id, ok := m.in.ids[tag]; ok && m.in.size[id] == e.Size {
+					m.where[tag] = e.Name
+				}
+			}
+		}
+		for _, id := range m.all[key].objects {
+			if size, ok := there[m.in.tags[id]]; !ok || size != m.in.size[id] {
+				wants = append(wants, want{key, id})
+				total += m.in.size[id]
+			}
+			delete(there, m.in.tags[id])
+		}
+		for tag := range there {
+			m.extra = append(m.extra, hdkName(key, tag))
+		}
+	}
+	if len(wants) > 0 {
+		if err := m.index(changed); err != nil {
+			return err
+		}
+	}
+	send := func(ctx context.Context, w want) error {
+		linked, err := m.object(ctx, w.key, w.id)
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if linked {
+			m.res.Linked++
+		} else {
+			m.res.Sent, m.res.Bytes = m.res.Sent+1, m.res.Bytes+m.in.size[w.id]
+		}
+		done += m.in.size[w.id]
+		if m.o.Progress != nil {
+			m.o.Progress(done, total)
+		}
+		return nil
+	}
+	// The first of each object is put, and the others are linked to it then.
+	first := make(map[uint32]bool)
+	var others []want
+	firsts := slices.DeleteFunc(slices.Clone(wants), func(w want) bool {
+		if first[w.id] {
+			others = append(others, w)
+			return true
+		}
+		first[w.id] = true
+		return false
+	})
+	if err := parallel(ctx, m.t.Width(), slices.Values(firsts), send); err != nil {
+		return err
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	if err := m.tree.Sync(ctx); err != nil { // what is linked to is to have its name
+		return err
+	}
+	return parallel(ctx, m.t.Width(), slices.Values(others), send)
+}
+
+// index notes where the mirror has objects: in parcels that did not change.
+func (m *mirror) index(changed [][2]string) error {
+	for key := range m.next.parcels {
+		if m.all[key] != nil {
+			continue
+		}
+		p, err := m.s.Parcel(key[0], key[1])
+		if err != nil {
+			continue
+		}
+		dirs, _ := os.ReadDir(filepath.Join(p.ContentDir(), "hdk"))
+		for _, d := range dirs {
+			entries, _ := os.ReadDir(filepath.Join(p.ContentDir(), "hdk", d.Name()))
+			for _, e := range entries {
+				if tag, err := seal.ParseTag(e.Name()); err == nil {
+					if _, wanted := m.in.ids[tag]; wanted {
+						m.where[tag] = hdkName(key, tag)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// object links or puts one object.
+func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (linked bool, err error) {
+	tag := m.in.tags[id]
+	name := hdkName(key, tag)
+	m.mu.Lock()
+	old := m.where[tag]
+	m.mu.Unlock()
+	if old != "" && old != name {
+		if err := m.tree.Link(ctx, old, name); err == nil {
+			return true, nil
+		}
+	}
+	b, err := readObject(m.all[key].p, tag)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, parcel.NewError(parcel.Busy, "parcel %s/%s: objects went away while it was copied", key[0], key[1]).
+			WithHint("run it again")
+	}
+	if errors.Is(err, parcel.ErrDamaged) {
+		m.o.Warn(fmt.Sprintf("%s/%s: %s: not in the mirror", key[0], key[1], parcel.Clean(err.Error())))
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := m.tree.Put(ctx, name, b); err != nil {
+		return false, err
+	}
+	m.mu.Lock()
+	m.where[tag] = cmp.Or(m.where[tag], name)
+	m.mu.Unlock()
+	return false, nil
+}
+
+// records puts what describes versions: the records of the lock side, and the
+// directories of the content side.
+func (m *mirror) records(ctx context.Context, key [2]string) error {
+	o := m.all[key]
+	side := lockSide(key[0], key[1])
+	for _, f := range o.files {
+		if name := strings.TrimPrefix(f.name, side+"/"); name == "parcel.cfg" || name == "nonce" {
+			continue
+		}
+		if err := m.tree.Put(ctx, f.name, f.data); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{side + "/keys", contentSide(key) + "/staging", contentSide(key) + "/keys", contentSide(key) + "/hdk"} {
+		if err := m.tree.Mkdir(ctx, dir); err != nil {
+			return err
+		}
+	}
+	for _, f := range o.files {
+		v, ok := strings.CutPrefix(f.name, side+"/keys/")
+		if n, isVersion := parcel.ParseVersionDir(v); !ok || !isVersion || n > o.version {
+			continue
+		}
+		if err := m.view(ctx, key, v, "info", "keyring.enc", "cfg.tgz.enc"); err != nil {
+			return err
+		}
+	}
+	if !m.o.Delete {
+		return nil
+	}
+	// What was pruned: the record first, as prune does.
+	have := make(map[string]bool)
+	for _, f := range o.files {
+		have[f.name] = true
+	}
+	var gone []string
+	for e, err := range m.tree.List(ctx, side+"/keys") {
+		if err != nil {
+			return err
+		}
+		_, last, _ := cutLast(e.Name, "/")
+		if _, ok := parcel.ParseVersionDir(last); ok && !have[e.Name] {
+			gone = append(gone, last)
+		}
+	}
+	for _, v := range gone {
+		m.remove(ctx, side+"/keys/"+v)
+		for _, name := range []string{"/info", "/keyring.enc", "/cfg.tgz.enc", ""} {
+			m.remove(ctx, contentSide(key)+"/"+v+name)
+		}
+	}
+	return nil
+}
+
+// view copies files and links of a directory of the content side. They are
+// derived: one that is not there is none.
+func (m *mirror) view(ctx context.Context, key [2]string, dir string, names ...string) error {
+	root, err := os.OpenRoot(m.all[key].p.ContentDir())
+	if err != nil {
+		return nil
+	}
+	defer root.Close()
+	for _, n := range names {
+		name := filepath.Join(dir, n)
+		called := contentSide(key) + "/" + name
+		if target, err := root.Readlink(name); err == nil {
+			if strings.HasPrefix(target, "/") || len(target) > 256 || !filepath.IsLocal(filepath.Join(filepath.Dir(name), target)) {
+				continue
+			}
+			if err := m.tree.Symlink(ctx, target, called); err != nil {
+				return err
+			}
+			continue
+		}
+		c := collector{skipped: func(string, string) {}}
+		if err := c.add(root, name, called); err != nil {
+			return err
+		}
+		for _, f := range c.files {
+			if err := m.tree.Put(ctx, f.name, f.data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// head puts what makes the rest count: the lock, and the head.
+func (m *mirror) head(ctx context.Context, key [2]string) error {
+	o := m.all[key]
+	side := lockSide(key[0], key[1])
+	if nonce := find(o.files, side+"/nonce"); nonce != nil {
+		if err := m.tree.Put(ctx, side+"/nonce", nonce); err != nil {
+			return err
+		}
+		if l, err := parcel.ParseLock(nonce); err == nil {
+			public := l.Public()
+			if err := m.derived(ctx, side+"/lockholder", public.Encode); err != nil {
+				return err
+			}
+		}
+	} else {
+		for _, name := range []string{"/nonce", "/lockholder"} {
+			if err := m.tree.Remove(ctx, side+name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	if err := m.tree.Put(ctx, side+"/parcel.cfg", find(o.files, side+"/parcel.cfg")); err != nil {
+		return err
+	}
+	r, _ := parcel.ParseRecord(find(o.files, side+"/keys/"+parcel.VersionDir(o.version)))
+	keyroot := parcel.Record{{Key: "VERSION", Value: strconv.Itoa(o.version)}, {Key: "KEYROOT", Value: r.Get("KEYROOT")}}
+	if err := m.derived(ctx, side+"/keys/keyroot", keyroot.Encode); err != nil {
+		return err
+	}
+	return m.view(ctx, key, ".", "last", "cfg.tgz.enc", "keys/keyring.enc")
+}
+
+// derived puts a file that follows from others.
+func (m *mirror) derived(ctx context.Context, name string, encode func() ([]byte, error)) error {
+	text, err := encode()
+	if err != nil {
+		return nil // check says what is wrong with the others
+	}
+	return m.tree.Put(ctx, name, text)
+}
+
+// remove removes a file of the mirror, if it is there.
+func (m *mirror) remove(ctx context.Context, name string) {
+	err := m.tree.Remove(ctx, name)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil {
+		m.res.Removed++
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		m.o.Warn(fmt.Sprintf("%s: %s", name, parcel.Clean(err.Error())))
+	}
+}
+
+// end puts what is beside the parcels, and notes what the mirror has now.
+func (m *mirror) end(ctx context.Context, files []file) error {
+	m.next.time, m.next.digest = time.Now().UTC().Truncate(time.Second), digest(files)
+	for _, f := range files {
+		if !f.mode.IsDir() && f.name == parcel.Clean(f.name) {
+			m.next.files = append(m.next.files, f.name)
+		}
+	}
+	if m.next.digest != m.old.digest {
+		for _, f := range files {
+			var err error
+			if f.mode.IsDir() {
+				for _, dir := range []string{".isr", "isr"} {
+					if err == nil {
+						err = m.tree.Mkdir(ctx, f.name+dir)
+					}
+				}
+			} else if f.name != "realm.cfg" {
+				err = m.tree.Put(ctx, f.name, f.data)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	// A key or a password that was taken away lets nobody in there either.
+	for _, name := range m.old.files {
+		if !slices.Contains(m.next.files, name) && fs.ValidPath(name) && !strings.HasPrefix(name, "log/") {
+			m.remove(ctx, name)
+		}
+	}
+	for key, d := range m.old.parcels {
+		if _, ok := m.next.parcels[key]; ok {
+			continue
+		}
+		if _, err := m.s.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
+			m.remove(ctx, lockSide(key[0], key[1])+"/parcel.cfg")
+			for _, dir := range []string{lockSide(key[0], key[1]), contentSide(key)} {
+				if err := m.tree.RemoveAll(ctx, dir); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		m.next.parcels[key] = d // to be removed when that is wanted
+	}
+	if m.o.Delete {
+		for _, name := range m.extra {
+			m.remove(ctx, name)
+		}
+	}
+	if err := m.tree.Sync(ctx); err != nil {
+		return err
+	}
+	for _, f := range files {
+		if m.next.digest != m.old.digest && strings.HasPrefix(f.name, "hooks/") && f.mode&0o100 != 0 {
+			if err := m.tree.Chmod(ctx, f.name, 0o700); err != nil {
+				return err
+			}
+		}
+	}
+	// Without it nobody serves an unfinished mirror.
+	if err := m.tree.Put(ctx, "realm.cfg", find(files, "realm.cfg")); err != nil {
+		return err
+	}
+	if err := m.tree.Sync(ctx); err != nil {
+		return err
+	}
+	return m.note(ctx, m.next)
+}

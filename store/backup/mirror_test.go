@@ -1,0 +1,167 @@
+package backup
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"isr/store"
+	"isr/store/parcel"
+)
+
+func mirrored(t *testing.T, s *store.Store, tree Tree, o MirrorOptions) *Mirrored {
+	t.Helper()
+	o.Warn = func(text string) { t.Error("warning:", text) }
+	res, err := Mirror(ctx, s, tree, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+// A mirror is as its realm is, after each pass, and costs what changed.
+func TestMirror(t *testing.T) {
+	for kind, tree := range map[string]Tree{"dir": newDir(t), "sftp": newSFTP(t)} {
+		t.Run(kind, func(t *testing.T) {
+			s := newRealm(t)
+			populate(t, s)
+			if res := mirrored(t, s, tree, MirrorOptions{}); res.Parcels != 3 || res.Changed != 3 || res.Sent == 0 || res.Linked == 0 {
+				t.Errorf("first: %+v", res)
+			}
+			wantMirror(t, s.Root(), root(tree))
+			if res := mirrored(t, s, tree, MirrorOptions{}); *res != (Mirrored{Parcels: 3}) {
+				t.Errorf("unchanged: %+v", res)
+			}
+			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "nine"})
+			if _, err := s.Copy(ctx, "bob", "mine", "alice", "lab"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := mustParcel(t, s, "alice", "winxp").Release("", true); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(filepath.Join(s.Root(), "users/alice/password")); err != nil {
+				t.Fatal(err)
+			}
+			if res := mirrored(t, s, tree, MirrorOptions{}); res.Changed != 3 || res.Sent != 4 || res.Linked == 0 {
+				t.Errorf("after a commit, a copy and a release: %+v", res)
+			}
+			wantMirror(t, s.Root(), root(tree))
+
+			// What the realm has no more stays, unless it is to go.
+			if err := s.DelParcel("alice", "lab", false); err != nil {
+				t.Fatal(err)
+			}
+			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "ten"})
+			forget(t, mustParcel(t, s, "bob", "mine"), 2)
+			if res := mirrored(t, s, tree, MirrorOptions{}); res.Removed != 0 {
+				t.Errorf("%+v; want nothing removed", res)
+			}
+			m, err := store.Open(root(tree))
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustParcel(t, m, "alice", "lab")
+			if got := chunk(t, mustParcel(t, m, "bob", "mine"), 2, 9); got != "nine" {
+				t.Errorf("version 2: %q", got)
+			}
+			wantSound(t, m, true)
+			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "eleven"})
+			if res := mirrored(t, s, tree, MirrorOptions{Delete: true}); res.Removed == 0 {
+				t.Errorf("%+v; want something removed", res)
+			}
+			wantMirror(t, s.Root(), root(tree))
+		})
+	}
+}
+
+// A mirror that was served is not written over, nor is anything that is none.
+func TestMirrorRefuses(t *testing.T) {
+	serve := func(f func(t *testing.T, m *store.Store)) func(t *testing.T, place *Dir) {
+		return func(t *testing.T, place *Dir) {
+			m, err := store.Open(place.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(t, m)
+		}
+	}
+	for name, change := range map[string]func(t *testing.T, place *Dir){
+		"a commit": serve(func(t *testing.T, m *store.Store) {
+			commit(t, mustParcel(t, m, "bob", "mine"), "", map[int64]string{1: "on the mirror"})
+		}),
+		"a lock": serve(func(t *testing.T, m *store.Store) {
+			if _, err := mustParcel(t, m, "bob", "mine").Acquire("bob", "h", "id"); err != nil {
+				t.Fatal(err)
+			}
+		}),
+		"promoted": func(t *testing.T, place *Dir) { os.Remove(filepath.Join(place.name, standbyFile)) },
+		"a spoiled mark": func(t *testing.T, place *Dir) {
+			os.WriteFile(filepath.Join(place.name, standbyFile), []byte("REALM:=other\n"), 0o600)
+		},
+		"another secret": func(t *testing.T, place *Dir) {
+			os.WriteFile(filepath.Join(place.name, "realm.cfg"), []byte("NAME:=test\nSECRET:=00\nFORMAT:=1\n"), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, place := newRealm(t), memPlace(t)
+			populate(t, s)
+			mirrored(t, s, place, MirrorOptions{})
+			change(t, place)
+			// The realm goes on too, by another version of that number.
+			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{1: "in the realm"})
+			before := files(t, place.name)
+			if _, err := Mirror(ctx, s, place, MirrorOptions{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
+				t.Errorf("got %v, want a conflict", err)
+			}
+			for file, content := range files(t, place.name) {
+				if before[file] != content {
+					t.Errorf("%s changed", file)
+				}
+			}
+		})
+	}
+	// Somebody's files, and a realm that is served.
+	s, place := newRealm(t), memPlace(t)
+	if err := os.WriteFile(filepath.Join(place.name, "precious"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*Dir{place, openDir(t, newRealm(t).Root())} {
+		if _, err := Mirror(ctx, s, d, MirrorOptions{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
+			t.Errorf("%s: %v", d, err)
+		}
+	}
+	// A mark that names files elsewhere removes none of them.
+	place = memPlace(t)
+	mirrored(t, s, place, MirrorOptions{})
+	out := filepath.Join(filepath.Dir(place.name), "out")
+	if err := os.WriteFile(out, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mark, err := os.ReadFile(filepath.Join(place.name, standbyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark = append(mark, "FILE:=../out\nFILE:="+out+"\nPARCEL:=.. x 00\nPARCEL:=alice ../../out 00\n"...)
+	if err := os.WriteFile(filepath.Join(place.name, standbyFile), mark, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mirrored(t, s, place, MirrorOptions{Delete: true})
+	if _, err := os.Stat(out); err != nil {
+		t.Error(err)
+	}
+	if text, _ := os.ReadFile(filepath.Join(place.name, standbyFile)); strings.Contains(string(text), "out") {
+		t.Errorf("the mark kept it: %s", text)
+	}
+}
+
+func openDir(t *testing.T, name string) *Dir {
+	t.Helper()
+	d, err := OpenDir(name, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}

@@ -1,0 +1,164 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// Keep says which snapshots stay: those that any rule keeps.
+type Keep struct {
+	Last                           int // the newest
+	Daily, Weekly, Monthly, Yearly int // the newest of each of so many days, …, that have any
+}
+
+// Zero reports whether there is no rule.
+func (k Keep) Zero() bool { return k == Keep{} }
+
+// keeps are those of the snapshots, oldest first, that stay, with why.
+func (k Keep) keeps(ids []string) map[string][]string {
+	why := make(map[string][]string)
+	for _, rule := range []struct {
+		name   string
+		count  int
+		period func(t time.Time, n int) [2]int
+	}{
+		{"last", k.Last, func(_ time.Time, n int) [2]int { return [2]int{n} }},
+		{"daily", k.Daily, func(t time.Time, _ int) [2]int { return [2]int{t.Year(), t.YearDay()} }},
+		{"weekly", k.Weekly, func(t time.Time, _ int) [2]int { y, w := t.ISOWeek(); return [2]int{y, w} }},
+		{"monthly", k.Monthly, func(t time.Time, _ int) [2]int { return [2]int{t.Year(), int(t.Month())} }},
+		{"yearly", k.Yearly, func(t time.Time, _ int) [2]int { return [2]int{t.Year()} }},
+	} {
+		left, last := rule.count, [2]int{-1, -1}
+		for n, id := range slices.Backward(ids) {
+			p := rule.period(idTime(id), n)
+			if left == 0 || p == last {
+				continue
+			}
+			last = p
+			left--
+			why[id] = append(why[id], rule.name)
+		}
+	}
+	return why
+}
+
+// Plan is what a prune would do.
+type Plan struct {
+	Keep   []Kept
+	Remove []string // snapshots
+}
+
+// Kept is a snapshot that stays, and the rules by which.
+type Kept struct {
+	ID  string
+	Why []string
+}
+
+// PlanPrune says which snapshots would stay and go by the rules. The newest
+// one stays in any case.
+func PlanPrune(ctx context.Context, t Target, k Keep) (*Plan, error) {
+	ids, err := IDs(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	why := k.keeps(ids)
+	p := new(Plan)
+	for n, id := range ids {
+		switch {
+		case why[id] != nil:
+			p.Keep = append(p.Keep, Kept{id, why[id]})
+		case n == len(ids)-1:
+			p.Keep = append(p.Keep, Kept{id, []string{"newest"}})
+		default:
+			p.Remove = append(p.Remove, id)
+		}
+	}
+	return p, nil
+}
+
+// Pruned is what a prune did.
+type Pruned struct {
+	Snapshots int
+	Objects   int64
+	Bytes     int64
+}
+
+// Prune removes snapshots, then every object that none of the others needs. No
+// backup may be at work on t: see Lock. Killed anywhere, it leaves the others
+// whole, and the next one finishes it. If one that stays cannot be read,
+// nothing is removed but the snapshots.
+func Prune(ctx context.Context, t Target, remove []string, progress Progress) (*Pruned, error) {
+	res := new(Pruned)
+	for _, id := range remove {
+		// The list first: without it there is no snapshot.
+		for _, name := range []string{snapshotName(id), recordsName(id, false), recordsName(id, true)} {
+			if err := t.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+		}
+		res.Snapshots++
+	}
+	if err := t.Sync(ctx); err != nil {
+		return nil, err
+	}
+	ids, err := IDs(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	need, _, err := needs(ctx, t, ids, func(id string, err error) error {
+		var e *parcel.Error
+		if errors.As(err, &e) && e.Kind == parcel.Damaged {
+			return e.WithHint("no object was removed; remove %s from %s if it is not to be had whole", snapshotName(id), t)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// An archive without its list was left by a run that was killed.
+	for e, err := range t.List(ctx, snapshotsDir) {
+		if err != nil {
+			return nil, err
+		}
+		id, _, _ := strings.Cut(e.Name[len(snapshotsDir)+1:], ".")
+		if idPattern.MatchString(id) && !slices.Contains(ids, id) && (e.Name == recordsName(id, false) || e.Name == recordsName(id, true)) {
+			if err := t.Remove(ctx, e.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+		}
+	}
+	have, err := objects(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	var spare []seal.Tag
+	var total int64
+	for tag, size := range have {
+		if _, ok := need[tag]; !ok {
+			spare = append(spare, tag)
+			total += size
+		}
+	}
+	var mu sync.Mutex
+	err = parallel(ctx, t.Width(), slices.Values(spare), func(ctx context.Context, tag seal.Tag) error {
+		if err := t.Remove(ctx, objectName(tag)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		res.Objects, res.Bytes = res.Objects+1, res.Bytes+have[tag]
+		if progress != nil {
+			progress(res.Bytes, total)
+		}
+		return nil
+	})
+	return res, err
+}

@@ -1,0 +1,347 @@
+package backup
+
+import (
+	"archive/tar"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sys/unix"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+)
+
+// file is a file of the lock side of a realm, by its path below the root.
+type file struct {
+	name string
+	mode fs.FileMode
+	time time.Time
+	data []byte
+}
+
+// Directories of a realm's root that are kept whole. What else is there (the
+// users apart) is kept if it is a file: realm.cfg, motd and what is to come.
+var rootDirs = []string{"hooks", "hostkeys", "log"}
+
+// maxRootFile bounds what is taken for a file of the realm, bytes.
+const maxRootFile = 64 << 20
+
+// collector reads files of a realm.
+type collector struct {
+	files   []file
+	skipped func(name, why string)
+}
+
+// add reads the file name below dir, which is called as below the root. What
+// is no file is left out, and so is one that has gone.
+func (c *collector) add(dir *os.Root, name, called string) error {
+	fi, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !fi.Mode().IsRegular() {
+		c.skipped(called, "is not a file")
+		return nil
+	}
+	f, err := dir.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if fi, err = f.Stat(); err != nil {
+		return err
+	}
+	limit := int64(maxRootFile)
+	if strings.HasPrefix(called, "log/") {
+		limit = maxFile
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return err
+	}
+	if int64(len(b)) > limit {
+		c.skipped(called, fmt.Sprintf("is over %d bytes", limit))
+		return nil
+	}
+	c.files = append(c.files, file{called, fi.Mode().Perm(), fi.ModTime(), b})
+	return nil
+}
+
+// tree reads all files below name in dir, but for those that which leaves out.
+func (c *collector) tree(dir *os.Root, name, called string, which func(name string) bool) error {
+	entries, err := fs.ReadDir(dir.FS(), name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		below, calledBelow := path.Join(name, e.Name()), path.Join(called, e.Name())
+		switch {
+		case isTemp(e.Name()) || !which(below):
+		case e.IsDir():
+			err = c.tree(dir, below, calledBelow, which)
+		default:
+			err = c.add(dir, below, calledBelow)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// realm reads the files of the root.
+func (c *collector) realm(root string) error {
+	dir, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return c.tree(dir, ".", ".", func(name string) bool {
+		top, _, below := strings.Cut(name, "/")
+		if below || slices.Contains(rootDirs, top) {
+			return slices.Contains(rootDirs, top)
+		}
+		fi, err := dir.Lstat(name)
+		return err == nil && !fi.IsDir() && !strings.HasSuffix(name, "flock") && name != standbyFile
+	})
+}
+
+// user reads the files of a user's directory.
+func (c *collector) user(userDir, name string) error {
+	dir, err := os.OpenRoot(userDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	called := "users/" + name
+	c.files = append(c.files, file{name: called + "/", mode: fs.ModeDir | 0o700})
+	return c.tree(dir, ".", called, func(name string) bool {
+		fi, err := dir.Lstat(name)
+		return err == nil && !fi.IsDir() && parcel.CheckName(name) == nil
+	})
+}
+
+// parcel reads the files of a parcel's lock side that are not derived.
+func (c *collector) parcel(lockDir, user, name string) error {
+	dir, err := os.OpenRoot(lockDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return c.tree(dir, ".", lockSide(user, name), func(name string) bool {
+		switch name {
+		case "flock", "unfinished", "lockholder", "keys/keyroot":
+			return false
+		}
+		return true
+	})
+}
+
+// lockSide is a parcel's lock side below the root.
+func lockSide(user, name string) string { return "users/" + user + "/.isr/" + name }
+
+// find is the content of a file; nil if it is not there.
+func find(files []file, name string) []byte {
+	for _, f := range files {
+		if f.name == name {
+			return f.data
+		}
+	}
+	return nil
+}
+
+// spool is a file without a name, for what is to be put with its size. It is
+// in the realm: what is secret there stays there.
+func spool(root string) (*os.File, error) {
+	f, err := os.CreateTemp(root, atomicfile.TempPrefix+"*")
+	if err != nil {
+		return nil, err
+	}
+	return f, os.Remove(f.Name())
+}
+
+// summed hashes and counts what is written.
+type summed struct {
+	w    io.Writer
+	sum  hash.Hash
+	size int64
+}
+
+func (s *summed) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	s.sum.Write(p[:n])
+	s.size += int64(n)
+	return n, err
+}
+
+// writeRecords writes the archive: tar, gzip, and if it is for recipients, age.
+func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, size int64, err error) {
+	out := &summed{w: w, sum: sha256.New()}
+	var sealed io.WriteCloser
+	var next io.Writer = out
+	if len(to) > 0 {
+		if sealed, err = age.Encrypt(out, to...); err != nil {
+			return "", 0, err
+		}
+		next = sealed
+	}
+	z, err := gzip.NewWriterLevel(next, gzip.BestSpeed)
+	if err != nil {
+		return "", 0, err
+	}
+	t := tar.NewWriter(z)
+	for _, f := range files {
+		h := &tar.Header{Name: f.name, Mode: int64(f.mode.Perm()), Size: int64(len(f.data)), ModTime: f.time, Typeflag: tar.TypeReg, Format: tar.FormatPAX}
+		if f.mode.IsDir() {
+			h.Typeflag = tar.TypeDir
+		}
+		if err := t.WriteHeader(h); err != nil {
+			return "", 0, err
+		}
+		if _, err := t.Write(f.data); err != nil {
+			return "", 0, err
+		}
+	}
+	if err := t.Close(); err != nil {
+		return "", 0, err
+	}
+	if err := z.Close(); err != nil {
+		return "", 0, err
+	}
+	if sealed != nil {
+		if err := sealed.Close(); err != nil {
+			return "", 0, err
+		}
+	}
+	return hex.EncodeToString(out.sum.Sum(nil)), out.size, nil
+}
+
+// readRecords reads an archive. Of what may be in a tar only files and
+// directories with a plain path below the root are taken.
+func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, error) {
+	if sealed {
+		if len(identities) == 0 {
+			return nil, parcel.NewError(parcel.Denied, "backup: its lock sides are sealed").
+				WithHint("--identity names the file with the key")
+		}
+		var err error
+		if r, err = age.Decrypt(r, identities...); err != nil {
+			return nil, parcel.NewError(parcel.Denied, "backup: %s", parcel.Clean(err.Error()))
+		}
+	}
+	z, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, err
+	}
+	t := tar.NewReader(io.LimitReader(z, maxRecords))
+	var files []file
+	seen := make(map[string]bool)
+	for {
+		h, err := t.Next()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := strings.TrimSuffix(h.Name, "/")
+		if !fs.ValidPath(name) || name == "." || name != parcel.Clean(name) || strings.Contains(name, `\`) || len(name) > 1024 {
+			return nil, fmt.Errorf("file %q: no path in a realm", parcel.Clean(h.Name))
+		}
+		if seen[name] {
+			return nil, fmt.Errorf("file %q: is there twice", name)
+		}
+		seen[name] = true
+		f := file{name: name, mode: fs.FileMode(h.Mode) & 0o700, time: h.ModTime}
+		switch h.Typeflag {
+		case tar.TypeDir:
+			f.name, f.mode = name+"/", fs.ModeDir|0o700
+		case tar.TypeReg:
+			if h.Size > maxFile {
+				return nil, fmt.Errorf("file %q: %d bytes", name, h.Size)
+			}
+			if f.data, err = io.ReadAll(t); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("file %q: neither file nor directory", name)
+		}
+		files = append(files, f)
+	}
+}
+
+// realmRecords are the files of an archive, taken apart.
+type realmRecords struct {
+	root    []file                       // beside users
+	users   map[string]map[string][]byte // files of each
+	parcels map[[2]string][]file         // by user and name; names are those of the lock side
+	nonce   map[[2]string]time.Time      // the last contact of each that is held
+}
+
+// sortRecords takes the files of an archive apart. What has no place in a
+// realm is an error.
+func sortRecords(files []file) (*realmRecords, error) {
+	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]file), nonce: make(map[[2]string]time.Time)}
+	for _, f := range files {
+		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
+		if parts[0] != "users" {
+			top := parts[0]
+			if f.mode.IsDir() || len(parts) > 1 && !slices.Contains(rootDirs, top) || len(parts) == 1 && (top[0] == '.' || strings.HasSuffix(top, "flock") || top == standbyFile || slices.Contains(rootDirs, top)) {
+				return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
+			}
+			r.root = append(r.root, f)
+			continue
+		}
+		if len(parts) < 2 || parcel.CheckName(parts[1]) != nil {
+			return nil, fmt.Errorf("file %q: no user's", f.name)
+		}
+		user := parts[1]
+		if r.users[user] == nil {
+			r.users[user] = make(map[string][]byte)
+		}
+		switch {
+		case f.mode.IsDir() && len(parts) == 2:
+		case !f.mode.IsDir() && len(parts) == 3 && parcel.CheckName(parts[2]) == nil && parts[2] != "isr":
+			r.users[user][parts[2]] = f.data
+		case !f.mode.IsDir() && len(parts) > 4 && parts[2] == ".isr" && parcel.CheckName(parts[3]) == nil:
+			key := [2]string{user, parts[3]}
+			name := strings.Join(parts[4:], "/")
+			if name == "nonce" {
+				r.nonce[key] = f.time
+			}
+			f.name = name
+			r.parcels[key] = append(r.parcels[key], f)
+		default:
+			return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
+		}
+	}
+	return r, nil
+}
+
+// userDir is the directory of who a user is.
+func userDir(lockRoot string) string { return filepath.Dir(lockRoot) }

@@ -1,0 +1,442 @@
+package backup
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"net/url"
+	"os/exec"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pkg/sftp"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+)
+
+// SFTP is a Target on another host, and a Tree. The host is reached by ssh(1),
+// so the administrator's keys, agent, known_hosts and ssh_config count.
+type SFTP struct {
+	*sftp.Client
+	place          string // as people write it
+	dir            string // where on the host
+	cmd            *exec.Cmd
+	errs           *tail
+	noSync, noLink bool // the server cannot
+
+	mu   sync.Mutex
+	made map[string]bool
+}
+
+// sshPlace is a place on another host.
+type sshPlace struct{ host, port, dir string }
+
+// parseSSH reads ssh://[USER@]HOST[:PORT]/PATH and [USER@]HOST:PATH; false if
+// text is neither.
+func parseSSH(text string) (p sshPlace, ok bool, err error) {
+	if !strings.HasPrefix(text, "ssh://") && !strings.HasPrefix(text, "sftp://") {
+		host, dir, found := strings.Cut(text, ":")
+		if !found || strings.Contains(host, "/") {
+			return p, false, nil
+		}
+		p = sshPlace{host: host, dir: cmp.Or(dir, ".")}
+		return p, true, p.check(text)
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.RawQuery != "" || u.Fragment != "" {
+		return p, true, parcel.NewError(parcel.Usage, "%s: want ssh://[USER@]HOST[:PORT]/PATH", parcel.Clean(text))
+	}
+	if _, secret := u.User.Password(); secret {
+		return p, true, parcel.NewError(parcel.Usage, "ssh://%s: has a password in it: ssh asks for it, or use a key", u.Hostname())
+	}
+	p = sshPlace{host: u.Hostname(), port: u.Port(), dir: u.Path}
+	if u.User.Username() != "" {
+		p.host = u.User.Username() + "@" + p.host
+	}
+	if rest, ok := strings.CutPrefix(p.dir, "/~/"); ok {
+		p.dir = rest
+	}
+	p.dir = cmp.Or(p.dir, ".")
+	return p, true, p.check(text)
+}
+
+func (p sshPlace) check(text string) error {
+	if p.host == "" || p.host[0] == '-' || strings.HasSuffix(p.host, "@") || p.host != parcel.Clean(p.host) || strings.Contains(p.host, " ") || p.dir != parcel.Clean(p.dir) {
+		return parcel.NewError(parcel.Usage, "%s: want HOST:PATH or ssh://[USER@]HOST[:PORT]/PATH", parcel.Clean(text))
+	}
+	return nil
+}
+
+// OpenSFTP opens a place on another host; command is ssh and its options.
+func OpenSFTP(ctx context.Context, place string, command []string, create bool, errs io.Writer) (*SFTP, error) {
+	p, ok, err := parseSSH(place)
+	if err != nil || !ok {
+		return nil, err
+	}
+	args := command[1:len(command):len(command)]
+	if p.port != "" {
+		args = append(args, "-p", p.port)
+	}
+	args = append(args, "-oServerAliveInterval=30", "-s", "--", p.host, "sftp")
+	cmd := exec.Command(command[0], args...)
+	t := &SFTP{place: place, dir: p.dir, cmd: cmd, errs: &tail{w: errs}, made: make(map[string]bool)}
+	cmd.Stderr = t.errs
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%s: %w", place, err)
+	}
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	t.Client, err = sftp.NewClientPipe(out, in, sftp.UseConcurrentWrites(true), sftp.UseConcurrentReads(true))
+	stop()
+	if err != nil {
+		in.Close()
+		cmd.Process.Kill()
+		cmd.Wait()
+		return nil, parcel.NewError(parcel.Unreachable, "%s: no SFTP: %s", place, cmp.Or(t.errs.last(), err.Error()))
+	}
+	if _, ok := t.HasExtension("posix-rename@openssh.com"); !ok {
+		t.Close()
+		return nil, parcel.NewError(parcel.Failed, "%s: its SFTP server cannot replace files", place)
+	}
+	_, canSync := t.HasExtension("fsync@openssh.com")
+	_, canLink := t.HasExtension("hardlink@openssh.com")
+	t.noSync, t.noLink = !canSync, !canLink
+	if create {
+		if err := t.Client.Mkdir(t.dir); err == nil {
+			t.Client.Chmod(t.dir, 0o700)
+		}
+	}
+	if fi, err := t.Stat(t.dir); err != nil || !fi.IsDir() {
+		if err == nil {
+			err = errors.New("not a directory")
+		}
+		t.Close()
+		return nil, fmt.Errorf("%s: %w", place, err)
+	}
+	return t, nil
+}
+
+// tail passes on what ssh says, and remembers the end of it.
+type tail struct {
+	w    io.Writer
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	t.text = append(t.text, p...)
+	t.text = t.text[max(0, len(t.text)-1024):]
+	t.mu.Unlock()
+	if t.w != nil {
+		return t.w.Write(p)
+	}
+	return len(p), nil
+}
+
+// last is the last line.
+func (t *tail) last() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, line, _ := cutLast(strings.TrimSpace(string(t.text)), "\n")
+	return parcel.Clean(line)
+}
+
+func (t *SFTP) String() string { return t.place }
+
+// Width hides the round trips, of which a file takes five.
+func (t *SFTP) Width() int { return 32 }
+
+func (t *SFTP) Close() error {
+	err := t.Client.Close()
+	done := make(chan struct{})
+	go func() {
+		t.cmd.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.cmd.Process.Kill()
+		<-done
+	}
+	return err
+}
+
+func (t *SFTP) path(name string) string { return path.Join(t.dir, name) }
+
+// wrap says where an error happened, and what a lost connection is.
+func (t *SFTP) wrap(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sftp.ErrSSHFxConnectionLost):
+		return parcel.NewError(parcel.Unreachable, "%s: connection lost", t.place).WithHint("run it again: it goes on from there")
+	}
+	return fmt.Errorf("%s: %w", t.place, err)
+}
+
+func (t *SFTP) Mkdir(_ context.Context, name string) error {
+	if name == "." || name == "/" {
+		return nil
+	}
+	t.mu.Lock()
+	made := t.made[name]
+	t.mu.Unlock()
+	if made {
+		return nil
+	}
+	if err := t.Mkdir(context.Background(), path.Dir(name)); err != nil {
+		return err
+	}
+	if err := t.Client.Mkdir(t.path(name)); err != nil {
+		// The protocol has no error of its own for what exists.
+		fi, serr := t.Lstat(t.path(name))
+		if serr != nil {
+			return err
+		}
+		if !fi.IsDir() {
+			return &fs.PathError{Op: "mkdir", Path: name, Err: fs.ErrExist}
+		}
+	} else if err := t.Client.Chmod(t.path(name), 0o700); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.made[name] = true
+	t.mu.Unlock()
+	return nil
+}
+
+func (t *SFTP) Put(ctx context.Context, name string, content []byte) error {
+	return t.PutFrom(ctx, name, bytes.NewReader(content), int64(len(content)))
+}
+
+func (t *SFTP) PutFrom(ctx context.Context, name string, r io.Reader, size int64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return t.wrap(t.put(ctx, name, r, size))
+}
+
+func (t *SFTP) put(ctx context.Context, name string, r io.Reader, size int64) error {
+	if err := t.Mkdir(ctx, path.Dir(name)); err != nil {
+		return err
+	}
+	temp := t.path(path.Join(path.Dir(name), atomicfile.TempPrefix+path.Base(name)))
+	t.Client.Remove(temp) // so that nothing is written through a link
+	f, err := t.Create(temp)
+	if err != nil {
+		return err
+	}
+	n, err := f.ReadFrom(r)
+	if err == nil && n != size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err == nil {
+		err = f.Chmod(fileMode(name))
+	}
+	if err == nil && !t.noSync {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		t.Client.Remove(temp)
+		return err
+	}
+	return t.PosixRename(temp, t.path(name))
+}
+
+// Sync does nothing: every file was made durable as it came.
+func (t *SFTP) Sync(context.Context) error { return nil }
+
+func (t *SFTP) Get(_ context.Context, name string) (io.ReadCloser, error) {
+	f, err := t.Open(t.path(name))
+	if err != nil {
+		return nil, t.wrap(err)
+	}
+	return f, nil
+}
+
+func (t *SFTP) List(ctx context.Context, dir string) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		infos, err := t.ReadDir(t.path(dir))
+		if errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if err != nil {
+			yield(Entry{}, t.wrap(err))
+			return
+		}
+		// Directories at once: a round trip or two each.
+		type listing struct {
+			entries []Entry
+			err     error
+		}
+		var below []chan listing
+		slots := make(chan struct{}, t.Width())
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		for _, fi := range infos {
+			name := path.Join(dir, fi.Name())
+			switch {
+			case fi.IsDir():
+				c := make(chan listing, 1)
+				below = append(below, c)
+				go func() {
+					slots <- struct{}{}
+					defer func() { <-slots }()
+					var l listing
+					for e, err := range t.listOne(ctx, name) {
+						if err != nil {
+							l.err = err
+							break
+						}
+						l.entries = append(l.entries, e)
+					}
+					c <- l
+				}()
+			case fi.Mode().IsRegular() && !isTemp(fi.Name()):
+				if !yield(Entry{name, fi.Size()}, nil) {
+					return
+				}
+			}
+		}
+		for _, c := range below {
+			l := <-c
+			for _, e := range l.entries {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			if l.err != nil {
+				yield(Entry{}, l.err)
+				return
+			}
+		}
+	}
+}
+
+// listOne is List of one directory and, one after the other, those below it.
+func (t *SFTP) listOne(ctx context.Context, dir string) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		if err := ctx.Err(); err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		infos, err := t.ReadDir(t.path(dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			yield(Entry{}, t.wrap(err))
+			return
+		}
+		for _, fi := range infos {
+			name := path.Join(dir, fi.Name())
+			switch {
+			case fi.IsDir():
+				for e, err := range t.listOne(ctx, name) {
+					if !yield(e, err) || err != nil {
+						return
+					}
+				}
+			case fi.Mode().IsRegular() && !isTemp(fi.Name()):
+				if !yield(Entry{name, fi.Size()}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (t *SFTP) Remove(_ context.Context, name string) error {
+	fi, err := t.Lstat(t.path(name))
+	if err == nil && fi.IsDir() {
+		return t.wrap(t.RemoveDirectory(t.path(name)))
+	}
+	return t.wrap(t.Client.Remove(t.path(name)))
+}
+
+// errNoLink is returned where there are no hard links.
+var errNoLink = errors.New("hard links: not supported")
+
+// Link makes the file name another name of old.
+func (t *SFTP) Link(ctx context.Context, old, name string) error {
+	if t.noLink {
+		return errNoLink
+	}
+	if err := t.Mkdir(ctx, path.Dir(name)); err != nil {
+		return t.wrap(err)
+	}
+	err := t.Client.Link(t.path(old), t.path(name))
+	if err != nil {
+		if fi, serr := t.Lstat(t.path(name)); serr == nil && fi.Mode().IsRegular() {
+			return nil
+		}
+	}
+	return t.wrap(err)
+}
+
+// Symlink makes name a symbolic link to target.
+func (t *SFTP) Symlink(ctx context.Context, target, name string) error {
+	if got, err := t.ReadLink(t.path(name)); err == nil && got == target {
+		return nil
+	}
+	if err := t.Mkdir(ctx, path.Dir(name)); err != nil {
+		return t.wrap(err)
+	}
+	temp := t.path(path.Join(path.Dir(name), atomicfile.TempPrefix+path.Base(name)))
+	t.Client.Remove(temp)
+	if err := t.Client.Symlink(target, temp); err != nil {
+		return t.wrap(err)
+	}
+	return t.wrap(t.PosixRename(temp, t.path(name)))
+}
+
+// RemoveAll removes a directory with all that is in it.
+func (t *SFTP) RemoveAll(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	clear(t.made)
+	t.mu.Unlock()
+	infos, err := t.ReadDir(t.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return t.wrap(err)
+	}
+	for _, fi := range infos {
+		below := path.Join(name, fi.Name())
+		if fi.IsDir() { // by lstat: a link is none
+			err = t.RemoveAll(ctx, below)
+		} else {
+			err = t.wrap(t.Client.Remove(t.path(below)))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return t.wrap(t.RemoveDirectory(t.path(name)))
+}
+
+// Chmod changes the mode of a file.
+func (t *SFTP) Chmod(_ context.Context, name string, mode fs.FileMode) error {
+	return t.wrap(t.Client.Chmod(t.path(name), mode))
+}
