@@ -147,7 +147,8 @@ type collector struct {
 }
 
 // sweepBatch bounds the objects that are removed under one hold of the flock.
-const sweepBatch = 4096
+// Tests have it smaller.
+var sweepBatch = 4096
 
 func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 	c := Collected{User: p.user.name, Parcel: p.name}

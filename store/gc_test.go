@@ -334,6 +334,13 @@ func TestGCFollowsNoLink(t *testing.T) {
 	wantSound(t, s)
 }
 
+// smallBatches makes a collection give way to others after every few objects.
+func smallBatches(t *testing.T) {
+	n := sweepBatch
+	sweepBatch = 2
+	t.Cleanup(func() { sweepBatch = n })
+}
+
 // fewer makes rapid run so many checks only, of a test whose checks are long;
 // unless the command line asks for a number.
 func fewer(t *testing.T, n int) {
@@ -348,6 +355,7 @@ func fewer(t *testing.T, n int) {
 func TestGCModel(t *testing.T) {
 	s := newStoreInMemory(t)
 	fewer(t, 40)
+	smallBatches(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++
@@ -454,6 +462,7 @@ func TestGCModel(t *testing.T) {
 // processes collect: nothing that any version needs is lost.
 func TestGCRace(t *testing.T) {
 	s := newStoreInMemory(t)
+	smallBatches(t)
 	const rounds = 9
 	var users, admins sync.WaitGroup
 	stop := make(chan struct{})
