@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"isr/locksrv/locksrvtest"
 	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -87,6 +90,40 @@ func (w putter) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 		return err
 	}
 	return staged.Close()
+}
+
+// A client's day goes well while processes collect and prune, one after the
+// other without a pause.
+func TestStoryDuringGC(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	d := r.Start(t, nil)
+	stop := make(chan struct{})
+	var admin sync.WaitGroup
+	admin.Go(func() {
+		for {
+			for _, args := range [][]string{{"gc"}, {"parcel", "prune", "--all", "--keep", "3", "--yes"}} {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if out, err := exec.Command(program(t), append([]string{"--root", r.Root}, args...)...).CombinedOutput(); err != nil {
+					t.Errorf("%v: %v: %s", args, err, out)
+				}
+			}
+		}
+	})
+	defer admin.Wait()
+	defer close(stop)
+	c, err := r.Dial(d.Addr, "alice", "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 3 {
+		locksrvtest.Story(t, &locksrvtest.Client{Peer: locksrvtest.Conn{Client: c}, Parcel: "winxp"})
+	}
 }
 
 func TestVersionsText(t *testing.T) {
