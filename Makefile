@@ -4,6 +4,7 @@
 # make bench  the measurements behind what isr(7) claims
 # make lint   formatting, vet, manual pages
 # make install PREFIX=/usr/local
+# make deb    Debian packages of client and server, in dist
 
 PREFIX = /usr/local
 DESTDIR =
@@ -57,8 +58,15 @@ install: all
 		bin/$$program completion zsh >$(SHARE)/zsh/site-functions/_$$program && \
 		bin/$$program completion fish >$(SHARE)/fish/vendor_completions.d/$$program.fish || exit 1; done
 
+deb:
+	GO="$(GO)" contrib/package/build dist
+
+# For contrib/package/build.
+scripts:
+	@echo $(SCRIPTS)
+
 clean:
-	rm -rf bin
+	rm -rf bin dist
 
 FORCE:
-.PHONY: all setup demo test bench lint install clean FORCE
+.PHONY: all setup demo test bench lint install deb scripts clean FORCE

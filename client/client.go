@@ -73,6 +73,8 @@ type Options struct {
 	Prompter         remote.Prompter `json:"-"`
 	UI               UI              `json:"-"`
 	Program          string          // the isr program, to start a keeper
+	Release          string          // of it, for reports
+	Report           string          // whether use is reported: "ask" or "yes"; else nothing is noted
 }
 
 // Client runs commands for one user on one host.
@@ -184,6 +186,7 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	} else {
 		c.UI.Detail("server %s: by a login of its own, as %s", t.Host, t.User)
 	}
+	s.OnWarning(func(text string) { c.UI.Warn("%s: %s", s.Host(), text) })
 	s.SetLimit(c.Limit)
 	s.SetPatience(c.Patience)
 	c.servers[key] = s

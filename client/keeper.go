@@ -40,6 +40,7 @@ type keeper struct {
 	given atomic.Bool // the memory image of before is given up
 	ails  few         // I/O errors of the guest that the user was told of
 	ahead ahead       // of the prefetch
+	use   useOf       // for the report
 
 	ends    atomic.Bool  // the run is to end, or has
 	waiting atomic.Value // string: what it waits for, "" for nothing
@@ -166,6 +167,7 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 		return fmt.Errorf("parcel %s: mount: %w", st.Parcel, err)
 	}
 	watch, stop := context.WithCancel(ctx)
+	k.beginUse(watch, driver.Name())
 	var wg sync.WaitGroup
 	if st.Memory != "" { // a boot touches other things than a resume did
 		wg.Go(func() { k.prefetch(watch) })
@@ -181,7 +183,10 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 
 	m := co.machine(k.rt, &k.o)
 	m.Say = k.ui.Say
-	m.Started = func() { k.ui.Detail("parcel %s: the guest runs", st.Parcel) }
+	m.Started = func() {
+		k.use.started()
+		k.ui.Detail("parcel %s: the guest runs", st.Parcel)
+	}
 	k.ui.Detail("parcel %s: shown at %s, run by %s", st.Parcel, k.rt.mount, driver.Name())
 	k.ui.send(event{Mount: k.rt.mount})
 	if sd := k.s.images[keyring.Memory]; sd != nil {
@@ -210,6 +215,7 @@ func (k *keeper) run(ctx context.Context, suspend <-chan struct{}) (err error) {
 	wg.Wait()
 	mountErr := mount.Close()
 	k.keepStats()
+	k.endUse(out, runErr)
 	if err := k.settle(driver.Name(), before, out, runErr, trace()); err != nil {
 		return err
 	}
@@ -433,6 +439,7 @@ func (k *keeper) watchLock(ctx context.Context) {
 
 // outage tells the user that the guest waits, and that it goes on.
 func (k *keeper) outage(down bool, err error) {
+	k.use.outage(down)
 	if down {
 		k.ui.Warn("parcel %s: no connection (%v); the guest waits for what it lacks", k.co.State.Parcel, err)
 		return

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"time"
 
 	"isr/client/hoard"
 	"isr/client/image"
@@ -34,7 +35,7 @@ func (c *Client) Sync(ctx context.Context, name, comment string) (Committed, err
 		return Committed{}, err
 	}
 	defer co.letGo()
-	return co.sync(ctx, comment)
+	return co.syncAndReport(ctx, comment, false)
 }
 
 // Checkin is Sync, then the lock goes back and the parcel leaves this host.
@@ -47,7 +48,7 @@ func (c *Client) Checkin(ctx context.Context, name, comment string) (Committed, 
 	done := Committed{Version: co.State.Version}
 	// A clean that was interrupted is no reason to lose what changed.
 	if co.State.Status != Releasing || co.State.Modified {
-		if done, err = co.sync(ctx, comment); err != nil {
+		if done, err = co.syncAndReport(ctx, comment, true); err != nil {
 			return done, err
 		}
 		co.State.Status = Releasing
@@ -56,6 +57,16 @@ func (c *Client) Checkin(ctx context.Context, name, comment string) (Committed, 
 		}
 	}
 	return done, co.release(ctx, false)
+}
+
+// syncAndReport is sync, and what is to be told of it.
+func (co *Checkout) syncAndReport(ctx context.Context, comment string, checkin bool) (Committed, error) {
+	from, began := co.State.Version, time.Now()
+	done, err := co.sync(ctx, comment)
+	if err == nil {
+		co.keepReport(ctx, from, done, time.Since(began), checkin)
+	}
+	return done, err
 }
 
 // enter finds a checkout for a command that changes it: seized, recovered and
@@ -176,11 +187,13 @@ func (s *session) stage(ctx context.Context, comment string) error {
 	co, st := s.co, &s.co.State
 	local := co.local()
 	root := s.root.Clone()
+	var counts []proto.ReportImage
 	for _, name := range imageNames {
 		sd := s.images[name]
 		if sd == nil {
 			continue
 		}
+		count := newSealing(sd.pristine)
 		p := co.client.UI.Progress("sealing "+name, "bytes", 0)
 		err := sd.image.Seal(ctx, func(ctx context.Context, n int64, ref seal.Ref, sealed []byte) error {
 			if sealed != nil {
@@ -189,6 +202,7 @@ func (s *session) stage(ctx context.Context, comment string) error {
 				}
 			}
 			sd.tree.Set(n, ref)
+			count.add(ref.IsNil(), sealed)
 			return nil
 		}, p.Set)
 		p.Done()
@@ -203,6 +217,7 @@ func (s *session) stage(ctx context.Context, comment string) error {
 			return fmt.Errorf("parcel %s: %w", st.Parcel, err)
 		}
 		root.SetImage(im)
+		counts = append(counts, count.ReportImage)
 	}
 	root.Suspended, root.Requires = st.Memory, st.Requires
 	if root.Requires == nil {
@@ -250,6 +265,7 @@ func (s *session) stage(ctx context.Context, comment string) error {
 	}
 	co.client.UI.Detail("parcel %s: sealed", st.Parcel)
 	st.staged, st.Status = keyroot, Staged
+	co.noteUse(useLine{Sealed: counts})
 	return co.save()
 }
 

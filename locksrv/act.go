@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"isr/locksrv/event"
+	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
 
@@ -25,7 +26,10 @@ func (v *Service) Act(ctx context.Context, s Session, e *event.Event, f func(ctx
 	}
 	start := time.Now()
 	e.Time = start.UTC()
-	err := v.Hooks.Pre(ctx, *e)
+	err := mayAct(s.Rights, e)
+	if err == nil {
+		err = v.Hooks.Pre(ctx, *e)
+	}
 	if err == nil {
 		err = f(ctx)
 	}
@@ -34,12 +38,14 @@ func (v *Service) Act(ctx context.Context, s Session, e *event.Event, f func(ctx
 		e.Error, e.Kind = parcel.Clean(err.Error()), int(parcel.KindOf(err))
 	}
 	if lerr := v.Events.Append(*e); lerr != nil {
+		v.meter().Failed("event-log")
 		s.Log.Error("event log", "error", lerr, "op", e.Op, "user", e.User, "parcel", e.Parcel)
 	}
 	if err != nil {
 		return err
 	}
 	if herr := v.Hooks.Post(ctx, *e); herr != nil {
+		v.meter().Failed("post-hook")
 		s.Log.Warn("hook", "error", herr, "op", e.Op, "user", e.User, "parcel", e.Parcel)
 		if s.Warn != nil {
 			s.Warn(fmt.Sprintf("%s was done, but %s", e.Op, herr))
@@ -60,5 +66,5 @@ func (c *call) act(ctx context.Context, e *event.Event, f func(ctx context.Conte
 
 // warner prints warnings on w, a line each, as clients know them.
 func warner(w io.Writer) func(string) {
-	return func(text string) { fmt.Fprintf(w, "warning: %s\n", parcel.Clean(text)) }
+	return func(text string) { proto.WriteWarning(w, text) }
 }

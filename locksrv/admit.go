@@ -75,6 +75,12 @@ func address(a net.Addr) string {
 	return ip.String()
 }
 
+// ip is the address of a client, the zero Addr if it has none.
+func ip(a net.Addr) netip.Addr {
+	ap, _ := netip.ParseAddrPort(a.String())
+	return ap.Addr()
+}
+
 // tooMany is the answer to who is over a limit. A retry may help, so it is of
 // the kind that clients try again.
 func tooMany(what, name string, max int) error {

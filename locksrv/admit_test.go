@@ -4,15 +4,18 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
@@ -61,11 +64,12 @@ func TestCounter(t *testing.T) {
 
 type owners map[string]string // marshalled key → user
 
-func (o owners) UserOfKey(k ssh.PublicKey) (string, error) {
+func (o owners) UserOfKey(k ssh.PublicKey, from netip.Addr) (string, authkey.Key, error) {
+	key := authkey.Key{PublicKey: k, Rights: authkey.Rights{ReadOnly: true}}
 	if u, ok := o[string(k.Marshal())]; ok {
-		return u, nil
+		return u, key, key.Admits(time.Now(), from)
 	}
-	return "", parcel.NewError(parcel.Denied, "nobody's")
+	return "", key, parcel.NewError(parcel.Denied, "nobody's")
 }
 
 func TestPrincipal(t *testing.T) {
@@ -94,7 +98,10 @@ func TestPrincipal(t *testing.T) {
 		{login{name: "alice", proven: "alice", key: alice}, ""},
 		{login{name: "bob", proven: "bob", key: alice}, ""},
 	} {
-		got, err := principal(o, test.login)
+		got, rights, err := principal(o, test.login)
+		if rights.ReadOnly != (got != "" && test.login.key != nil) {
+			t.Errorf("%+v: rights %+v; want those of the key", test.login, rights)
+		}
 		if got != test.want || (err == nil) != (test.want != "") || err != nil && !errors.Is(err, parcel.ErrDenied) {
 			t.Errorf("%+v: got %q, %v; want %q", test.login, got, err, test.want)
 		}

@@ -1,6 +1,7 @@
 package locksrv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,17 +43,13 @@ import (
 //   - Handshake timeout, keep-alives, limits by address, user and connection.
 
 // Daemon serves the verbs and SFTP over SSH on its own. The fields are set
-// before Serve and not changed after.
+// before Serve and not changed after; Reconfigure is for that.
 type Daemon struct {
 	*Service
-	Log              *slog.Logger  // what happens, never a secret; nil: nowhere
-	HostKeys         []ssh.Signer  // at least one
-	Limits           Limits        // zero: the defaults
-	HandshakeTimeout time.Duration // from connection to the first request for authentication; default 20 s
-	LoginTimeout     time.Duration // from there to login: a person may be typing; default 2 min
-	KeepAlive        time.Duration // a silent client is asked this often, and dropped after three silences; default 15 s
-	Grace            time.Duration // how long Serve waits for what must finish; default 30 s
+	Settings              // to begin with
+	Log      *slog.Logger // what happens, never a secret; nil: nowhere
 
+	now       atomic.Pointer[Settings] // nil until Reconfigure
 	users     counter
 	addresses counter
 	guesses   throttle
@@ -60,6 +57,43 @@ type Daemon struct {
 	mu        sync.Mutex
 	stopping  bool
 	finishing sync.WaitGroup // sessions that change the store, until they told; grows under mu
+}
+
+// Settings is what may be changed while a daemon serves.
+type Settings struct {
+	HostKeys         []ssh.Signer  // at least one
+	Limits           Limits        // zero: the defaults
+	HandshakeTimeout time.Duration // from connection to the first request for authentication; default 20 s
+	LoginTimeout     time.Duration // from there to login: a person may be typing; default 2 min
+	KeepAlive        time.Duration // a silent client is asked this often, and dropped after three silences; default 15 s
+	Grace            time.Duration // how long Serve waits for what must finish; default 30 s
+}
+
+// Reconfigure gives the daemon other settings: for connections and sessions
+// that begin from then on, and for the next keep-alive of those that are
+// there. It ends nothing. Without a host key it refuses.
+func (d *Daemon) Reconfigure(s Settings) error {
+	if len(s.HostKeys) == 0 {
+		return errNoHostKey
+	}
+	d.now.Store(&s)
+	return nil
+}
+
+var errNoHostKey = errors.New("daemon: no host key")
+
+// settings are those of this moment, without gaps.
+func (d *Daemon) settings() Settings {
+	s := d.Settings
+	if p := d.now.Load(); p != nil {
+		s = *p
+	}
+	s.Limits = s.Limits.withDefaults()
+	s.HandshakeTimeout = cmp.Or(s.HandshakeTimeout, 20*time.Second)
+	s.LoginTimeout = cmp.Or(s.LoginTimeout, 2*time.Minute)
+	s.KeepAlive = cmp.Or(s.KeepAlive, 15*time.Second)
+	s.Grace = cmp.Or(s.Grace, 30*time.Second)
+	return s
 }
 
 // maxAuthTries is how many keys a client may offer in vain: agents hold many.
@@ -77,6 +111,7 @@ type conn struct {
 	name     string // the last
 	proven   ssh.PublicKey
 	password string // the user whose password was given
+	owner    string // of proven, when a session asked last
 	wrong    int    // passwords that were not
 	sessions atomic.Int64
 	keepOnce sync.Once
@@ -136,13 +171,27 @@ type connKey struct{}
 
 func connOf(ctx gliderssh.Context) *conn { return ctx.Value(connKey{}).(*conn) }
 
-// Serve serves connections of ln until ctx is done. Then it stops accepting,
-// lets what changes the store finish, for at most Grace, ends all else and
-// returns nil. It owns ln, and is called once.
-func (d *Daemon) Serve(ctx context.Context, ln net.Listener) error {
-	defer ln.Close()
-	if len(d.HostKeys) == 0 {
-		return errors.New("daemon: no host key")
+// Serve serves connections of the listeners until ctx is done, or one of them
+// fails for good. Then it stops accepting, lets what changes the store finish,
+// for at most Grace, ends all else and returns nil, or what failed. It owns
+// the listeners, and is called once.
+func (d *Daemon) Serve(ctx context.Context, listeners ...net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		for _, ln := range listeners {
+			ln.Close()
+		}
+	})
+	defer func() {
+		if stop() {
+			for _, ln := range listeners {
+				ln.Close()
+			}
+		}
+	}()
+	if len(d.settings().HostKeys) == 0 {
+		return errNoHostKey
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
@@ -151,48 +200,32 @@ func (d *Daemon) Serve(ctx context.Context, ln net.Listener) error {
 	defer cancelVerbs()
 	server := d.server(verbs)
 
-	var open sync.Map // conn → struct{}: all that are open
-	var handlers sync.WaitGroup
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	var pause time.Duration
-	var err error
-	for {
-		var nc net.Conn
-		if nc, err = ln.Accept(); err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				break
+	var open sync.Map // conn → nil: all that are open
+	var accepting, handlers sync.WaitGroup
+	failed := make(chan error, len(listeners))
+	for _, ln := range listeners {
+		accepting.Go(func() {
+			err := d.accept(ctx, ln, func(c *conn, leave func()) {
+				open.Store(c, nil)
+				handlers.Go(func() {
+					defer leave()
+					defer open.Delete(c)
+					defer c.Conn.Close()
+					defer d.recover("connection")
+					d.meter().Connection(+1)
+					defer d.meter().Connection(-1)
+					c.Conn.SetDeadline(time.Now().Add(d.settings().HandshakeTimeout))
+					server.HandleConn(c)
+				})
+			})
+			if err != nil {
+				d.Log.Error("listener", "at", ln.Addr(), "error", err)
+				failed <- fmt.Errorf("listener %s: %w", ln.Addr(), err)
+				cancel()
 			}
-			// Out of descriptors, most likely: others will end.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			d.Log.Error("accept", "error", err, "pause", pause)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		pause = 0
-		leave, ok := d.addresses.enter(address(nc.RemoteAddr()), d.Limits.withDefaults().PerAddress, d.Limits.withDefaults().Connections)
-		if !ok {
-			d.Log.Warn("connection refused: too many", "from", nc.RemoteAddr())
-			nc.Close()
-			continue
-		}
-		c := &conn{Conn: nc}
-		open.Store(c, nil)
-		handlers.Go(func() {
-			defer leave()
-			defer open.Delete(c)
-			defer nc.Close()
-			defer d.recover("connection")
-			nc.SetDeadline(time.Now().Add(orDefault(d.HandshakeTimeout, 20*time.Second)))
-			server.HandleConn(c)
 		})
 	}
-	if ctx.Err() == nil {
-		d.Log.Error("listener", "error", err)
-	}
+	accepting.Wait()
 	d.Log.Info("stopping")
 	d.mu.Lock()
 	d.stopping = true
@@ -205,22 +238,59 @@ func (d *Daemon) Serve(ctx context.Context, ln net.Listener) error {
 	}()
 	select {
 	case <-finished:
-	case <-time.After(orDefault(d.Grace, 30*time.Second)):
+	case <-time.After(d.settings().Grace):
 		d.Log.Error("stopping: a verb did not finish in time")
 	}
 	open.Range(func(c, _ any) bool { c.(*conn).Close(); return true })
 	handlers.Wait()
-	if ctx.Err() != nil {
+	select {
+	case err := <-failed:
+		return err
+	default:
 		return nil
 	}
-	return fmt.Errorf("listener %s: %w", ln.Addr(), err)
 }
 
-func orDefault(d, value time.Duration) time.Duration {
-	if d == 0 {
-		return value
+// accept hands on the connections of one listener until ctx is done: then nil,
+// else why it cannot go on. leave is to be called when the connection ends.
+func (d *Daemon) accept(ctx context.Context, ln net.Listener, serve func(c *conn, leave func())) error {
+	var pause time.Duration
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			// Out of descriptors, most likely: others will end.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			d.Log.Error("accept", "error", err, "pause", pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		limits := d.settings().Limits
+		leave, ok := d.addresses.enter(address(nc.RemoteAddr()), limits.PerAddress, limits.Connections)
+		if !ok {
+			d.Log.Warn("connection refused: too many", "from", nc.RemoteAddr())
+			d.meter().Refused("connection")
+			nc.Close()
+			continue
+		}
+		serve(&conn{Conn: nc}, leave)
 	}
-	return d
+}
+
+// Stopping reports whether the daemon was told to stop.
+func (d *Daemon) Stopping() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stopping
 }
 
 // server sets up the library. verbs ends all verbs when it is done.
@@ -244,17 +314,22 @@ func (d *Daemon) server(verbs context.Context) *gliderssh.Server {
 			d.Log.Info("no login", "from", nc.RemoteAddr(), "error", err)
 		},
 	}
-	for _, key := range d.HostKeys {
-		server.AddHostKey(key)
-	}
+	// The host keys are not the server's but of each connection (config): they
+	// may change while it serves.
 	return server
 }
 
-// mayTry says whether anybody owns the key. It decides nothing else: a client
+// mayTry says whether the key lets anybody in. It decides nothing else: a client
 // may ask it about keys that are not its own.
 func (d *Daemon) mayTry(ctx gliderssh.Context, key gliderssh.PublicKey) (ok bool) {
 	defer d.recover("key")
-	_, err := d.Store.UserOfKey(key)
+	user, _, err := d.Store.UserOfKey(key, ip(ctx.RemoteAddr()))
+	switch {
+	case err != nil && user != "":
+		d.Log.Warn("key refused", "user", user, "from", ctx.RemoteAddr(), "error", err)
+	case err != nil:
+		d.Log.Debug("key refused", "from", ctx.RemoteAddr(), "error", err)
+	}
 	return err == nil
 }
 
@@ -272,11 +347,17 @@ func (d *Daemon) config(ctx gliderssh.Context) *ssh.ServerConfig {
 		},
 		AuthLogCallback: func(meta ssh.ConnMetadata, method string, err error) {
 			c.uses(meta.User())
-			c.begun.Do(func() { c.Conn.SetDeadline(time.Now().Add(orDefault(d.LoginTimeout, 2*time.Minute))) })
+			c.begun.Do(func() { c.Conn.SetDeadline(time.Now().Add(d.settings().LoginTimeout)) })
 			if err == nil {
 				c.Conn.SetDeadline(time.Time{}) // the handshake is over
 			}
+			if method != "none" { // which only asks what there is
+				d.meter().Login(method, err == nil)
+			}
 		},
+	}
+	for _, key := range d.settings().HostKeys {
+		config.AddHostKey(key)
 	}
 	if d.Store.AnyPassword() {
 		config.PasswordCallback = func(meta ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
@@ -342,8 +423,9 @@ func (d *Daemon) channel(srv *gliderssh.Server, sc *ssh.ServerConn, nc ssh.NewCh
 	defer d.recover("channel")
 	c := connOf(ctx)
 	c.keepOnce.Do(func() { go d.keepAlive(ctx, sc) })
-	if max := d.Limits.withDefaults().PerConn; c.sessions.Add(1) > int64(max) {
+	if max := d.settings().Limits.PerConn; c.sessions.Add(1) > int64(max) {
 		c.sessions.Add(-1)
+		d.meter().Refused("session")
 		nc.Reject(ssh.ResourceShortage, fmt.Sprintf("%d sessions are the limit", max))
 		return
 	}
@@ -377,8 +459,8 @@ func (s servedOnly) Accept() (ssh.Channel, <-chan *ssh.Request, error) {
 // intervals, so that its sessions end.
 func (d *Daemon) keepAlive(ctx context.Context, sc *ssh.ServerConn) {
 	defer d.recover("keep-alive")
-	interval := orDefault(d.KeepAlive, 15*time.Second)
 	for {
+		interval := d.settings().KeepAlive
 		select {
 		case <-ctx.Done():
 			return
@@ -417,25 +499,44 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 	if sc, ok := s.Context().Value(gliderssh.ContextKeyConn).(*ssh.ServerConn); ok {
 		permissions = sc.Permissions
 	}
-	user, err := principal(d.Store, connOf(s.Context()).login(s.User(), s.Context().User(), s.PublicKey(), permissions))
+	c := connOf(s.Context())
+	l := c.login(s.User(), s.Context().User(), s.PublicKey(), permissions)
+	l.from = ip(s.RemoteAddr())
+	c.mu.Lock()
+	owners := remembered{d.Store, c.owner}
+	c.mu.Unlock()
+	user, rights, err := principal(owners, l)
+	if err == nil && l.key != nil {
+		c.mu.Lock()
+		c.owner = user
+		c.mu.Unlock()
+	}
 	if err == nil && verbs.Err() != nil {
 		err = parcel.NewError(parcel.Unreachable, "server: is stopping")
 	}
 	if err != nil {
 		d.Log.Warn("session refused", "name", s.User(), "from", s.RemoteAddr(), "error", err)
+		d.meter().Refused("login")
 		status = proto.WriteError(s.Stderr(), err)
 		return
 	}
-	max := d.Limits.withDefaults().PerUser
+	max := d.settings().Limits.PerUser
 	leave, ok := d.users.enter(user, max, 0)
 	if !ok {
 		d.Log.Warn("session refused: too many", "user", user, "from", s.RemoteAddr())
+		d.meter().Refused("session")
 		status = proto.WriteError(s.Stderr(), tooMany("user", user, max))
 		return
 	}
 	defer leave()
+	d.meter().Session(+1)
+	defer d.meter().Session(-1)
 	host, _, _ := net.SplitHostPort(s.RemoteAddr().String())
-	status = d.Run(ctx, Session{User: user, Host: host, From: host, Log: d.Log.With("user", user, "from", s.RemoteAddr().String()),
+	log := d.Log.With("user", user, "from", s.RemoteAddr().String())
+	if l.key != nil {
+		log = log.With("key", ssh.FingerprintSHA256(l.key))
+	}
+	status = d.Run(ctx, Session{User: user, Rights: rights, Host: host, From: host, Log: log,
 		Warn: warner(s.Stderr()),
 		Begin: func() bool {
 			d.mu.Lock()
@@ -456,6 +557,7 @@ func (s stdio) Errors() io.Writer { return s.Stderr() }
 // recover keeps a panic from ending the server.
 func (d *Daemon) recover(where string) {
 	if p := recover(); p != nil {
+		d.meter().Failed("panic")
 		d.Log.Error("panic", "in", where, "panic", p, "stack", string(debug.Stack()))
 	}
 }

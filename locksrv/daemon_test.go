@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -453,5 +454,194 @@ func TestLogHoldsNoSecret(t *testing.T) {
 	}
 	if !strings.Contains(log, "committed") {
 		t.Errorf("the commit is not in the log")
+	}
+}
+
+// Who takes too long to log in is dropped, password or not.
+func TestLoginGrace(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	d := r.Start(t, func(d *locksrv.Daemon) { d.LoginTimeout = 300 * time.Millisecond })
+	if err := r.Store.SetPassword("alice", []byte("correct horse")); err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan struct{})
+	nc, err := net.Dial("tcp", d.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	dropped := make(chan struct{})
+	config := &ssh.ClientConfig{User: "alice", HostKeyCallback: ssh.InsecureIgnoreHostKey(), Auth: []ssh.AuthMethod{
+		ssh.PasswordCallback(func() (string, error) {
+			close(asked)
+			<-dropped // a person who went for coffee
+			return "correct horse", nil
+		})}}
+	failed := make(chan error, 1)
+	go func() {
+		_, _, _, err := ssh.NewClientConn(nc, d.Addr, config)
+		failed <- err
+	}()
+	<-asked
+	waitFor(t, d.Log, "no login")
+	close(dropped)
+	if err := <-failed; err == nil {
+		t.Errorf("she was let in after the time for it")
+	}
+}
+
+// waitFor waits until the log has the text.
+func waitFor(t *testing.T, log *locksrvtest.Log, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%q does not come into the log:\n%s", text, log)
+		}
+	}
+}
+
+// Under load the settings change, and change back, and nothing that goes on
+// is dropped or refused.
+func TestReconfigureDropsNothing(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "p")
+	d := r.Start(t, nil)
+	settings := d.Settings
+	stop := make(chan struct{})
+	var verbs atomic.Int64
+	var busy sync.WaitGroup
+	for range 3 {
+		c := dial(t, r, d.Addr, "alice")
+		f, err := locksrvtest.Conn{Client: c}.SFTP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		busy.Go(func() {
+			for {
+				select {
+				case <-stop:
+					f.Close()
+					return
+				default:
+				}
+				if _, errs, status := locksrvtest.Exec(c, proto.ListParcels, nil); status != 0 {
+					t.Errorf("verb: %d, %s", status, errs)
+					return
+				}
+				if _, err := f.Stat("/p"); err != nil {
+					t.Errorf("sftp: %v", err)
+					return
+				}
+				verbs.Add(1)
+			}
+		})
+	}
+	for i := range 50 {
+		s := settings
+		s.Limits.PerUser, s.KeepAlive = 20+i, time.Duration(1+i)*time.Second
+		if err := d.Reconfigure(s); err != nil {
+			t.Fatal(err)
+		}
+		for n := verbs.Load(); verbs.Load() == n && !t.Failed(); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	close(stop)
+	busy.Wait()
+	if err := d.Reconfigure(locksrv.Settings{}); err == nil {
+		t.Errorf("it would serve without a host key")
+	}
+}
+
+// Limits and host keys count for what comes after the change.
+func TestReconfigure(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	d := r.Start(t, nil)
+	c := dial(t, r, d.Addr, "alice")
+	s := d.Settings
+	s.Limits = locksrv.Limits{PerAddress: 1, PerConn: 1}
+	s.HostKeys = []ssh.Signer{r.NewKey(t, "other")}
+	if err := d.Reconfigure(s); err != nil {
+		t.Fatal(err)
+	}
+	more, err := net.Dial("tcp", d.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed(t, more)
+	if _, errs, status := locksrvtest.Exec(c, proto.ListParcels, nil); status != 0 {
+		t.Errorf("the connection that was there: %d, %s", status, errs)
+	}
+	c.Close()
+	var key ssh.PublicKey
+	config := &ssh.ClientConfig{User: "alice", Auth: []ssh.AuthMethod{ssh.PublicKeys(r.Keys["alice"])},
+		HostKeyCallback: func(_ string, _ net.Addr, k ssh.PublicKey) error { key = k; return nil }}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		c, err := ssh.Dial("tcp", d.Addr, config)
+		if err == nil {
+			defer c.Close()
+			break
+		}
+		if time.Now().After(deadline) { // the server learns of the end a moment later
+			t.Fatal(err)
+		}
+	}
+	if string(key.Marshal()) != string(r.Keys["other"].PublicKey().Marshal()) {
+		t.Errorf("it shows the old host key")
+	}
+}
+
+// One daemon serves on several addresses, and stops on all.
+func TestSeveralListeners(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	d := &locksrv.Daemon{Service: r.Service, Settings: locksrv.Settings{HostKeys: []ssh.Signer{r.NewKey(t, "host")}}}
+	var lns []net.Listener
+	for range 3 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lns = append(lns, ln)
+	}
+	served := make(chan error, 1)
+	go func() { served <- d.Serve(context.Background(), lns...) }()
+	for _, ln := range lns {
+		dial(t, r, ln.Addr().String(), "alice")
+	}
+	lns[1].Close() // a listener that fails ends them all, with its error
+	if err := <-served; err == nil || !strings.Contains(err.Error(), lns[1].Addr().String()) {
+		t.Errorf("serve: %v; want which listener failed", err)
+	}
+	if !d.Stopping() {
+		t.Errorf("it does not say that it stops")
+	}
+	for _, ln := range lns {
+		if nc, err := net.Dial("tcp", ln.Addr().String()); err == nil {
+			nc.Close()
+			t.Errorf("%s still listens", ln.Addr())
+		}
+	}
+}
+
+// The log names a verb's parcel, and takes no option for one.
+func TestLogNamesParcel(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "p")
+	d := r.Start(t, nil)
+	c := dial(t, r, d.Addr, "alice")
+	for _, command := range []string{"isr_passwd --check", "isr_ls -L 3", "isr_ls p -L 3", "isr_checkparcel -c p"} {
+		locksrvtest.Exec(c, command, nil)
+	}
+	for line := range strings.Lines(d.Log.String()) {
+		if !strings.Contains(line, "msg=verb") {
+			continue
+		}
+		_, name, named := strings.Cut(strings.TrimSpace(line), " parcel=")
+		if named && name != "p" {
+			t.Errorf("%s: want parcel=p or none", line)
+		}
+	}
+	if n := strings.Count(d.Log.String(), " parcel=p"); n != 2 {
+		t.Errorf("%d lines name the parcel, want 2:\n%s", n, d.Log)
 	}
 }

@@ -41,14 +41,14 @@ func get(name string) runner {
 		if err != nil {
 			return err
 		}
-		return serveObjects(ctx, p, stdin, stdout)
+		return serveObjects(ctx, p, stdin, stdout, func(bytes int64) { c.meter().Content(proto.Get, true, bytes) })
 	}
 }
 
 // serveObjects answers tags with frames, in order, reading several objects at
 // once. It holds at most getAhead+2 objects; while the client does not read,
-// it does not read on.
-func serveObjects(ctx context.Context, from objects, stdin io.Reader, stdout io.Writer) error {
+// it does not read on. sent is told of each object that was.
+func serveObjects(ctx context.Context, from objects, stdin io.Reader, stdout io.Writer, sent func(bytes int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	queue := make(chan *fetch, getAhead)
@@ -76,8 +76,12 @@ func serveObjects(ctx context.Context, from objects, stdin io.Reader, stdout io.
 			}
 			<-f.done
 		}
-		if err := f.answer(from, out); err != nil {
+		size, err := f.answer(from, out)
+		if err != nil {
 			return errors.Join(err, out.Flush())
+		}
+		if size >= 0 && sent != nil {
+			sent(size)
 		}
 		if len(queue) == 0 {
 			if err := out.Flush(); err != nil {
@@ -116,39 +120,40 @@ func (f *fetch) load(from objects) {
 	}
 }
 
-func (f *fetch) answer(from objects, out *bufio.Writer) error {
+// answer writes the object, and returns its size; -1 if it is not there.
+func (f *fetch) answer(from objects, out *bufio.Writer) (size int64, err error) {
 	switch {
 	case errors.Is(f.err, parcel.ErrNoObject):
-		return proto.WriteAbsent(out)
+		return -1, proto.WriteAbsent(out)
 	case f.err != nil:
-		return f.err
+		return -1, f.err
 	case f.large:
 		return copyObject(from, f.tag, out)
 	}
-	return proto.WriteFrame(out, f.object)
+	return int64(len(f.object)), proto.WriteFrame(out, f.object)
 }
 
-func copyObject(from objects, tag seal.Tag, out *bufio.Writer) error {
+func copyObject(from objects, tag seal.Tag, out *bufio.Writer) (size int64, err error) {
 	file, err := from.OpenObject(tag)
 	if errors.Is(err, parcel.ErrNoObject) {
-		return proto.WriteAbsent(out)
+		return -1, proto.WriteAbsent(out)
 	}
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer file.Close()
 	fi, err := file.Stat()
 	if err != nil {
-		return err
+		return -1, err
 	}
 	if fi.Size() > proto.MaxObject {
-		return parcel.NewError(parcel.Damaged, "object %s: %d bytes, which no object has", tag, fi.Size())
+		return -1, parcel.NewError(parcel.Damaged, "object %s: %d bytes, which no object has", tag, fi.Size())
 	}
 	if err := proto.WriteFrameHeader(out, int(fi.Size())); err != nil {
-		return err
+		return -1, err
 	}
 	if _, err := io.CopyN(out, file, fi.Size()); err != nil {
-		return fmt.Errorf("object %s: %w", tag, err)
+		return -1, fmt.Errorf("object %s: %w", tag, err)
 	}
-	return nil
+	return fi.Size(), nil
 }

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"sort"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -20,6 +21,7 @@ import (
 
 	"isr/store"
 	"isr/store/atomicfile"
+	"isr/store/authkey"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -30,11 +32,17 @@ import (
 //
 // Names are resolved by os.Root, so neither .. nor a link leads out.
 type jail struct {
-	root  *os.Root
-	store *store.Store
-	user  string
-	log   *slog.Logger
-	open  atomic.Int64 // files being read or put
+	root   *os.Root
+	store  *store.Store
+	user   string
+	rights authkey.Rights
+	log    *slog.Logger
+	meter  Meter
+	room   allowance
+	open   atomic.Int64 // files being read or put
+
+	mu      sync.Mutex
+	parcels map[string]*os.Root // of a session that sees some only
 }
 
 // maxOpen bounds the files that one SFTP session has open.
@@ -50,6 +58,10 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
+	if err := v.admit(s); err != nil {
+		s.Log.Warn("refused", "error", err)
+		return err
+	}
 	_, content, err := v.Store.UserDirs(s.User)
 	if err != nil {
 		return err
@@ -60,7 +72,13 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 		return parcel.NewError(parcel.Failed, "content of %s cannot be opened", s.User)
 	}
 	defer root.Close()
-	j := &jail{root: root, store: v.Store, user: s.User, log: s.Log}
+	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log, meter: v.meter(),
+		room: allowance{store: v.Store, user: s.User}, parcels: make(map[string]*os.Root)}
+	defer func() {
+		for _, r := range j.parcels {
+			r.Close()
+		}
+	}()
 	server := sftp.NewRequestServer(rwc, sftp.Handlers{FileGet: j, FilePut: j, FileCmd: j, FileList: j},
 		sftp.WithRSMaxTxPacket(maxTxPacket))
 	// Closed in no other case: the channel is to carry the exit status yet.
@@ -77,6 +95,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 // catch turns a panic in a handler into its error.
 func (j *jail) catch(err *error) {
 	if p := recover(); p != nil {
+		j.meter.Failed("panic")
 		j.log.Error("panic", "in", "sftp", "panic", p, "stack", string(debug.Stack()))
 		*err = sftp.ErrSSHFxFailure
 	}
@@ -128,6 +147,41 @@ func shown(p string) (string, error) {
 	return name, nil
 }
 
+// place is where a path of the client leads: a name in a root. For a session
+// that sees some parcels only the root is the parcel's own, so that no link
+// leads from one to another.
+func (j *jail) place(p string) (*os.Root, string, error) {
+	name, err := shown(p)
+	if err != nil || name == "." || j.rights.Parcels == nil {
+		return j.root, name, err
+	}
+	first, rest, deeper := strings.Cut(name, "/")
+	if !j.rights.Sees(first) {
+		return nil, "", fmt.Errorf("%s: %w", p, sftp.ErrSSHFxNoSuchFile)
+	}
+	if !deeper {
+		rest = "."
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if root := j.parcels[first]; root != nil {
+		return root, rest, nil
+	}
+	fi, err := j.root.Lstat(first)
+	if err == nil && !fi.IsDir() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, "", answer(p, err)
+	}
+	root, err := j.root.OpenRoot(first)
+	if err != nil {
+		return nil, "", answer(p, err)
+	}
+	j.parcels[first] = root
+	return root, rest, nil
+}
+
 // hidden says whether a name at a depth (0: parcels) is the store's own.
 func hidden(depth int, name string) bool {
 	return strings.HasPrefix(name, atomicfile.TempPrefix) || depth == 1 && name == stagingDir
@@ -146,8 +200,11 @@ func object(p string) (name string, tag seal.Tag, ok bool) {
 	return parts[1], tag, true
 }
 
-// enter counts one more open file.
+// enter counts one more open file, of a user who is not locked out.
 func (j *jail) enter() error {
+	if err := j.room.admit(); err != nil {
+		return answer("session", err)
+	}
 	if j.open.Add(1) > maxOpen {
 		j.open.Add(-1)
 		return fmt.Errorf("%d files are open, which is the limit: %w", maxOpen, sftp.ErrSSHFxFailure)
@@ -158,7 +215,7 @@ func (j *jail) enter() error {
 // Fileread opens a regular file.
 func (j *jail) Fileread(r *sftp.Request) (_ io.ReaderAt, err error) {
 	defer j.catch(&err)
-	name, err := shown(r.Filepath)
+	root, name, err := j.place(r.Filepath)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +223,7 @@ func (j *jail) Fileread(r *sftp.Request) (_ io.ReaderAt, err error) {
 		return nil, err
 	}
 	// A FIFO that somebody left here is not to block the session.
-	f, err := j.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		j.open.Add(-1)
 		return nil, answer(r.Filepath, err)
@@ -188,6 +245,7 @@ type reading struct {
 	*os.File
 	jail *jail
 	name string
+	read atomic.Int64 // bytes
 }
 
 func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
@@ -196,12 +254,14 @@ func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
 		return 0, io.EOF
 	}
 	n, err = f.File.ReadAt(p, off)
+	f.read.Add(int64(n))
 	return n, answer(f.name, err)
 }
 
 func (f *reading) Close() (err error) {
 	defer f.jail.catch(&err)
 	f.jail.open.Add(-1)
+	f.jail.meter.Content("sftp", true, f.read.Load())
 	return f.File.Close()
 }
 
@@ -209,8 +269,11 @@ func (f *reading) Close() (err error) {
 func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
 	defer j.catch(&err)
 	name, tag, ok := object(r.Filepath)
-	if !ok || r.Pflags().Append {
+	if !ok || r.Pflags().Append || j.rights.ReadOnly {
 		return nil, denied(r.Filepath)
+	}
+	if !j.rights.Sees(name) {
+		return nil, fmt.Errorf("%s: %w", r.Filepath, sftp.ErrSSHFxNoSuchFile)
 	}
 	p, err := j.store.Parcel(j.user, name)
 	if err != nil {
@@ -233,6 +296,10 @@ func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
 	if err := j.enter(); err != nil {
 		return nil, err
 	}
+	if err := j.room.take(0); err != nil {
+		j.open.Add(-1)
+		return nil, answer(r.Filepath, err)
+	}
 	staged, err := p.Stage(tag)
 	if err != nil {
 		j.open.Add(-1)
@@ -251,15 +318,37 @@ type putting struct {
 	jail   *jail
 	staged *store.Staged
 	name   string
-	broken atomic.Bool // the session ended, or a write failed
+	broken atomic.Bool  // the session ended, or a write failed
+	bytes  atomic.Int64 // that came
+
+	mu   sync.Mutex
+	size int64 // bytes allowed so far
 }
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	defer w.jail.catch(&err)
-	if n, err = w.staged.WriteAt(p, off); err != nil {
+	if err = w.grow(off + int64(len(p))); err == nil {
+		n, err = w.staged.WriteAt(p, off)
+	}
+	if err != nil {
 		w.broken.Store(true)
 	}
+	w.bytes.Add(int64(n))
 	return n, answer(w.name, err)
+}
+
+// grow asks for room up to a size, before anything is written there.
+func (w *putting) grow(size int64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if size <= w.size {
+		return nil
+	}
+	if err := w.jail.room.take(size - w.size); err != nil {
+		return err
+	}
+	w.size = size
+	return nil
 }
 
 // TransferError is told that the session ended before the file was closed.
@@ -276,6 +365,9 @@ func (w *putting) Close() (err error) {
 	err = w.staged.Close()
 	if errors.Is(err, parcel.ErrDamaged) {
 		w.jail.log.Warn("put refused", "file", w.name, "error", err)
+	}
+	if err == nil {
+		w.jail.meter.Content("sftp", false, w.bytes.Load())
 	}
 	return answer(w.name, err)
 }
@@ -298,11 +390,11 @@ func (j *jail) PosixRename(r *sftp.Request) error { return denied("rename") }
 // StatVFS tells how much room there is, so that a client can look first.
 func (j *jail) StatVFS(r *sftp.Request) (_ *sftp.StatVFS, err error) {
 	defer j.catch(&err)
-	name, err := shown(r.Filepath)
+	root, name, err := j.place(r.Filepath)
 	if err != nil {
 		return nil, err
 	}
-	f, err := j.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, answer(r.Filepath, err)
 	}
@@ -310,6 +402,9 @@ func (j *jail) StatVFS(r *sftp.Request) (_ *sftp.StatVFS, err error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return nil, answer(r.Filepath, err)
+	}
+	if room, limited, err := j.store.Room(j.user); err == nil && limited {
+		st.Bavail = min(st.Bavail, uint64(max(room, 0))/uint64(max(st.Bsize, 1)))
 	}
 	return &sftp.StatVFS{
 		Bsize: uint64(st.Bsize), Frsize: uint64(st.Frsize),
@@ -322,15 +417,15 @@ func (j *jail) StatVFS(r *sftp.Request) (_ *sftp.StatVFS, err error) {
 // Filelist lists a directory, or describes one file.
 func (j *jail) Filelist(r *sftp.Request) (_ sftp.ListerAt, err error) {
 	defer j.catch(&err)
-	name, err := shown(r.Filepath)
+	root, name, err := j.place(r.Filepath)
 	if err != nil {
 		return nil, err
 	}
 	switch r.Method {
 	case "List":
-		return j.list(name, r.Filepath)
+		return j.list(root, name, r.Filepath)
 	case "Stat":
-		fi, err := j.root.Stat(name)
+		fi, err := root.Stat(name)
 		if err != nil {
 			return nil, answer(r.Filepath, err)
 		}
@@ -342,11 +437,11 @@ func (j *jail) Filelist(r *sftp.Request) (_ sftp.ListerAt, err error) {
 // Lstat describes one file, not what it links to.
 func (j *jail) Lstat(r *sftp.Request) (_ sftp.ListerAt, err error) {
 	defer j.catch(&err)
-	name, err := shown(r.Filepath)
+	root, name, err := j.place(r.Filepath)
 	if err != nil {
 		return nil, err
 	}
-	fi, err := j.root.Lstat(name)
+	fi, err := root.Lstat(name)
 	if err != nil {
 		return nil, answer(r.Filepath, err)
 	}
@@ -356,16 +451,16 @@ func (j *jail) Lstat(r *sftp.Request) (_ sftp.ListerAt, err error) {
 // Readlink tells where a link points.
 func (j *jail) Readlink(p string) (_ string, err error) {
 	defer j.catch(&err)
-	name, err := shown(path.Clean("/" + p))
+	root, name, err := j.place(path.Clean("/" + p))
 	if err != nil {
 		return "", err
 	}
-	target, err := j.root.Readlink(name)
+	target, err := root.Readlink(name)
 	return target, answer(p, err)
 }
 
-func (j *jail) list(name, asked string) (sftp.ListerAt, error) {
-	d, err := j.root.Open(name)
+func (j *jail) list(root *os.Root, name, asked string) (sftp.ListerAt, error) {
+	d, err := root.Open(name)
 	if err != nil {
 		return nil, answer(asked, err)
 	}
@@ -375,12 +470,12 @@ func (j *jail) list(name, asked string) (sftp.ListerAt, error) {
 		return nil, answer(asked, err)
 	}
 	depth := 0
-	if name != "." {
-		depth = 1 + strings.Count(name, "/")
+	if asked != "/" {
+		depth = strings.Count(asked, "/")
 	}
 	seen := all[:0]
 	for _, fi := range all {
-		if !hidden(depth, fi.Name()) {
+		if !hidden(depth, fi.Name()) && (depth > 0 || j.rights.Sees(fi.Name())) {
 			seen = append(seen, fi)
 		}
 	}

@@ -29,6 +29,7 @@ import (
 	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
@@ -39,6 +40,7 @@ type Service struct {
 	Motd   string        // file with the message of the day; there need be none
 	Events *event.Log    // where what happens is written down; nil: nowhere
 	Hooks  *hooks.Runner // what is run before and after it; nil: nothing
+	Meter  Meter         // counts what is done; nil: nobody does
 }
 
 // NewService answers sessions on s with what its tree has: motd, log and hooks.
@@ -48,16 +50,18 @@ func NewService(s *store.Store) *Service {
 		Hooks: &hooks.Runner{Dir: filepath.Join(root, "hooks"), Root: root}}
 }
 
-// Session is one caller, as whoever let it in vouches for it.
+// Session is one caller, as whoever let it in vouches for it. A user who is
+// locked out is refused all the same, at each command.
 type Session struct {
-	User  string       // whose parcels
-	Admin bool         // works on the host itself, so needs no nonce to release
-	By    string       // who works, if it is not the user: an account of the host
-	Host  string       // where from, if the caller does not say
-	From  string       // address of the client, if there is one
-	Log   *slog.Logger // nil: nothing is logged
-	Warn  func(string) // tells the caller what is no error; nil: nobody is told
-	Begin func() bool  // asked when something begins that is to be let finish; nil: always
+	User   string         // whose parcels
+	Rights authkey.Rights // fewer than the user's, if so
+	Admin  bool           // works on the host itself, so needs no nonce to release
+	By     string         // who works, if it is not the user: an account of the host
+	Host   string         // where from, if the caller does not say
+	From   string         // address of the client, if there is one
+	Log    *slog.Logger   // nil: nothing is logged
+	Warn   func(string)   // tells the caller what is no error; nil: nobody is told
+	Begin  func() bool    // asked when something begins that is to be let finish; nil: always
 }
 
 // Streams are a session's.
@@ -85,6 +89,7 @@ func (v *Service) Run(ctx context.Context, s Session, command string, io Streams
 			if s.Log != nil {
 				s.Log.Error("panic", "panic", p, "stack", string(debug.Stack()))
 			}
+			v.meter().Failed("panic")
 			status = proto.WriteError(io.Errors(), parcel.NewError(parcel.Failed, "server: internal error"))
 		}
 	}()
@@ -104,24 +109,31 @@ func (v *Service) RunWords(ctx context.Context, s Session, words []string, io St
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
+	if err := v.admit(s); err != nil {
+		s.Log.Warn("refused", "error", err)
+		return err
+	}
 	if len(words) == 0 {
 		return parcel.NewError(parcel.Usage, "no command; this server answers: %s", strings.Join(Verbs(), " "))
 	}
-	run, err := parseVerb(words)
+	verb, name, run, err := parseVerb(words)
 	if err != nil {
 		s.Log.Warn("refused", "verb", words[0], "error", err)
+		v.meter().Verb(verb, 0, err)
 		return err
 	}
 	start := time.Now()
 	c := &call{Service: v, Session: s, errors: io.Errors()}
 	err = run(ctx, c, io, io)
+	took := time.Since(start)
+	v.meter().Verb(verb, took, err)
 	level := slog.LevelInfo
 	if err != nil {
 		level = slog.LevelWarn
 	}
-	args := []any{"verb", words[0], "took", time.Since(start).Round(time.Microsecond)}
-	if len(words) > 1 {
-		args = append(args, "parcel", words[1])
+	args := []any{"verb", verb, "took", took.Round(time.Microsecond)}
+	if name != "" {
+		args = append(args, "parcel", name)
 	}
 	if err != nil {
 		args = append(args, "error", err)

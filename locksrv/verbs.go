@@ -2,6 +2,7 @@ package locksrv
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,6 +71,7 @@ var table = []verb{
 		content, asJSON := w.flag("-c"), w.flag("--json")
 		return checkParcel(w.name("parcel"), w.version(false), content, asJSON)
 	}},
+	{proto.PutReport, "PARCEL", func(w *words) runner { return report(w.name("parcel")) }},
 	{proto.Motd, "", func(w *words) runner { return motd }},
 	{proto.Passwd, "[--check]", func(w *words) runner {
 		if w.flag("--check") {
@@ -88,8 +90,9 @@ func Verbs() []string {
 	return names
 }
 
-// parseVerb finds the verb that the words name, and reads its arguments.
-func parseVerb(command []string) (runner, error) {
+// parseVerb finds the verb that the words name, and reads its arguments: name
+// is the parcel among them, if there is one.
+func parseVerb(command []string) (verb, name string, run runner, err error) {
 	for _, v := range table {
 		if v.name != command[0] {
 			continue
@@ -97,12 +100,21 @@ func parseVerb(command []string) (runner, error) {
 		w := &words{verb: v.name, rest: command[1:]}
 		run := v.parse(w)
 		if err := w.end(); err != nil {
-			return nil, parcel.NewError(parcel.Usage, "%v", err).
+			return v.name, "", nil, parcel.NewError(parcel.Usage, "%v", err).
 				WithHint("%s", strings.TrimSpace("usage: "+v.name+" "+v.synopsis))
 		}
-		return run, nil
+		name := ""
+		if len(w.parcels) > 0 {
+			name = w.parcels[0]
+		}
+		return v.name, name, func(ctx context.Context, c *call, stdin io.Reader, stdout io.Writer) error {
+			if err := c.may(v.name, w.parcels); err != nil {
+				return err
+			}
+			return run(ctx, c, stdin, stdout)
+		}, nil
 	}
-	return nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
+	return "", "", nil, parcel.NewError(parcel.Denied, "command %s: not one that this server answers", parcel.Clean(command[0])).
 		WithHint("it answers: %s", strings.Join(Verbs(), " "))
 }
 
@@ -131,7 +143,7 @@ func readNonce(stdin io.Reader) (string, error) {
 }
 
 func listParcels(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
-	names, err := c.Store.Parcels(c.User)
+	names, err := c.parcels()
 	if err != nil {
 		return err
 	}
@@ -148,7 +160,7 @@ func list(name string, versions int) runner {
 		names := []string{name}
 		if name == "" {
 			var err error
-			if names, err = c.Store.Parcels(c.User); err != nil {
+			if names, err = c.parcels(); err != nil {
 				return err
 			}
 		}
@@ -210,17 +222,23 @@ func describe(p *store.Parcel, versions int, l *Listing) error {
 		return err
 	}
 	for _, v := range infos {
-		l.Versions = append(l.Versions, proto.Version{Version: v.Version, Time: v.Time, Host: v.Host,
-			Comment: v.Comment, Parent: v.Parent, Bytes: v.Bytes, Objects: v.Objects, Suspended: v.Suspended})
+		l.Versions = append(l.Versions, DescribeVersion(v))
 	}
 	return nil
+}
+
+// DescribeVersion is a version as a listing has it.
+func DescribeVersion(v store.VersionInfo) proto.Version {
+	return proto.Version{Version: v.Version, Time: v.Time, Host: v.Host, Comment: v.Comment, Parent: v.Parent, Rollback: v.Rollback,
+		Bytes: v.Bytes, Objects: v.Objects, Suspended: v.Suspended, Tags: v.Tags, Pin: v.Pin}
 }
 
 func holder(l *parcel.Lock) *proto.Holder {
 	if l == nil {
 		return nil
 	}
-	return &proto.Holder{User: l.User, Host: l.Host, Since: l.Since, Contact: l.Contact, Epoch: l.Epoch}
+	return &proto.Holder{User: l.User, Host: l.Host, Since: l.Since, Contact: l.Contact, Epoch: l.Epoch,
+		BrokenBy: l.BrokenBy, Why: l.Why}
 }
 
 func catConfig(name string) runner {
@@ -326,7 +344,12 @@ func release(name string, force bool) runner {
 		e := &event.Event{Op: event.Release, Parcel: name, Forced: nonce == "" && !free}
 		var l *parcel.Lock
 		err = c.act(ctx, e, func(context.Context) error {
-			if l, err = p.Release(nonce, force || c.Admin); err != nil {
+			if force || c.Admin {
+				l, err = p.Break(store.AnyEpoch, cmp.Or(c.By, c.User), "")
+			} else {
+				l, err = p.Release(nonce, false)
+			}
+			if err != nil {
 				return err
 			}
 			e.Host, e.Epoch, e.Version = l.Host, l.Epoch, l.Version
@@ -429,6 +452,13 @@ func commit(name string) runner {
 			return err
 		}
 		e := &event.Event{Op: event.Commit, Parcel: name, Parent: r.Parent}
+		// For hooks that go by size: what waits is what the version adds, at most.
+		if e.Objects, e.Bytes, err = p.Staged(); err != nil {
+			return err
+		}
+		if held, err := p.Holder(); err == nil && held != nil {
+			e.Host, e.Epoch = held.Host, held.Epoch
+		}
 		var version int
 		err = c.act(ctx, e, func(ctx context.Context) error {
 			if version, err = p.Commit(ctx, store.CommitRequest(r)); err == nil {
@@ -501,7 +531,9 @@ func fork(name string, version int, to, host, acquisition string) runner {
 		e := &event.Event{Op: event.Fork, Parcel: name, Version: version, To: c.User + "/" + to, Host: host}
 		var l *parcel.Lock
 		err = c.act(ctx, e, func(ctx context.Context) error {
-			l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition)
+			if l, err = c.Store.Fork(ctx, c.User, name, version, to, string(comment), host, acquisition); err == nil {
+				e.Epoch = l.Epoch
+			}
 			return err
 		})
 		if err != nil {
@@ -519,11 +551,16 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 		}
 		o := store.CheckOptions{User: c.User, Parcel: name, Version: version, Content: content}
 		var werr error
+		unseen := 0
 		sum, err := c.Store.Check(ctx, o, func(p store.Problem) {
 			switch {
+			case p.Parcel != name && c.Rights.Parcels != nil:
+				if p.Severity == store.Bad { // the user's, or another parcel's
+					unseen++
+				}
 			case werr != nil:
 			case asJSON:
-				werr = json.NewEncoder(stdout).Encode(finding(p))
+				werr = json.NewEncoder(stdout).Encode(FindingOf(p))
 			default:
 				_, werr = fmt.Fprintln(stdout, ProblemLine(p))
 			}
@@ -533,16 +570,16 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 			return err
 		case werr != nil:
 			return werr
-		case sum.Errors > 0:
-			return parcel.NewError(parcel.Damaged, "parcel %s: %d errors", name, sum.Errors)
+		case sum.Errors > unseen:
+			return parcel.NewError(parcel.Damaged, "parcel %s: %d errors", name, sum.Errors-unseen)
 		}
 		return nil
 	}
 }
 
-// finding is a problem as it is said to a client: what is wrong with an
+// FindingOf is a problem as it is said to a client: what is wrong with an
 // object of an image, without the words for the place.
-func finding(p store.Problem) proto.Finding {
+func FindingOf(p store.Problem) proto.Finding {
 	f := proto.Finding{Severity: string(p.Severity), Version: p.Version, Image: p.Image, Chunks: p.Chunks,
 		What: p.Msg, Do: p.Hint}
 	if p.Tag != "" {

@@ -10,9 +10,10 @@ import (
 // words reads a verb's arguments one by one, by type, and remembers the first
 // that is wrong.
 type words struct {
-	verb string
-	rest []string
-	err  error
+	verb    string
+	rest    []string
+	parcels []string // that were named
+	err     error
 }
 
 func (w *words) fail(format string, args ...any) {
@@ -74,13 +75,17 @@ func (w *words) text(what string, max int) string {
 	return a
 }
 
-// name takes a word that names a user or parcel.
+// name takes a word that names a user or parcel. A key for some parcels only
+// is held to those that are called so.
 func (w *words) name(what string) string {
 	a := w.optional()
 	if a == "" {
 		w.fail("want the name of a %s", what)
 	} else if err := parcel.CheckName(a); err != nil {
 		w.fail("%s: %v", what, err)
+	}
+	if strings.HasSuffix(what, "parcel") {
+		w.parcels = append(w.parcels, a)
 	}
 	return a
 }

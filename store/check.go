@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"isr/store/authkey"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -58,33 +59,42 @@ func (p Problem) String() string {
 type CheckOptions struct {
 	User, Parcel string // empty: all
 	Version      int    // 0: all; else what only other versions need is passed over
-	Content      bool   // hash every object too
+	Content      bool   // hash every object of Sample too
+	Sample       Sample
+	Progress     func(done, total int64) // bytes hashed; may be nil
 }
 
 // CheckSummary counts what Check saw. What it looked at is sound if Errors is
 // 0.
 type CheckSummary struct {
-	Parcels, Versions int
-	Objects, Bytes    int64 // files below hdk, each parcel's counted
-	Errors, Notes     int
+	Parcels   int   `json:"parcels"`
+	Versions  int   `json:"versions"`
+	Objects   int64 `json:"objects"` // files below hdk, each parcel's counted
+	Bytes     int64 `json:"bytes"`
+	Read      int64 `json:"read"` // those of them whose content was looked at
+	ReadBytes int64 `json:"read_bytes"`
+	Errors    int   `json:"errors"`
+	Notes     int   `json:"notes"`
 }
 
 // Check looks at all that o names and reports every problem, in the order of
 // the tree. The error says why it could not look; that there are problems is
 // no error. It changes nothing and needs no lock: a parcel in use is sound.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) (CheckSummary, error) {
-	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool)}
+	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool), onTheWay: s.onTheWay()}
 	err := c.all(ctx)
 	return c.sum, err
 }
 
 type checker struct {
-	store  *Store
-	opts   CheckOptions
-	report func(Problem)
-	sum    CheckSummary
-	where  Problem        // User, Parcel, Version of what is looked at
-	whole  map[inode]bool // objects hashed: links of copied parcels are hashed once
+	store    *Store
+	opts     CheckOptions
+	report   func(Problem)
+	sum      CheckSummary
+	where    Problem        // User, Parcel, Version of what is looked at
+	whole    map[inode]bool // objects hashed: links of copied parcels are hashed once
+	onTheWay map[string]bool
+	total    int64 // bytes to hash, for Progress
 }
 
 type inode struct {
@@ -122,12 +132,17 @@ func (c *checker) all(ctx context.Context) error {
 	if c.opts.User == "" {
 		c.private(filepath.Join(c.store.root, realmFile))
 		c.private(filepath.Join(c.store.root, usersDir))
-		// The last four are the server's.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log")
+		// The last six are the server's.
+		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log", "study", "study.key")
 		c.known(filepath.Join(c.store.root, usersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {
 			return err
+		}
+	}
+	if c.opts.Content && c.opts.Progress != nil {
+		for _, name := range users {
+			c.total += c.toRead(c.store.userAt(name))
 		}
 	}
 	owner := make(map[string]string) // of each key
@@ -138,24 +153,61 @@ func (c *checker) all(ctx context.Context) error {
 		}
 		c.where = Problem{User: name}
 		c.user(u, owner)
-		names, err := c.store.Parcels(name)
+		names, err := c.store.names(name)
 		if err != nil {
 			return err
 		}
 		if c.opts.Parcel != "" {
-			if _, err := c.store.Parcel(name, c.opts.Parcel); err != nil {
+			if _, err := c.store.find(name, c.opts.Parcel); err != nil {
 				return err
 			}
 			names = []string{c.opts.Parcel}
 		}
 		for _, n := range names {
 			c.where = Problem{User: name, Parcel: n}
-			if err := c.parcel(ctx, u.parcel(n)); err != nil {
+			p := u.parcel(n)
+			if from, err := c.store.renamedFrom(p); err == nil && from != nil && !exists(p.content) {
+				p.content = from.content
+			}
+			if err := c.parcel(ctx, p); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// toRead is how many bytes of a user's are going to be hashed; what cannot be
+// found out now is not counted.
+func (c *checker) toRead(u user) (sum int64) {
+	names, _ := subdirs(u.lockRoot)
+	for _, n := range names {
+		if c.opts.Parcel != "" && c.opts.Parcel != n {
+			continue
+		}
+		filepath.WalkDir(u.parcel(n).hdk(), func(_ string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return nil
+			}
+			if tag, err := seal.ParseTag(d.Name()); err == nil && c.opts.Sample.Has(tag) {
+				if fi, err := d.Info(); err == nil {
+					sum += fi.Size()
+				}
+			}
+			return nil
+		})
+	}
+	return sum
+}
+
+// read counts an object whose content was looked at. The caller has the lock
+// of what it counts.
+func (c *checker) read(size int64) {
+	c.sum.Read++
+	c.sum.ReadBytes += size
+	if c.opts.Progress != nil {
+		c.opts.Progress(c.sum.ReadBytes, max(c.total, c.sum.ReadBytes))
+	}
 }
 
 // private reports a file or directory that others can read.
@@ -187,11 +239,33 @@ func (c *checker) known(dir string, names ...string) {
 	}
 }
 
+// onTheWay are the content sides of parcels whose rename was killed half-way.
+func (s *Store) onTheWay() map[string]bool {
+	dirs := make(map[string]bool)
+	users, _ := s.Users()
+	for _, name := range users {
+		u := s.userAt(name)
+		names, _ := subdirs(u.lockRoot)
+		for _, n := range names {
+			p := u.parcel(n)
+			if from, err := s.renamedFrom(p); err == nil && from != nil && from.lock != p.lock && !exists(p.content) {
+				dirs[from.content] = true
+			}
+		}
+	}
+	return dirs
+}
+
 func (c *checker) user(u user, owner map[string]string) {
 	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, keysFile)} {
 		c.private(dir)
 	}
-	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile)
+	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile, userFile)
+	if _, err := u.config(); err != nil {
+		c.bad(err)
+	} else {
+		c.private(filepath.Join(u.dir, userFile))
+	}
 	if _, err := u.passwordHash(); err != nil {
 		c.bad(err)
 	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
@@ -199,12 +273,16 @@ func (c *checker) user(u user, owner map[string]string) {
 	}
 	c.known(u.lockRoot, "*")
 	c.known(u.contentRoot, "*")
-	keys, err := c.store.keysOf(u.name)
+	text, err := u.keysText()
 	if err != nil {
 		c.bad(err)
 	}
-	for _, k := range keys {
-		id := string(k.Marshal())
+	for _, l := range authkey.Parse(text) {
+		if l.Err != nil {
+			c.problem(Bad, "isr-locksrv user key list "+u.name+" shows it", "authorized_keys line %d lets nobody in: %v", l.N, l.Err)
+			continue
+		}
+		id := string(l.Key.Marshal())
 		if o, ok := owner[id]; ok && o != u.name {
 			c.problem(Bad, "a key belongs to one user", "authorized_keys: a key is also %s's: it lets nobody in", o)
 		}
@@ -221,10 +299,22 @@ func (c *checker) user(u user, owner map[string]string) {
 		sides[n] = true
 		c.where.Parcel = n
 		switch {
+		case c.onTheWay[p.content]:
+			// Its new owner's check has it.
 		case !slices.Contains(locks, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
 		case p.unfinished():
 			c.problem(Note, "gc clears away what was left", "being made or removed, or left so by a process that was killed")
+		case exists(filepath.Join(p.lock, renameFile)):
+			from, err := c.store.renamedFrom(p)
+			switch {
+			case err != nil:
+				c.bad(err)
+			case !exists(p.content) && !isDir(from.content):
+				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
+			default:
+				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.name)
+			}
 		case !slices.Contains(contents, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
 		}

@@ -51,7 +51,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 		return ctx.Err()
 	}
 	pc.cfg = cfg
-	if cfg.User != p.user.name || cfg.Parcel != p.name {
+	if (cfg.User != p.user.name || cfg.Parcel != p.name) && !exists(filepath.Join(p.lock, renameFile)) {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
 	}
 	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
@@ -90,7 +90,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 // lockSide looks at the lock, and who can see it.
 func (c *parcelCheck) lockSide() {
 	p := c.p
-	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile}
+	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile, renameFile}
 	c.known(p.lock, append(names, "keys", unfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
 		c.private(filepath.Join(p.lock, n))
@@ -117,6 +117,8 @@ func (c *parcelCheck) lockSide() {
 // hdk reads the names of all objects, and with Content the objects.
 func (c *parcelCheck) hdk(ctx context.Context) error {
 	var mu sync.Mutex
+	state, _, serr := c.p.hdkState()
+	var there Usage
 	dirs, err := os.ReadDir(c.p.hdk())
 	if err != nil {
 		c.bad(err)
@@ -139,11 +141,15 @@ func (c *parcelCheck) hdk(ctx context.Context) error {
 			c.objects[tag] = o
 			c.sum.Objects++
 			c.sum.Bytes += o.size
+			there = there.plus(Usage{1, o.size})
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if u, ok := c.p.recordedUsage(state); ok && serr == nil && u != there {
+		c.problem(Note, "remove it, and it is made again", "usage says %d objects, %d bytes: there are %d, %d", u.Objects, u.Bytes, there.Objects, there.Bytes)
 	}
 	return nil
 }
@@ -170,24 +176,23 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		o.bad = "is empty"
 	case len(tag) != c.cfg.Crypto.HashSize():
 		o.bad = fmt.Sprintf("is of another suite than %s", c.cfg.Crypto)
-	case c.opts.Content:
+	case c.opts.Content && c.opts.Sample.Has(tag):
 		st := fi.Sys().(*syscall.Stat_t)
 		id := inode{uint64(st.Dev), st.Ino, tag}
 		mu.Lock()
 		whole := c.whole[id]
 		mu.Unlock()
-		if whole {
-			break
+		if !whole {
+			if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
+				o.bad = "does not match its name"
+			} else if err != nil {
+				o.bad = "cannot be read: " + err.Error()
+			}
 		}
-		if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
-			o.bad = "does not match its name"
-		} else if err != nil {
-			o.bad = "cannot be read: " + err.Error()
-		} else {
-			mu.Lock()
-			c.whole[id] = true
-			mu.Unlock()
-		}
+		mu.Lock()
+		c.whole[id] = o.bad == ""
+		c.read(o.size)
+		mu.Unlock()
 	}
 	if fi.Mode().IsRegular() && fi.Mode().Perm() != objectMode {
 		mu.Lock()
@@ -419,7 +424,9 @@ func (c *parcelCheck) rest() {
 		bytes += o.size
 		if o.bad != "" && o.bad != "is missing" {
 			// A later commit would take it for whole.
-			c.problem(Bad, "remove it", "object %s, which no version needs, %s", tag, o.bad)
+			p := c.where
+			p.Severity, p.Msg, p.Hint, p.Tag = Bad, fmt.Sprintf("object %s, which no version needs, %s", tag, o.bad), "remove it", tag
+			c.tell(p)
 		}
 	}
 	what, hint := "", "gc removes them"

@@ -87,12 +87,32 @@ func (p *Parcel) committed(r CommitRequest, head int) (int, error) {
 // Rollback makes a new version that equals version v, and returns its number:
 // one record, nothing is copied. If the head equals v already, that is it.
 func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (number int, err error) {
+	return p.rollback(ctx, v, "", func() (*parcel.Lock, error) { return p.holding(nonce) })
+}
+
+// RollbackFree is Rollback of a parcel that nobody holds, and that nobody can
+// acquire meanwhile, by an administrator on a host. parcel.ErrLocked if
+// somebody holds it.
+func (p *Parcel) RollbackFree(ctx context.Context, host string, v int, why string) (number int, err error) {
+	if err := checkText("reason", why); err != nil {
+		return 0, p.wrap(err)
+	}
+	return p.rollback(ctx, v, parcel.Clean(why), func() (*parcel.Lock, error) {
+		l, err := p.held()
+		if l != nil {
+			err = p.errorf(parcel.Locked, "locked by %s", l).WithHint("--force breaks the lock first")
+		}
+		return &parcel.Lock{Host: parcel.Clean(host)}, err
+	})
+}
+
+func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*parcel.Lock, error)) (number int, err error) {
 	err = p.exclusive(func() error {
 		head, cfg, err := p.published(0)
 		if err != nil {
 			return err
 		}
-		lock, err := p.holding(nonce)
+		lock, err := may()
 		if err != nil {
 			return err
 		}
@@ -106,7 +126,10 @@ func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (number int,
 			return nil
 		}
 		rec := &version{keyroot: old.keyroot, commit: parcel.NewID()}
-		rec.Rollback = v
+		rec.Rollback, rec.Comment = v, fmt.Sprintf("rollback to version %d", v)
+		if why != "" {
+			rec.Comment += ": " + why
+		}
 		number, err = p.advance(ctx, cfg, head, rec, lock)
 		return err
 	})
@@ -140,15 +163,17 @@ func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *ver
 	if err != nil {
 		return 0, err
 	}
-	if err := p.unstage(found.staged); err != nil {
+	if err := p.allow(found.arrived); err != nil {
+		return 0, err
+	}
+	if err := p.unstage(found.staged, found.arrived); err != nil {
 		return 0, err
 	}
 	rec.Version, rec.Parent, rec.Time = cfg.Version+1, cfg.Version, now()
 	rec.Host, rec.Epoch = lock.Host, lock.Epoch
-	rec.Comment, rec.Suspended = parcel.Clean(root.Comment), parcel.Clean(root.Suspended)
-	rec.Objects, rec.Bytes = int64(len(found.seen)), found.bytes
-	if rec.Rollback > 0 {
-		rec.Comment, rec.Objects, rec.Bytes = fmt.Sprintf("rollback to version %d", rec.Rollback), 0, 0
+	rec.Suspended = parcel.Clean(root.Suspended)
+	if rec.Rollback == 0 {
+		rec.Comment, rec.Objects, rec.Bytes = parcel.Clean(root.Comment), int64(len(found.seen)), found.bytes
 	}
 	if err := p.publish(cfg, rec, root); err != nil {
 		return 0, err
@@ -159,9 +184,10 @@ func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *ver
 
 // found is what verify saw.
 type found struct {
-	seen   map[seal.Tag]bool // each object that is new
-	staged []seal.Tag        // those that wait in staging, verified
-	bytes  int64             // of all in seen
+	seen    map[seal.Tag]bool // each object that is new
+	staged  []seal.Tag        // those that wait in staging, verified
+	bytes   int64             // of all in seen
+	arrived int64             // of those in staged
 }
 
 // verify finds every object that is reachable from root and not from parent,
@@ -192,6 +218,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 		f.bytes += size
 		if staged {
 			f.staged = append(f.staged, ref.Tag)
+			f.arrived += size
 		}
 		return false, nil
 	}
@@ -278,12 +305,13 @@ func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 	return nil
 }
 
-// unstage moves verified objects from staging to hdk, durable before they are
-// visible there.
-func (p *Parcel) unstage(tags []seal.Tag) error {
+// unstage moves verified objects, of so many bytes, from staging to hdk,
+// durable before they are visible there.
+func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 	if len(tags) == 0 {
 		return nil
 	}
+	usage, counted := p.keptUsage()
 	step("sync")
 	if err := syncfs(p.content); err != nil {
 		// The kernel may take for clean what it failed to write: from here on
@@ -302,6 +330,11 @@ func (p *Parcel) unstage(tags []seal.Tag) error {
 		}
 		if err != nil {
 			return p.wrap(err)
+		}
+	}
+	if counted {
+		if state, _, err := p.hdkState(); err == nil {
+			p.recordUsage(usage.plus(Usage{int64(len(tags)), bytes}), state)
 		}
 	}
 	return nil
@@ -356,21 +389,15 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	info := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.public()...)
-	info = append(info, parcel.Field{Key: "KEYRING", Value: rec.keyroot.Tag.String()})
 	if err := os.Symlink(filepath.Join("..", "hdk", objectName(rec.keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
 		return err
 	}
 	if !root.Cfg.IsNil() {
-		info = append(info, parcel.Field{Key: "CFG", Value: root.Cfg.Tag.String()})
 		if err := os.Symlink(filepath.Join("..", "hdk", objectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
 			return err
 		}
 	}
-	for _, im := range root.Images {
-		info = append(info, parcel.Field{Key: "IMAGE", Value: fmt.Sprintf("%s %d %d", im.Name, im.Size, im.ChunkSize)})
-	}
-	b, err := info.Encode()
+	b, err := info(rec, root)
 	if err != nil {
 		return err
 	}
@@ -382,6 +409,19 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 		return err
 	}
 	return os.Rename(temp, dir)
+}
+
+// info is the content of a version's file of that name.
+func info(rec *version, root *keyring.Root) ([]byte, error) {
+	r := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.public()...)
+	r = append(r, parcel.Field{Key: "KEYRING", Value: rec.keyroot.Tag.String()})
+	if !root.Cfg.IsNil() {
+		r = append(r, parcel.Field{Key: "CFG", Value: root.Cfg.Tag.String()})
+	}
+	for _, im := range root.Images {
+		r = append(r, parcel.Field{Key: "IMAGE", Value: fmt.Sprintf("%s %d %d", im.Name, im.Size, im.ChunkSize)})
+	}
+	return r.Encode()
 }
 
 // repair makes what is derived from the head and the lock agree with them,

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"isr/store/keyring"
@@ -22,11 +23,33 @@ func (s *Store) Copy(ctx context.Context, fromUser, fromName, toUser, toName str
 	if err != nil {
 		return nil, err
 	}
-	return s.create(ctx, toUser, toName, copied(src, 0))
+	return s.CopyVersion(ctx, src, toUser, toName, CopyOptions{})
 }
 
-// copied fills a parcel with version v of src, 0 for the head.
-func copied(src *Parcel, v int) fill {
+// CopyOptions say in what a copy differs from its original. Zero values are
+// the original's.
+type CopyOptions struct {
+	Version  int                     // which one to copy; 0: the head
+	DiskSize int64                   // bytes; what is beyond is zeros, or cut off
+	MemSize  int64                   // bytes
+	Comment  string                  // of the parcel and of its version 1
+	Progress func(done, total int64) // bytes of its images; may be nil
+}
+
+// CopyVersion is Copy of any version, with other sizes if o has them: then
+// only of one that is powered off.
+func (s *Store) CopyVersion(ctx context.Context, src *Parcel, toUser, toName string, o CopyOptions) (*Parcel, error) {
+	if err := checkText("comment", o.Comment); err != nil {
+		return nil, err
+	}
+	if o.DiskSize < 0 || o.MemSize < 0 || o.DiskSize > maxImage || o.MemSize > maxImage {
+		return nil, parcel.NewError(parcel.Usage, "disk of %d bytes, memory of %d bytes", o.DiskSize, o.MemSize)
+	}
+	return s.create(ctx, toUser, toName, copied(src, o))
+}
+
+// copied fills a parcel with a version of src.
+func copied(src *Parcel, o CopyOptions) fill {
 	return func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
 		unlock, err := lockFile(filepath.Join(src.lock, flockFile), true)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -36,7 +59,7 @@ func copied(src *Parcel, v int) fill {
 			return nil, seal.Ref{}, err
 		}
 		defer unlock()
-		head, cfg, err := src.published(v)
+		head, cfg, err := src.published(o.Version)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -44,25 +67,61 @@ func copied(src *Parcel, v int) fill {
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
-		for _, ref := range []seal.Ref{head.keyroot, root.Cfg} {
+		copied := *cfg
+		// Its sources have this parcel's content, under this parcel's name.
+		copied.Src = nil
+		copied.Other = slices.DeleteFunc(slices.Clone(cfg.Other), func(f parcel.Field) bool { return f.Key == formerKey })
+		if o.Comment != "" {
+			copied.Comment = parcel.Clean(o.Comment)
+			b.comment = copied.Comment
+		}
+		keyroot := head.keyroot
+		made := memory{}
+		resized, err := src.resized(ctx, made, &copied, root, o)
+		if err != nil {
+			return nil, seal.Ref{}, err
+		}
+		if resized != nil {
+			root = resized
+			var sealed []byte
+			if keyroot, sealed, err = keyring.SealRoot(copied.Sealer(), root); err != nil {
+				return nil, seal.Ref{}, err
+			}
+			made.Put(ctx, keyroot.Tag, sealed)
+		}
+		put := func(tag seal.Tag) error {
+			if sealed, ok := made[tag]; ok {
+				return b.Put(ctx, tag, sealed)
+			}
+			return src.share(tag, b)
+		}
+		for _, ref := range []seal.Ref{keyroot, root.Cfg} {
 			if !ref.IsNil() {
-				if err := src.share(ref.Tag, b); err != nil {
+				if err := put(ref.Tag); err != nil {
 					return nil, seal.Ref{}, err
 				}
 			}
 		}
+		var before, total int64
 		for _, im := range root.Images {
-			err := keyring.Walk(ctx, cfg.Sealer(), src, im, func(_ int, _ int64, ref seal.Ref) error {
-				return src.share(ref.Tag, b)
+			total += im.Size
+		}
+		for _, im := range root.Images {
+			err := keyring.Walk(ctx, cfg.Sealer(), made.before(src), im, func(level int, n int64, ref seal.Ref) error {
+				if level == 0 && o.Progress != nil {
+					o.Progress(before+n*int64(im.ChunkSize), total)
+				}
+				return put(ref.Tag)
 			})
 			if err != nil {
 				return nil, seal.Ref{}, err
 			}
+			before += im.Size
 		}
-		copied := *cfg
-		// Its sources have this parcel's content, under this parcel's name.
-		copied.Src = nil
-		return &copied, head.keyroot, nil
+		if o.Progress != nil {
+			o.Progress(total, total)
+		}
+		return &copied, keyroot, nil
 	}
 }
 
@@ -71,13 +130,20 @@ func copied(src *Parcel, v int) fill {
 // verified copy.
 func (p *Parcel) share(tag seal.Tag, b *building) error {
 	from := filepath.Join(p.hdk(), objectName(tag))
-	if _, err := os.Lstat(from); errors.Is(err, fs.ErrNotExist) {
+	fi, err := os.Lstat(from)
+	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
+	}
+	if err != nil {
+		return err
 	}
 	return b.add(tag, func(path string) (int64, error) {
 		err := os.Link(from, path)
 		if errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EMLINK) {
 			return copyObject(from, path, tag)
+		}
+		if err == nil {
+			err = b.take(fi.Size()) // no space, but room of the quota
 		}
 		return 0, err
 	})

@@ -12,13 +12,14 @@ import (
 	"testing"
 
 	"isr/store/parcel"
+	"isr/store/seal"
 )
 
 // A crash is one call, made in a child process that is killed at one step.
 type crash struct {
 	Op      string
 	Root    string
-	Image   string        // for import
+	Image   string        // for import; the replica for repair
 	Request CommitRequest // for commit; its nonce for all
 	Step    int           // the child is killed before this step, from 0
 }
@@ -48,11 +49,28 @@ func (c *crash) run() error {
 	case "create":
 		_, err = s.Create(ctx, "alice", "new", CreateOptions{DiskSize: 1 << 20})
 	case "import":
+		noteEvery = 4 * testChunk
 		_, err = s.Import(ctx, "alice", "new", c.Image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
 	case "copy":
 		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
 	case "fork":
 		_, err = s.Fork(ctx, "alice", "winxp", 1, "new", "saved", "testhost", "crash")
+	case "resize":
+		_, err = s.CopyVersion(ctx, p, "bob", "new", CopyOptions{DiskSize: 299 * testChunk, MemSize: testChunk})
+	case "rename":
+		err = s.Rename("alice", "winxp", "alice", "new")
+	case "give":
+		err = s.Rename("alice", "winxp", "bob", "new")
+	case "tag":
+		err = p.Tag(1, "gold", true)
+	case "untag":
+		_, err = p.Untag("gold")
+	case "pin":
+		err = p.Pin(1, "why")
+	case "comment":
+		err = p.Comment(0, "new")
+	case "rollback free":
+		_, err = p.RollbackFree(ctx, "server", 1, "why")
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
 	case "gc":
@@ -62,8 +80,13 @@ func (c *crash) run() error {
 		if plan, err = p.Plan(Keep{Last: 2}); err == nil {
 			_, _, err = p.Prune(ctx, Prunable(plan))
 		}
+	case "repair":
+		_, err = s.Repair(ctx, RepairOptions{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
+			func(Mending) {}, func(Problem) {})
 	case "user":
 		err = s.AddUser("carol", nil)
+	case "lock user":
+		err = s.ChangeUser("alice", func(c *UserConfig) error { c.Quota, c.Locked = 1<<40, now(); return nil })
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
@@ -129,6 +152,11 @@ func (c crash) killed(t *testing.T) bool {
 // everyStep kills c at every step in turn, each time on a fresh store from
 // prepare, and calls after to look at what is left and call again.
 func everyStep(t *testing.T, op string, atLeast int, prepare func(*testing.T, *Store) crash, after func(*testing.T, *Store, crash)) {
+	everyStepOf(t, op, atLeast, true, prepare, after)
+}
+
+// everyStepOf is everyStep of what begins with a store that is not sound.
+func everyStepOf(t *testing.T, op string, atLeast int, sound bool, prepare func(*testing.T, *Store) crash, after func(*testing.T, *Store, crash)) {
 	t.Run(op, func(t *testing.T) {
 		t.Parallel()
 		for n := 0; ; n++ {
@@ -136,8 +164,10 @@ func everyStep(t *testing.T, op string, atLeast int, prepare func(*testing.T, *S
 			c := prepare(t, s)
 			c.Op, c.Root, c.Step = op, s.root, n
 			killed := c.killed(t)
-			// Before anything is repaired: nothing is half there.
-			wantSound(t, s)
+			if sound {
+				// Before anything is repaired: nothing is half there.
+				wantSound(t, s)
+			}
 			after(t, s, c)
 			if ps := wantSound(t, s); len(ps) != 0 {
 				t.Errorf("%s, killed at step %d: left over in the end: %v", op, n, ps)
@@ -270,7 +300,7 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice"))
-	everyStep(t, "import", 8, func(t *testing.T, s *Store) crash {
+	everyStep(t, "import", 13, func(t *testing.T, s *Store) crash {
 		image := filepath.Join(t.TempDir(), "image")
 		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
 			t.Fatal(err)
@@ -281,6 +311,88 @@ func TestCrash(t *testing.T) {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
 	}, again("bob"))
+	everyStep(t, "resize", 8, func(t *testing.T, s *Store) crash {
+		commit(t, newParcel(t, s), change{1: chunkOf("one"), 300: chunkOf("cut off")})
+		return crash{}
+	}, again("bob"))
+	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
+		everyStep(t, op, 5, func(t *testing.T, s *Store) crash {
+			p := newParcel(t, s)
+			commit(t, p, change{1: chunkOf("one")})
+			return crash{}
+		}, func(t *testing.T, s *Store, c crash) {
+			// The old or the new one is there, whole; who asks for the other is
+			// told. A list of them is enough to finish it.
+			if c.Step%2 == 0 {
+				for _, u := range []string{"alice", "bob"} {
+					if _, err := s.Parcels(u); err != nil {
+						t.Error(err)
+					}
+				}
+				if ps := wantSound(t, s); slices.ContainsFunc(ps, func(p Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
+					t.Errorf("not finished: %v", ps)
+				}
+			}
+			old, oldErr := s.Parcel("alice", "winxp")
+			p, err := s.Parcel(user, "new")
+			if (oldErr == nil) == (err == nil) {
+				t.Fatalf("got both or none: %v, %v", oldErr, err)
+			}
+			if oldErr == nil {
+				wantChunk(t, old, 0, 1, "one")
+				if err := c.run(); err != nil {
+					t.Fatalf("again: %v", err)
+				}
+				if p, err = s.Parcel(user, "new"); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := c.run(); !errors.Is(err, parcel.ErrNoParcel) {
+				t.Errorf("again, after it was done: %v", err)
+			}
+			wantChunk(t, p, 0, 1, "one")
+			if cfg, err := p.Config(); err != nil || cfg.User != user || cfg.Parcel != "new" {
+				t.Errorf("config: %+v, %v", cfg, err)
+			}
+			commit(t, p, change{2: chunkOf("two")})
+			// The old name is free.
+			newParcel(t, s)
+			wantChunk(t, p, 0, 1, "one")
+		})
+	}
+	versions := func(t *testing.T, s *Store) crash {
+		p := versioned(t, s, 2)
+		if err := p.Tag(2, "gold", false); err != nil {
+			t.Fatal(err)
+		}
+		return crash{}
+	}
+	for _, op := range []string{"tag", "untag", "pin", "comment", "rollback free"} {
+		everyStep(t, op, 1, versions, func(t *testing.T, s *Store, c crash) {
+			p := parcelOf(t, s)
+			_, err := p.Resolve("gold")
+			if op != "untag" && err != nil {
+				t.Errorf("the tag is on no version: %v", err)
+			}
+			if err := c.run(); err != nil && !(op == "untag" && errors.Is(err, parcel.ErrNoVersion)) {
+				t.Errorf("again: %v", err)
+			}
+			switch v, err := p.Resolve("gold"); {
+			case op == "untag" && !errors.Is(err, parcel.ErrNoVersion), op == "tag" && v != 1:
+				t.Errorf("gold: got %d, %v", v, err)
+			}
+			if v, err := p.Version(1); err != nil || (v.Pin == "why") != (op == "pin") {
+				t.Errorf("version 1: %+v, %v", v, err)
+			}
+			if vs, err := p.Versions(0); err != nil || (len(vs) == 3) != (op == "rollback free") {
+				t.Errorf("versions: %+v, %v", vs, err)
+			}
+			if l, err := p.Acquire("alice", "h", "id"); err != nil {
+				t.Error(err)
+			} else if _, err := p.Release(l.Nonce, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	everyStep(t, "fork", 10, func(t *testing.T, s *Store) crash {
 		commit(t, newParcel(t, s), change{1: chunkOf("one")})
 		return crash{}
@@ -359,12 +471,56 @@ func TestCrash(t *testing.T) {
 		os.WriteFile(filepath.Join(p.staging(), "left"), nil, 0o600)
 		return c
 	}, left)
+	everyStepOf(t, "repair", 12, false, func(t *testing.T, s *Store) crash {
+		p := newParcel(t, s)
+		commit(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})
+		c := crash{Image: replicaOf(t, s)}
+		for level, tags := range tagsOf(t, p, 2) {
+			if level < 2 {
+				os.Remove(filepath.Join(p.hdk(), objectName(tags[0])))
+			} else {
+				flip(t, filepath.Join(p.hdk(), objectName(tags[0])))
+			}
+		}
+		useless := filepath.Join(p.hdk(), objectName(seal.Tag(random(32, 9))))
+		os.MkdirAll(filepath.Dir(useless), 0o700)
+		os.WriteFile(useless, []byte("x"), 0o400)
+		os.Remove(p.versionFile(1))
+		os.Remove(filepath.Join(p.lock, configFile))
+		os.RemoveAll(filepath.Join(p.content, "000001"))
+		os.RemoveAll(p.staging())
+		return c
+	}, func(t *testing.T, s *Store, c crash) {
+		if err := c.run(); err != nil {
+			t.Error(err)
+		}
+		p := parcelOf(t, s)
+		wantChunk(t, p, 0, 300, "three hundred")
+		if l, err := p.Acquire("alice", "h", "id"); err != nil { // for what a kill left in staging
+			t.Error(err)
+		} else if _, err := p.Release(l.Nonce, false); err != nil {
+			t.Error(err)
+		}
+	})
 	everyStep(t, "user", 2, func(t *testing.T, s *Store) crash { return crash{} },
 		func(t *testing.T, s *Store, c crash) {
 			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
 				t.Error(err)
 			}
 			if _, err := s.Parcels("carol"); err != nil {
+				t.Error(err)
+			}
+		})
+	everyStep(t, "lock user", 1, func(t *testing.T, s *Store) crash { return crash{} },
+		func(t *testing.T, s *Store, c crash) {
+			was, err := s.UserConfig("alice")
+			if err != nil || was.Quota != 0 && was.Locked.IsZero() {
+				t.Errorf("half changed: %+v, %v", was, err)
+			}
+			if err := c.run(); err != nil {
+				t.Error(err)
+			}
+			if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDenied) {
 				t.Error(err)
 			}
 		})

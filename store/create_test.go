@@ -272,8 +272,8 @@ func TestImportRefused(t *testing.T) {
 	if names, _ := s.Parcels("alice"); len(names) != 0 {
 		t.Errorf("parcels: got %v", names)
 	}
-	if _, files := du(t, s.userAt("alice").dir); files != 1 {
-		t.Errorf("%d files are left, want authorized_keys", files)
+	if _, files := du(t, s.userAt("alice").dir); files != 2 {
+		t.Errorf("%d files are left, want authorized_keys and user.cfg", files)
 	}
 	// A larger disk than the image ends in zeros.
 	p, err := s.Import(ctx, "alice", "box", image, CreateOptions{Format: "raw", DiskSize: 11 * testChunk})

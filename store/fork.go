@@ -25,7 +25,7 @@ func (s *Store) Fork(ctx context.Context, userName, from string, v int, name, co
 	if acquisition == "" || acquisition != parcel.Clean(acquisition) || v < 1 {
 		return nil, p.errorf(parcel.Usage, "fork without version or a printable acquisition id")
 	}
-	fill := copied(p, v)
+	fill := copied(p, CopyOptions{Version: v})
 	made, err := s.create(ctx, userName, name, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
 		b.commit, b.comment = acquisition, fmt.Sprintf("version %d of %s", v, from)
 		cfg, keyroot, err := fill(ctx, b)

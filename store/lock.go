@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,7 +18,7 @@ import (
 const (
 	nonceFile    = "nonce"      // parcel.Lock, secret: present exactly while held
 	holderFile   = "lockholder" // its public part; derived
-	releasedFile = "released"   // the last holder's Lock, SINCE when it is free
+	releasedFile = "released"   // the last holder's Lock, SINCE when it is free; BY and WHY if it was broken
 	epochFile    = "epoch"      // the number of the last acquisition
 )
 
@@ -163,15 +164,36 @@ func (p *Parcel) holding(nonce string) (*parcel.Lock, error) {
 		return nil, err
 	case l != nil && l.Is(nonce):
 		return l, nil
+	}
+	last, err := readLock(filepath.Join(p.lock, releasedFile))
+	if err != nil {
+		last = nil
+	}
+	switch {
+	case l != nil && last != nil && last.BrokenBy != "":
+		return nil, p.errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it; the one before, of %s on %s, was %s",
+			l, last.User, last.Host, broken(last))
 	case l != nil:
 		return nil, p.errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it", l)
-	}
-	if r, err := p.released(); err == nil && r != nil {
-		return nil, p.errorf(parcel.NotHolder, "lock is no longer held: it is free since %s",
-			r.Since.UTC().Format("2006-01-02 15:04:05 MST"))
+	case last != nil && last.BrokenBy != "":
+		return nil, p.errorf(parcel.NotHolder, "lock is no longer held: it was %s", broken(last))
+	case last != nil:
+		return nil, p.errorf(parcel.NotHolder, "lock is no longer held: it is free since %s", stamp(last.Since))
 	}
 	return nil, p.errorf(parcel.NotHolder, "lock is not held: it is free")
 }
+
+// broken says who broke a lock, when and why.
+func broken(l *parcel.Lock) string {
+	s := fmt.Sprintf("broken by %s on %s", l.BrokenBy, stamp(l.Since))
+	if l.Why != "" {
+		s += ": " + l.Why
+	}
+	return s
+}
+
+// stamp is a time as messages have it.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 
 // CheckLock is the lock that nonce proves holding, without secrets, and notes
 // the contact. parcel.ErrNotHolder says who holds it instead.
@@ -200,26 +222,56 @@ func (p *Parcel) CheckLock(nonce string) (*parcel.Lock, error) {
 // it. The same question again is answered, by who held it until when, as long
 // as nobody else has held the parcel since; but a broken lock's nonce is not.
 func (p *Parcel) Release(nonce string, force bool) (*parcel.Lock, error) {
+	if force {
+		return p.Break(AnyEpoch, "", "")
+	}
+	return p.release(nonce, nil)
+}
+
+// AnyEpoch is the epoch of whoever holds the lock.
+const AnyEpoch = -1
+
+// Break takes the lock away from who holds it in that epoch, and says who that
+// was. Who does it, and why, is kept for the loser to be told.
+// parcel.ErrConflict if another has it by now, parcel.ErrNotHolder if nobody
+// has. With AnyEpoch the same question again is answered, as Release does.
+func (p *Parcel) Break(epoch int64, by, why string) (*parcel.Lock, error) {
+	if err := checkText("reason", why); err != nil {
+		return nil, p.wrap(err)
+	}
+	return p.release("", &breaking{epoch, parcel.Clean(by), parcel.Clean(why)})
+}
+
+// breaking is how a lock is broken.
+type breaking struct {
+	epoch   int64
+	by, why string
+}
+
+// release is Release, by force unless that is nil.
+func (p *Parcel) release(nonce string, force *breaking) (*parcel.Lock, error) {
 	var lock *parcel.Lock
 	err := p.exclusive(func() error {
 		l, err := p.held()
 		switch {
-		case force && errors.Is(err, parcel.ErrDamaged):
+		case force != nil && errors.Is(err, parcel.ErrDamaged):
 			l = &parcel.Lock{User: "unknown", Host: "unknown", Since: now()}
 		case err != nil:
 			return err
 		case l == nil:
 			r, err := p.released()
-			if err == nil && r != nil && (force || r.Is(nonce)) {
+			if err == nil && r != nil && (force != nil && force.epoch == AnyEpoch || r.Is(nonce)) {
 				lock = r
 				return nil
 			}
 			_, err = p.holding(nonce)
 			return err
-		case !force:
+		case force == nil:
 			if _, err := p.holding(nonce); err != nil {
 				return err
 			}
+		case force.epoch != AnyEpoch && force.epoch != l.Epoch:
+			return p.errorf(parcel.Conflict, "lock has changed hands: %s holds it", l)
 		}
 		// For the record: when it became free, and by which nonce, so that the
 		// question may be repeated. A broken lock's nonce is worth nothing.
@@ -227,6 +279,9 @@ func (p *Parcel) Release(nonce string, force bool) (*parcel.Lock, error) {
 		free.Since = now()
 		if !l.Is(nonce) {
 			free = free.Public()
+		}
+		if force != nil {
+			free.BrokenBy, free.Why = force.by, force.why
 		}
 		b, err := free.Encode()
 		if err != nil {

@@ -31,8 +31,18 @@ func (u user) parcel(name string) *Parcel {
 }
 
 // Parcels are the names of a user's parcels, sorted. One that is damaged is
-// among them, one not yet wholly made or removed is not.
+// among them, one not yet wholly made or removed is not. A rename that was
+// killed is finished first.
 func (s *Store) Parcels(userName string) ([]string, error) {
+	names, err := s.names(userName)
+	for _, n := range names {
+		s.settled(s.userAt(userName).parcel(n)) // who opens it is told if that fails
+	}
+	return names, err
+}
+
+// names is Parcels for who changes nothing.
+func (s *Store) names(userName string) ([]string, error) {
 	u, err := s.user(userName)
 	if err != nil {
 		return nil, err
@@ -42,8 +52,20 @@ func (s *Store) Parcels(userName string) ([]string, error) {
 }
 
 // Parcel is an existing parcel; parcel.ErrNoParcel if there is none of that
-// name.
+// name. A rename of it that was killed is finished first.
 func (s *Store) Parcel(userName, name string) (*Parcel, error) {
+	p, err := s.find(userName, name)
+	if err == nil {
+		err = s.settled(p)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// find is Parcel for who changes nothing.
+func (s *Store) find(userName, name string) (*Parcel, error) {
 	u, err := s.user(userName)
 	if err != nil {
 		return nil, err
@@ -52,13 +74,21 @@ func (s *Store) Parcel(userName, name string) (*Parcel, error) {
 		return nil, fmt.Errorf("parcel: %w", err)
 	}
 	p := u.parcel(name)
-	if _, err := os.Lstat(p.lock); errors.Is(err, fs.ErrNotExist) || p.unfinished() {
+	if ok, err := realDir(p.lock); err != nil {
+		return nil, p.wrap(err)
+	} else if !ok || p.unfinished() {
+		if now := u.renamed(name); err == nil && !ok && now != "" {
+			return nil, p.errAbsent().WithHint("it was renamed to %s", now)
+		}
 		return nil, p.errAbsent()
+	}
+	if fi, err := os.Lstat(p.content); err == nil && !fi.IsDir() {
+		return nil, p.errorf(parcel.Damaged, "its content, %s, is no directory", p.content)
 	}
 	return p, nil
 }
 
-func (p *Parcel) errAbsent() error {
+func (p *Parcel) errAbsent() *parcel.Error {
 	return parcel.NewError(parcel.NoParcel, "parcel %s: no such parcel", p.name)
 }
 
@@ -144,7 +174,8 @@ type VersionInfo struct {
 type version struct {
 	VersionInfo
 	keyroot seal.Ref
-	commit  string // id: the same one is answered with the same version
+	commit  string        // id: the same one is answered with the same version
+	other   parcel.Record // keys this program does not know, kept as they are
 }
 
 // public are the fields that may be shown.
@@ -169,9 +200,13 @@ func (v *VersionInfo) public() parcel.Record {
 }
 
 func (v *version) encode() ([]byte, error) {
-	return append(parcel.Record{{Key: "KEYROOT", Value: v.keyroot.String()}, {Key: "COMMIT", Value: v.commit}},
-		v.public()...).Encode()
+	r := append(parcel.Record{{Key: "KEYROOT", Value: v.keyroot.String()}, {Key: "COMMIT", Value: v.commit}}, v.public()...)
+	return append(r, v.other...).Encode()
 }
+
+// versionKeys are the keys of a version's record.
+var versionKeys = []string{"KEYROOT", "COMMIT", "TIME", "PARENT", "OBJECTS", "BYTES", "HOST", "EPOCH", "ROLLBACK", "SUSPENDED",
+	"COMMENT", "TAG", "PIN"}
 
 func parseVersion(b []byte, number int) (*version, error) {
 	r, err := parcel.ParseRecord(b)
@@ -179,6 +214,11 @@ func parseVersion(b []byte, number int) (*version, error) {
 		return nil, err
 	}
 	v := &version{commit: r.Get("COMMIT")}
+	for _, f := range r {
+		if !slices.Contains(versionKeys, f.Key) {
+			v.other = append(v.other, f)
+		}
+	}
 	v.Tags, v.Pin = r.All("TAG"), r.Get("PIN")
 	v.Version, v.Host, v.Comment, v.Suspended = number, r.Get("HOST"), r.Get("COMMENT"), r.Get("SUSPENDED")
 	if v.keyroot, err = seal.ParseRef(r.Get("KEYROOT")); err == nil && v.keyroot.IsNil() {
@@ -299,23 +339,19 @@ func (p *Parcel) openRoot(ctx context.Context, g keyring.Getter, cfg *parcel.Con
 // Versions are the newest n versions, newest first; all of them if n is 0.
 // Versions that were removed are left out.
 func (p *Parcel) Versions(n int) ([]VersionInfo, error) {
-	cfg, err := p.Config()
-	if err != nil {
-		return nil, err
-	}
-	numbers, err := p.recorded()
+	numbers, err := p.numbers()
 	if err != nil {
 		return nil, err
 	}
 	var infos []VersionInfo
-	for _, v := range slices.Backward(numbers) {
-		if v > cfg.Version {
-			continue
-		}
+	for _, v := range numbers {
 		if n > 0 && len(infos) == n {
 			break
 		}
 		rec, err := p.version(v)
+		if errors.Is(err, parcel.ErrNoVersion) {
+			continue // it was pruned meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}

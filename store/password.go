@@ -38,7 +38,7 @@ var ErrPassword = parcel.NewError(parcel.Denied, "password: wrong")
 
 // SetPassword gives a user a password, whatever it was before.
 func (s *Store) SetPassword(name string, password []byte) error {
-	u, unlock, err := s.lockPassword(name)
+	u, unlock, err := s.lockUser(name)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (s *Store) ChangePassword(name string, old, password []byte) error {
 	if err := parcel.CheckPassword(password); err != nil {
 		return err
 	}
-	u, unlock, err := s.lockPassword(name)
+	u, unlock, err := s.lockUser(name)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (s *Store) ChangePassword(name string, old, password []byte) error {
 
 // RemovePassword takes a user's password away; only her keys let her in then.
 func (s *Store) RemovePassword(name string) error {
-	u, unlock, err := s.lockPassword(name)
+	u, unlock, err := s.lockUser(name)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func samePassword(hash, password []byte) bool {
 
 // passwordHash is nil if the user has no password.
 func (u user) passwordHash() ([]byte, error) {
-	p, err := os.ReadFile(filepath.Join(u.dir, passwordFile))
+	p, err := readOwn(filepath.Join(u.dir, passwordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -178,8 +178,9 @@ func (u user) passwordHash() ([]byte, error) {
 	return hash, nil
 }
 
-// lockPassword is the user, whose password nobody else changes until unlock.
-func (s *Store) lockPassword(name string) (u user, unlock func(), err error) {
+// lockUser is the user, whose password and user.cfg nobody else changes until
+// unlock.
+func (s *Store) lockUser(name string) (u user, unlock func(), err error) {
 	if u, err = s.user(name); err != nil {
 		return u, nil, err
 	}

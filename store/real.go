@@ -90,16 +90,16 @@ func objectDirs(content *os.Root) (hdk *os.File, names []string, err error) {
 	return hdk, names, nil
 }
 
-// objectDir is an open directory of objects, hdk/ab. There are 256 in each
+// hdkDir is an open directory of objects, hdk/ab. There are 256 in each
 // parcel: it asks the kernel no more than it must.
-type objectDir struct {
+type hdkDir struct {
 	fd   int
 	tags []seal.Tag // what is named otherwise, or belongs elsewhere, is left out
 }
 
 // openObjects opens hdk/ab; without tags if it is gone.
-func openObjects(hdk *os.File, ab string) (*objectDir, error) {
-	d := &objectDir{fd: -1}
+func openObjects(hdk *os.File, ab string) (*hdkDir, error) {
+	d := &hdkDir{fd: -1}
 	err := retry(func() (err error) {
 		d.fd, err = unix.Openat(int(hdk.Fd()), ab, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		return err
@@ -131,11 +131,11 @@ func openObjects(hdk *os.File, ab string) (*objectDir, error) {
 }
 
 // stat describes an object; ok is false if it is gone, or no file.
-func (d *objectDir) stat(tag seal.Tag) (st unix.Stat_t, ok bool) {
+func (d *hdkDir) stat(tag seal.Tag) (st unix.Stat_t, ok bool) {
 	return statObject(d.fd, tag.String())
 }
 
-func (d *objectDir) close() {
+func (d *hdkDir) close() {
 	if d.fd >= 0 {
 		unix.Close(d.fd)
 	}

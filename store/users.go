@@ -2,17 +2,23 @@ package store
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"isr/store/atomicfile"
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
@@ -39,13 +45,24 @@ func (s *Store) user(name string) (user, error) {
 		return user{}, fmt.Errorf("user: %w", err)
 	}
 	u := s.userAt(name)
-	if _, err := os.Stat(u.dir); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+	if ok, err := realDir(u.dir); err != nil || !ok {
+		if err == nil {
 			err = parcel.NewError(parcel.NoParcel, "user %s: no such user", name)
 		}
 		return user{}, err
 	}
 	return u, nil
+}
+
+// realDir reports whether path is a directory itself, and no link to one: who
+// can make a link in the tree must not be able to make others' files part of
+// it.
+func realDir(path string) (bool, error) {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && fi.IsDir(), err
 }
 
 // UserDirs are the directories of a user's lock sides, never to be shown, and
@@ -61,10 +78,20 @@ func (s *Store) Users() ([]string, error) { return subdirs(filepath.Join(s.root,
 // AddUser adds a user, with the lines of an authorized_keys file, maybe none.
 // parcel.ErrExists if there is one of that name.
 func (s *Store) AddUser(name string, keys []string) error {
+	return s.CreateUser(name, keys, UserConfig{})
+}
+
+// CreateUser is AddUser with what else is to be known of her.
+func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	if err := parcel.CheckName(name); err != nil {
 		return fmt.Errorf("user: %w", err)
 	}
-	lines, err := checkKeys(keys)
+	add, err := checkKeys(keys)
+	if err != nil {
+		return fmt.Errorf("user %s: %w", name, err)
+	}
+	cfg.Created = now()
+	record, err := cfg.encode()
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
 	}
@@ -77,9 +104,9 @@ func (s *Store) AddUser(name string, keys []string) error {
 	removeTemps(users)
 	u := s.userAt(name)
 	if _, err := os.Lstat(u.dir); err == nil {
-		return parcel.NewError(parcel.Exists, "user %s: exists", name)
+		return parcel.NewError(parcel.Exists, "user %s: exists", name).WithHint("isr-locksrv user key add adds keys, user change changes the rest")
 	}
-	if err := s.checkUnshared(name, lines); err != nil {
+	if err := s.checkUnshared(name, add); err != nil {
 		return err
 	}
 	// Whole or not at all: made aside, then renamed.
@@ -94,7 +121,10 @@ func (s *Store) AddUser(name string, keys []string) error {
 		}
 	}
 	step("keys")
-	if err := atomicfile.Write(filepath.Join(temp, keysFile), lines, fileMode); err != nil {
+	if err := atomicfile.Write(filepath.Join(temp, keysFile), keyLines(nil, add), fileMode); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(filepath.Join(temp, userFile), record, fileMode); err != nil {
 		return err
 	}
 	step("user")
@@ -105,9 +135,9 @@ func (s *Store) AddUser(name string, keys []string) error {
 }
 
 // AddKeys adds lines of an authorized_keys file to a user's; those she has
-// are left out.
+// are left out. parcel.ErrExists if she has one on other terms.
 func (s *Store) AddKeys(name string, keys []string) error {
-	lines, err := checkKeys(keys)
+	add, err := checkKeys(keys)
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
 	}
@@ -120,28 +150,64 @@ func (s *Store) AddKeys(name string, keys []string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.checkUnshared(name, lines); err != nil {
+	if err := s.checkUnshared(name, add); err != nil {
 		return err
 	}
-	file := filepath.Join(u.dir, keysFile)
-	old, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	old, err := u.keysText()
+	if err != nil {
 		return err
 	}
-	if len(old) > 0 && old[len(old)-1] != '\n' {
-		old = append(old, '\n')
-	}
-	have, _ := parseKeys(old)
-	for line := range bytes.Lines(lines) {
-		add, err := parseKeys(line)
-		if err != nil {
-			return err
+	have := authkey.Parse(old)
+	add = slices.DeleteFunc(add, func(k authkey.Key) bool {
+		i := slices.IndexFunc(have, func(l authkey.Line) bool { return l.Err == nil && l.Key.Same(k) })
+		if i >= 0 && !have[i].Key.SameTerms(k) {
+			err = parcel.NewError(parcel.Exists, "user %s: has key %s on other terms", name, ssh.FingerprintSHA256(k)).
+				WithHint("remove it first")
 		}
-		if !slices.ContainsFunc(have, func(k ssh.PublicKey) bool { return sameKey(k, add[0]) }) {
-			old = append(old, line...)
+		return i >= 0
+	})
+	if err != nil || len(add) == 0 {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(u.dir, keysFile), keyLines(old, add), fileMode)
+}
+
+// Keys are the lines of a user's authorized_keys, those that let nobody in
+// included.
+func (s *Store) Keys(name string) ([]authkey.Line, error) {
+	u, err := s.user(name)
+	if err != nil {
+		return nil, err
+	}
+	text, err := u.keysText()
+	return authkey.Parse(text), err
+}
+
+// DelKey removes a line of a user's authorized_keys, as Keys has its Text.
+func (s *Store) DelKey(name, text string) error {
+	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	u, err := s.user(name)
+	if err != nil {
+		return err
+	}
+	old, err := u.keysText()
+	if err != nil {
+		return err
+	}
+	var rest []byte
+	for line := range bytes.Lines(old) {
+		if string(bytes.TrimSpace(line)) != text {
+			rest = append(rest, line...)
 		}
 	}
-	return atomicfile.Write(file, old, fileMode)
+	if len(rest) == len(old) {
+		return parcel.NewError(parcel.Failed, "user %s: no such line in authorized_keys", name)
+	}
+	return atomicfile.Write(filepath.Join(u.dir, keysFile), rest, fileMode)
 }
 
 // DelUser removes a user who has no parcels.
@@ -177,111 +243,176 @@ func (s *Store) DelUser(name string) error {
 	return os.RemoveAll(temp)
 }
 
-// UserOfKey is the user whose authorized_keys hold the key; parcel.ErrDenied
-// if it is nobody's, or more than one user's.
-func (s *Store) UserOfKey(key ssh.PublicKey) (string, error) {
+// UserOfKey is the user whose authorized_keys hold the key, and the line that
+// admits who comes with it from an address. parcel.ErrDenied if it is nobody's,
+// or more than one user's, or, with user and key, if it admits nobody from
+// there or any more.
+func (s *Store) UserOfKey(key ssh.PublicKey, from netip.Addr) (string, authkey.Key, error) {
 	owners, err := s.owners(key)
 	switch {
 	case err != nil:
-		return "", err
+		return "", authkey.Key{}, err
 	case len(owners) == 0:
-		return "", parcel.NewError(parcel.Denied, "key %s: no user has it", ssh.FingerprintSHA256(key))
+		return "", authkey.Key{}, parcel.NewError(parcel.Denied, "key %s: no user has it", ssh.FingerprintSHA256(key))
 	case len(owners) > 1:
-		return "", parcel.NewError(parcel.Denied, "key %s: users %s share it", ssh.FingerprintSHA256(key),
-			strings.Join(owners, " and ")).WithHint("a key belongs to one user; take it out of the others' authorized_keys")
+		var names []string
+		for _, o := range owners {
+			names = append(names, o.user)
+		}
+		return "", authkey.Key{}, parcel.NewError(parcel.Denied, "key %s: users %s share it", ssh.FingerprintSHA256(key),
+			strings.Join(names, " and ")).WithHint("a key belongs to one user; take it out of the others' authorized_keys")
 	}
-	return owners[0], nil
+	k, err := owners[0].admits(from)
+	return owners[0].user, k, err
 }
 
-func (s *Store) owners(key ssh.PublicKey) ([]string, error) {
+// KeyOf is UserOfKey for a key that was a user's a moment ago: it looks into
+// her file only. parcel.ErrDenied if it is hers no more.
+func (s *Store) KeyOf(name string, key ssh.PublicKey, from netip.Addr) (authkey.Key, error) {
+	u, err := s.user(name)
+	if err != nil {
+		return authkey.Key{}, err
+	}
+	text, err := u.keysText()
+	if err != nil {
+		return authkey.Key{}, err
+	}
+	o := owner{name, linesOf(text, key)}
+	if o.keys == nil {
+		return authkey.Key{}, parcel.NewError(parcel.Denied, "key %s: user %s has it no more", ssh.FingerprintSHA256(key), name)
+	}
+	return o.admits(from)
+}
+
+// owner is a user who has a key, on one line or more.
+type owner struct {
+	user string
+	keys []authkey.Key
+}
+
+// admits is the first line that admits who comes from an address; with an
+// error, some line.
+func (o owner) admits(from netip.Addr) (authkey.Key, error) {
+	var err error
+	for _, k := range o.keys {
+		if err = k.Admits(time.Now(), from); err == nil {
+			return k, nil
+		}
+	}
+	return o.keys[0], err
+}
+
+// linesOf are the lines of an authorized_keys file that are a key's.
+func linesOf(text []byte, key ssh.PublicKey) (keys []authkey.Key) {
+	for _, l := range authkey.Parse(text) {
+		if l.Err == nil && l.Key.Same(key) {
+			keys = append(keys, l.Key)
+		}
+	}
+	return keys
+}
+
+// owners are the users who have a key. It reads every user's file, and parses
+// those in which the key may be: 1000 users take 11 ms, 100 take 1.5. A user whose file
+// cannot be read keeps nobody else out.
+func (s *Store) owners(key ssh.PublicKey) (owners []owner, err error) {
 	users, err := s.Users()
 	if err != nil {
 		return nil, err
 	}
-	var owners []string
+	blob := key.Marshal()
+	// Without the last digits, which may be written in more than one way.
+	part := []byte(base64.StdEncoding.EncodeToString(blob[:len(blob)/3*3]))
+	var unread error
 	for _, name := range users {
-		keys, err := s.keysOf(name)
-		if err != nil && !errors.Is(err, errKeyLine) {
-			return nil, err
+		text, err := s.userAt(name).keysText()
+		if err != nil {
+			unread = err
+			continue
 		}
-		if slices.ContainsFunc(keys, func(k ssh.PublicKey) bool { return sameKey(k, key) }) {
-			owners = append(owners, name)
+		if !bytes.Contains(text, part) {
+			continue
 		}
+		if keys := linesOf(text, key); keys != nil {
+			owners = append(owners, owner{name, keys})
+		}
+	}
+	if owners == nil {
+		return nil, unread
 	}
 	return owners, nil
 }
 
-// keysOf are the keys of a user; with an error that wraps errKeyLine, those of
-// the lines that can be read.
-func (s *Store) keysOf(name string) ([]ssh.PublicKey, error) {
-	p, err := os.ReadFile(filepath.Join(s.userAt(name).dir, keysFile))
+// keysText is a user's authorized_keys, empty if there is no file.
+func (u user) keysText() ([]byte, error) {
+	p, err := readOwn(filepath.Join(u.dir, keysFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
+	}
+	return p, err
+}
+
+// maxOwn bounds what is read of a user's own files, bytes.
+const maxOwn = 1 << 20
+
+// readOwn reads a file in a user's directory, which may be her home and hold
+// anything: no link is followed, no pipe waited for, and no end of it needed.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, parcel.NewError(parcel.Damaged, "%s: is a symbolic link, which is not followed", path)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return parseKeys(p)
-}
-
-// errKeyLine is wrapped by errors about a line of authorized_keys.
-var errKeyLine = errors.New("want TYPE BASE64 [COMMENT], one key a line, no options")
-
-// parseKeys reads the lines of an authorized_keys file. Options are refused:
-// a line with from= or expiry-time= must not let in whom sshd would keep out.
-func parseKeys(p []byte) (keys []ssh.PublicKey, bad error) {
-	n := 0
-	for line := range bytes.Lines(p) {
-		n++
-		line = bytes.TrimSpace(line)
-		if len(line) == 0 || line[0] == '#' {
-			continue
-		}
-		key, _, options, _, err := ssh.ParseAuthorizedKey(line)
-		if err != nil || len(options) > 0 {
-			bad = fmt.Errorf("authorized_keys line %d: %w", n, errKeyLine)
-			continue
-		}
-		keys = append(keys, key)
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
 	}
-	return keys, bad
+	if !fi.Mode().IsRegular() || fi.Size() > maxOwn {
+		return nil, parcel.NewError(parcel.Damaged, "%s: want a file of at most %d bytes", path, maxOwn)
+	}
+	return io.ReadAll(io.LimitReader(f, maxOwn))
 }
 
-// checkKeys joins keys, each one or more lines, into lines of a file, and
-// refuses what parseKeys would.
-func checkKeys(keys []string) ([]byte, error) {
-	var out []byte
-	for _, k := range keys {
-		if _, err := parseKeys([]byte(k)); err != nil {
-			return nil, parcel.NewError(parcel.Usage, "key: %v", err)
-		}
-		for line := range strings.Lines(k) {
-			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-				out = append(append(out, line...), '\n')
+// checkKeys reads keys, each one or more lines, and refuses a line that would
+// let nobody in.
+func checkKeys(texts []string) (keys []authkey.Key, err error) {
+	for _, text := range texts {
+		for _, l := range authkey.Parse([]byte(text)) {
+			if l.Err != nil {
+				return nil, parcel.NewError(parcel.Usage, "key: line %d: %v", l.N, l.Err)
 			}
+			keys = append(keys, l.Key)
 		}
 	}
-	return out, nil
+	return keys, nil
+}
+
+// keyLines appends keys to the text of an authorized_keys file.
+func keyLines(text []byte, keys []authkey.Key) []byte {
+	if len(text) > 0 && text[len(text)-1] != '\n' {
+		text = append(text, '\n')
+	}
+	for _, k := range keys {
+		text = append(append(text, k.String()...), '\n')
+	}
+	return text
 }
 
 // checkUnshared refuses a key that another user than name has.
-func (s *Store) checkUnshared(name string, lines []byte) error {
-	keys, err := parseKeys(lines)
-	if err != nil {
-		return err
-	}
+func (s *Store) checkUnshared(name string, keys []authkey.Key) error {
 	for _, k := range keys {
 		owners, err := s.owners(k)
 		if err != nil {
 			return err
 		}
 		for _, o := range owners {
-			if o != name {
-				return parcel.NewError(parcel.Exists, "user %s: key %s is %s's", name, ssh.FingerprintSHA256(k), o)
+			if o.user != name {
+				return parcel.NewError(parcel.Exists, "user %s: key %s is %s's", name, ssh.FingerprintSHA256(k), o.user)
 			}
 		}
 	}
 	return nil
 }
-
-func sameKey(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }

@@ -48,6 +48,7 @@ var variables = []Variable{
 	{Name: "lookaside", Doc: "A place of objects, a path or a URL, to ask before the server.", List: true, check: checkEmptyOr(checkPlace)},
 	{Name: "ls_versions", Default: "5", Doc: "How many versions isr ls -l shows.", check: checkPositive},
 	{Name: "patience", Default: "60", Doc: "How long a transfer goes on trying when the server cannot be reached.", check: checkDuration},
+	{Name: "report", Default: "no", Doc: "Tell the server at sync and checkin how a parcel was used, nothing of its content: no, ask or yes.", check: checkOneOf("no", "ask", "yes")},
 	{Name: "server", Default: "", Doc: "The lock server, [LOGIN@]HOST[:PORT]."},
 	{Name: "userid", Default: "", Doc: "The ISR user; the login name if it is empty."},
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"isr/client"
@@ -60,6 +62,9 @@ func (c *lsCmd) Run(a *app) error {
 		default:
 			w.rowf("%s\treleased\tnever checked out", l.Parcel)
 		}
+		if l.Held == nil && l.Released != nil && l.Released.BrokenBy != "" {
+			w.rowf("\tlock broken by %s", because(l.Released.BrokenBy, l.Released.Why))
+		}
 		if l.Here != "" {
 			w.rowf("\there: %s", l.Here)
 		}
@@ -72,7 +77,7 @@ func (c *lsCmd) Run(a *app) error {
 		w.rowf("\tuuid %s", l.UUID)
 		w.rowf("\tvmm %s, memory %s, disk %s", l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
 		for _, v := range l.Versions {
-			w.rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, v.Comment)
+			w.rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, marks(v.Tags, v.Pin)+v.Comment)
 		}
 		if l.Total != nil {
 			w.rowf("\tin all\t%s\tin %s", bytesText(l.Total.Bytes), count(l.Total.Versions, "version"))
@@ -80,6 +85,25 @@ func (c *lsCmd) Run(a *app) error {
 	}
 	w.print()
 	return err
+}
+
+// marks are a version's tags and that it is pinned, in front of its comment.
+func marks(tags []string, pin string) string {
+	if pin != "" {
+		tags = append(slices.Clone(tags), "pinned")
+	}
+	if len(tags) == 0 {
+		return ""
+	}
+	return "[" + strings.Join(tags, ", ") + "] "
+}
+
+// because is who, with the reason if there is one.
+func because(who, why string) string {
+	if why == "" {
+		return who
+	}
+	return who + ": " + why
 }
 
 // andMemory says whether memory is kept beside the disk.

@@ -40,7 +40,7 @@ var groups = []struct {
 	{"See what there is", []string{"ls", "stat", "uuid", "dirtometer"}},
 	{"Without a network", []string{"hoard", "lshoard", "rmhoard", "connect-lka", "export-lka"}},
 	{"Prove who you are", []string{"auth", "deauth", "passwd"}},
-	{"Find what is wrong", []string{"checkp", "checkhoard", "config"}},
+	{"Find what is wrong", []string{"checkp", "checkhoard", "config", "report"}},
 	{"About isr", []string{"help", "version", "completion"}},
 }
 

@@ -55,6 +55,7 @@ type grammar struct {
 	Lshoard    lshoardCmd    `cmd:"" help:"List the parcels that are hoarded here."`
 	Passwd     passwdCmd     `cmd:"" help:"Change your ISR password."`
 	Poweroff   poweroffCmd   `cmd:"" help:"Delete a suspended parcel's memory image: it will boot."`
+	Report     reportCmd     `cmd:"" help:"Show what the server is told of the use of parcels, or send it."`
 	Rescue     rescueCmd     `cmd:"" help:"Make a new parcel of one that cannot be checked in."`
 	Resume     resumeCmd     `cmd:"" help:"Check a parcel out if need be, and run it."`
 	Rmhoard    rmhoardCmd    `cmd:"" help:"Remove what is hoarded of a parcel from this host."`
@@ -212,7 +213,7 @@ func (a *app) openWith(limit remote.Limit, profile string) (*client.Client, erro
 		Said:  a.g.Server != "" && a.g.Server != os.Getenv("ISR_SERVER"),
 		Limit: limit, Quota: cfg.Size("hoard_quota"), SSH: ssh, Patience: cfg.Duration("patience"), LockPoll: cfg.Duration("lock_poll"),
 		Compression: cfg.Get("compression"), ChunkCache: cfg.Count("chunk_cache") << 20, Commands: cfg.Commands(),
-		Prompter: a.screen, UI: a.screen, Program: program}
+		Prompter: a.screen, UI: a.screen, Program: program, Release: version(), Report: cfg.Get("report")}
 	if profile != "" {
 		o.Compression, o.CompressionAsked = profile, true
 	}

@@ -106,7 +106,7 @@ var hints = map[parcel.Kind]string{
 	parcel.NoParcel:    "isr ls shows which there are",
 	parcel.NoVersion:   "isr ls -L 20 shows which there are",
 	parcel.Unreachable: "look at the network and at the server's name; what is hoarded runs without: isr resume -d",
-	parcel.Denied:      "try ssh -v with the same host and user; the server's administrator adds keys with isr-locksrv user add",
+	parcel.Denied:      "try ssh -v with the same host and user; the server's administrator adds keys with isr-locksrv user key add",
 	parcel.Full:        "make room, then run it again",
 	parcel.NoObject:    "ask the server's administrator to run isr-locksrv check",
 	parcel.Damaged:     "ask the server's administrator to run isr-locksrv check -c",

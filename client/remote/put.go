@@ -181,7 +181,10 @@ func (u *upload) failed(c *conn, tag seal.Tag, err error) error {
 		return parcel.NewError(parcel.NoParcel, "object %s: put: parcel %s: %v", tag, u.o.parcel, err)
 	case errors.Is(err, sftp.ErrSSHFxConnectionLost), errors.Is(err, sftp.ErrSSHFxNoConnection):
 		return c.lost(err)
-	case errors.As(err, &status) && isFull(status):
+	case errors.As(err, &status) && isFull(status, syscall.EDQUOT):
+		return parcel.NewError(parcel.Full, "object %s: put: %v", tag, status).
+			WithHint("nothing is lost: have old versions removed from the server, or ask its administrator for more, then run it again")
+	case errors.As(err, &status) && isFull(status, syscall.ENOSPC):
 		return parcel.NewError(parcel.Full, "object %s: put: %v", tag, status).
 			WithHint("the server is full: ask its administrator, then run it again")
 	case errors.As(err, &status):
@@ -192,13 +195,8 @@ func (u *upload) failed(c *conn, tag seal.Tag, err error) error {
 
 // isFull reports whether a server has no room. SFTP 3 has no code for it; the
 // server says it in the words of errno.
-func isFull(err error) bool {
-	for _, full := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
-		if strings.Contains(err.Error(), full.Error()) {
-			return true
-		}
-	}
-	return false
+func isFull(err error, full syscall.Errno) bool {
+	return strings.Contains(err.Error(), full.Error())
 }
 
 // measured waits until the round trip is known; false if it cannot be.

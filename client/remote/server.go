@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
+	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
 
@@ -45,6 +46,7 @@ type Server struct {
 	mu      sync.Mutex
 	objects map[string]*Objects
 	onDown  func(down bool, err error)
+	onWarn  func(text string)
 
 	in, out  atomic.Int64
 	up, down atomic.Pointer[rate.Limiter]
@@ -127,6 +129,27 @@ func (s *Server) OnOutage(f func(down bool, err error)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.onDown = f
+}
+
+// OnWarning has f called with what the server has to say of a verb beside its
+// answer: one line, fit for a terminal. f must not block.
+func (s *Server) OnWarning(f func(text string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onWarn = f
+}
+
+// warn passes on what a verb left on standard error for the user.
+func (s *Server) warn(stderr string) {
+	s.mu.Lock()
+	f := s.onWarn
+	s.mu.Unlock()
+	if f == nil {
+		return
+	}
+	for _, text := range proto.ReadWarnings([]byte(stderr)) {
+		f(text)
+	}
 }
 
 // Limit bounds the bytes a second of all connections together; 0 is no limit.

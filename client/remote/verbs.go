@@ -66,6 +66,15 @@ func (s *Server) Passwd(ctx context.Context, old, password []byte) error {
 	return err
 }
 
+// PutReport tells the server how p was used. It may be told again.
+func (s *Server) PutReport(ctx context.Context, p string, r *proto.Report) error {
+	text, err := r.Encode()
+	if err == nil {
+		_, err = s.ask(ctx, safe, text, proto.PutReport, p)
+	}
+	return err
+}
+
 // Config is the parcel.cfg of p, parsed and as it is.
 func (s *Server) Config(ctx context.Context, p string) (*parcel.Config, []byte, error) {
 	out, err := s.ask(ctx, safe, nil, proto.CatConfig, p)
@@ -473,7 +482,7 @@ func (c *conn) startSession(ctx context.Context, words []string) (*running, erro
 		}()
 		return nil, ctx.Err()
 	}
-	x := &running{c: c, verb: words[0], session: session, stderr: &tail{limit: 8 << 10}}
+	x := &running{c: c, verb: words[0], session: session, stderr: &tail{limit: 32 << 10}}
 	session.Stderr = x.stderr
 	x.stop = context.AfterFunc(ctx, func() { session.Close() })
 	var err error
@@ -493,6 +502,7 @@ func (c *conn) startSession(ctx context.Context, words []string) (*running, erro
 // wait is the end of the verb, as the error it said.
 func (x *running) wait() error {
 	err := x.session.Wait()
+	x.c.s.warn(x.stderr.String())
 	var exit *ssh.ExitError
 	switch {
 	case err == nil:

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,6 +71,18 @@ func (c *child) signal(sig syscall.Signal) {
 func (c *child) kill() {
 	c.signal(syscall.SIGKILL)
 	<-c.done
+}
+
+// cpu is the processor time that the child took; 0 while it lives.
+func (c *child) cpu() time.Duration {
+	select {
+	case <-c.done:
+		if ps := c.cmd.ProcessState; ps != nil {
+			return ps.UserTime() + ps.SystemTime()
+		}
+	default:
+	}
+	return 0
 }
 
 // status is the child's exit status as shells count it.

@@ -19,6 +19,8 @@ const (
 	patience  = 3 * time.Second // before the user is told what is being waited for
 	retryLow  = 2 * time.Second // after an error of the image, the machine is started again
 	retryHigh = 10 * time.Second
+
+	rebootTime = 5 * time.Second // within which resets are one reboot
 )
 
 // noPagemap makes tests do without the kernel's word on which pages were changed.
@@ -36,6 +38,8 @@ type instance struct {
 	byGuest  bool   // it was the guest's doing
 	ioError  bool   // the machine stands still because of the disk image
 	stopped  bool   // a STOP came that we have not looked at
+	reboots  int
+	reset    time.Time // the last one
 }
 
 // Run starts the machine and stays with it until it is off, suspended, or dead.
@@ -94,6 +98,11 @@ func (d *QEMU) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 	}
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err()
+	}
+	g.end()
+	out.Accel, out.Reboots = p.accel, g.reboots
+	if g.c != nil {
+		out.CPU = g.c.cpu()
 	}
 	return out, err
 }
@@ -269,6 +278,15 @@ func (g *instance) takeAll() {
 			}
 			json.Unmarshal(e.Data, &d)
 			g.shutdown, g.byGuest = d.Reason, d.Guest
+		case "RESET":
+			var d struct{ Guest bool }
+			if json.Unmarshal(e.Data, &d); d.Guest {
+				// The firmware makes a reset harder by some more.
+				if now := time.Now(); now.Sub(g.reset) > rebootTime {
+					g.reboots++
+				}
+				g.reset = time.Now()
+			}
 		case "STOP":
 			g.stopped = true
 		case "BLOCK_IO_ERROR":

@@ -72,9 +72,9 @@ func (d Shell) Run(ctx context.Context, m *Machine, suspend <-chan struct{}) (Ou
 		select {
 		case <-c.done:
 			if st := c.status(); st != 0 && !told {
-				return Outcome{}, &ExitError{Program: program, Status: st}
+				return Outcome{CPU: c.cpu()}, &ExitError{Program: program, Status: st}
 			}
-			return Outcome{}, nil
+			return Outcome{CPU: c.cpu()}, nil
 		case <-ctx.Done():
 			c.kill()
 			return Outcome{}, ctx.Err()

@@ -39,6 +39,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 )
 
 // Errors a caller decides on.
@@ -141,6 +142,11 @@ func refuse(title, hint, reason string, args ...any) Info {
 type Outcome struct {
 	Suspended bool              // there is a memory image, and Pages.BeginSave was called; false: the machine was powered off
 	Requires  map[string]string // to be recorded with the version and handed back in Machine.Requires
+
+	// What is known of how it ran; also with an error.
+	Accel   string        // what QEMU calls it: kvm, tcg
+	Reboots int           // times that the guest had itself reset
+	CPU     time.Duration // processor time of the VMM, the guest's included
 }
 
 // Driver runs machines with one VMM.

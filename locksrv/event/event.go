@@ -9,15 +9,11 @@
 package event
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
-	"iter"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -48,7 +44,14 @@ const (
 	Repair  = "repair"
 	Backup  = "backup"
 	Restore = "restore"
+	Harvest = "harvest" // of the study of use
 )
+
+// Ops is all of them.
+var Ops = []string{Lock, Release, Commit, Rollback, Fork,
+	UserAdd, UserDel, UserChange, UserPassword,
+	ParcelCreate, ParcelImport, ParcelCopy, ParcelRename, ParcelDel, ParcelExport, ParcelChange, ParcelPrune,
+	GC, Check, Repair, Backup, Restore, Harvest}
 
 // Event is one thing that happened, or, to a pre-hook, is about to.
 type Event struct {
@@ -114,51 +117,4 @@ func (l *Log) Append(e Event) error {
 		err = cerr
 	}
 	return err
-}
-
-// Read is the events of the days from the one of from to the one of to, both
-// included, in the order they were written. A line that cannot be read is an
-// error, and does not end it.
-func (l *Log) Read(from, to time.Time) iter.Seq2[Event, error] {
-	return func(yield func(Event, error) bool) {
-		entries, err := os.ReadDir(l.dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			yield(Event{}, err)
-			return
-		}
-		first, last := from.UTC().Format(dayLayout), to.UTC().Format(dayLayout)
-		for _, e := range entries {
-			day, ok := strings.CutSuffix(e.Name(), ".jsonl")
-			if !ok || day < first || day > last {
-				continue
-			}
-			if !readDay(filepath.Join(l.dir, e.Name()), yield) {
-				return
-			}
-		}
-	}
-}
-
-func readDay(name string, yield func(Event, error) bool) bool {
-	f, err := os.Open(name)
-	if err != nil {
-		return yield(Event{}, err)
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for n := 1; lines.Scan(); n++ {
-		var e Event
-		err := json.Unmarshal(lines.Bytes(), &e)
-		if err != nil {
-			err = fmt.Errorf("%s line %d: %w", name, n, err)
-		}
-		if !yield(e, err) {
-			return false
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return yield(Event{}, fmt.Errorf("%s: %w", name, err))
-	}
-	return true
 }

@@ -2,8 +2,13 @@ package event
 
 import (
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -80,5 +85,32 @@ func TestAppendTogether(t *testing.T) {
 	}
 	if len(seen) != 160 {
 		t.Errorf("%d of 160 lines", len(seen))
+	}
+}
+
+// Ops has every one of the constants: hooks by other names are never run.
+func TestOps(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "event.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ops []string
+	for _, d := range file.Decls {
+		g, ok := d.(*ast.GenDecl)
+		if !ok || g.Tok != token.CONST || !g.Lparen.IsValid() {
+			continue
+		}
+		for _, spec := range g.Specs {
+			for _, v := range spec.(*ast.ValueSpec).Values {
+				op, err := strconv.Unquote(v.(*ast.BasicLit).Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ops = append(ops, op)
+			}
+		}
+	}
+	if !slices.Equal(Ops, ops) || len(ops) < 20 {
+		t.Errorf("Ops is %v, want %v", Ops, ops)
 	}
 }

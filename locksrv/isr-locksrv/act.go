@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"strings"
 
+	"isr/hooks"
 	"isr/locksrv"
 	"isr/locksrv/event"
 	"isr/store"
@@ -16,21 +17,45 @@ import (
 
 // session is an administrator's, on the host.
 func (e *env) session() locksrv.Session {
-	by := "uid " + fmt.Sprint(os.Geteuid())
-	if u, err := user.Current(); err == nil {
-		by = u.Username
-	}
-	if sudo := os.Getenv("SUDO_USER"); sudo != "" && parcel.CheckName(sudo) == nil {
-		by += " for " + sudo
+	by := e.by
+	if by == "" {
+		by = account()
 	}
 	return locksrv.Session{Admin: true, By: by,
 		Warn: func(text string) { fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text)) }}
 }
 
+// account is the host's account that this program runs as, and for whom.
+func account() string {
+	by := "uid " + fmt.Sprint(os.Geteuid())
+	if u, err := user.LookupId(fmt.Sprint(os.Geteuid())); err == nil {
+		by = u.Username
+	}
+	if sudo := os.Getenv("SUDO_USER"); sudo != "" && parcel.CheckName(sudo) == nil {
+		by += " for " + sudo
+	}
+	return by
+}
+
 // act does f, a change of the realm that an administrator ordered, between its
 // hooks, and writes it down.
 func (e *env) act(ctx context.Context, s *store.Store, what event.Event, f func(ctx context.Context) error) error {
-	return locksrv.NewService(s).Act(ctx, e.session(), &what, f)
+	return e.actOn(ctx, s, &what, f)
+}
+
+// actOn is act of what f completes.
+func (e *env) actOn(ctx context.Context, s *store.Store, what *event.Event, f func(ctx context.Context) error) error {
+	return service(s).Act(ctx, e.session(), what, f)
+}
+
+// service answers an administrator. What a hook does runs no hooks, so that
+// none runs itself for ever; clients have no say in this.
+func service(s *store.Store) *locksrv.Service {
+	v := locksrv.NewService(s)
+	if os.Getenv(hooks.Variable) != "" {
+		v.Hooks = nil
+	}
+	return v
 }
 
 // confirm asks before something is destroyed. Anything but y or yes is no, the

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"isr/contrib/completion"
+	"isr/store"
 )
 
 // completionScript prints what a shell needs to complete command lines.
@@ -44,6 +45,14 @@ func (c *complete) Run(e *env) error {
 		switch p.Value.Name {
 		case "user", "to-user", "name":
 			names, _ = s.Users()
+		case "to":
+			if p.Value.Flag != nil {
+				names, _ = s.Users()
+				break
+			}
+			fallthrough
+		case "version", "from", "tag":
+			known.Words = versionWords(s, p.Args)
 		case "parcel":
 			if len(p.Args) > 0 {
 				names, _ = s.Parcels(p.Args[0])
@@ -56,4 +65,26 @@ func (c *complete) Run(e *env) error {
 	})
 	_, err := fmt.Fprint(e.stdout, answer)
 	return err
+}
+
+// versionWords are the names of the versions of the parcel that args begin
+// with: tags first.
+func versionWords(s *store.Store, args []string) (words []completion.Word) {
+	if len(args) < 2 {
+		return nil
+	}
+	p, err := s.Parcel(args[0], args[1])
+	if err != nil {
+		return nil
+	}
+	versions, _ := p.Versions(0)
+	for _, v := range versions {
+		for _, t := range v.Tags {
+			words = append(words, completion.Word{Text: t, Help: fmt.Sprintf("version %d, %s", v.Version, v.Comment)})
+		}
+	}
+	for _, v := range versions {
+		words = append(words, completion.Word{Text: fmt.Sprint(v.Version), Help: v.Comment})
+	}
+	return words
 }

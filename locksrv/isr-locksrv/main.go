@@ -30,24 +30,50 @@ type cli struct {
 
 	User struct {
 		Add    userAdd    `cmd:"" help:"Add a user, or keys to one."`
-		List   userList   `cmd:"" help:"List the users."`
-		Del    userDel    `cmd:"" help:"Remove a user who owns no parcel."`
+		List   userList   `cmd:"" help:"List the users, and what they have."`
+		Change userChange `cmd:"" help:"Change a user's quota, groups, consent or comment."`
+		Lock   userLock   `cmd:"" help:"Lock a user out."`
+		Unlock userUnlock `cmd:"" help:"Let a user in again."`
+		Del    userDel    `cmd:"" help:"Remove a user."`
+		Key    struct {
+			Add  keyAdd  `cmd:"" help:"Add keys to a user."`
+			List keyList `cmd:"" help:"List a user's keys, and what they may do."`
+			Del  keyDel  `cmd:"" help:"Remove a key of a user."`
+		} `cmd:"" help:"What lets a user in."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
+		Export userExport `cmd:"" help:"Write the disks of all parcels of a user, for one who leaves."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {
-		Import parcelImport `cmd:"" help:"Make a parcel from a disk image, raw or any that qemu-img reads."`
+		Import parcelImport `cmd:"" help:"Make a parcel from a disk image: raw, qcow2, vmdk, vdi, vhd, vhdx, ova."`
 		Create parcelCreate `cmd:"" help:"Make a parcel with an empty disk."`
 		List   parcelList   `cmd:"" help:"List parcels, and who holds them."`
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
-		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
-		Del    parcelDel    `cmd:"" help:"Remove a parcel and all its versions."`
-		Prune  parcelPrune  `cmd:"" help:"Remove old versions, by rules that say which are kept."`
-	} `cmd:"" help:"What there is to check out."`
-	Check check `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
-	GC    gc    `cmd:"" name:"gc" help:"Remove what no version needs."`
-	Du    du    `cmd:"" help:"Say what parcels and users take of the disk."`
-	Usage usage `cmd:"" help:"Say who used which parcel last, and how much."`
+		Rename parcelRename `cmd:"" help:"Give a parcel another name, or owner."`
+		Delete parcelDelete `cmd:"" aliases:"del" help:"Remove a parcel and all its versions."`
+		Export parcelExport `cmd:"" help:"Write the disk of a parcel to an image file: raw, qcow2, vmdk, vdi, vpc, vhdx."`
 
+		History  parcelHistory  `cmd:"" help:"List the versions of a parcel."`
+		Diff     parcelDiff     `cmd:"" help:"Say how two versions differ."`
+		Tag      parcelTag      `cmd:"" help:"Give a version a name."`
+		Untag    parcelUntag    `cmd:"" help:"Take such a name away."`
+		Pin      parcelPin      `cmd:"" help:"Keep a version for ever."`
+		Unpin    parcelUnpin    `cmd:"" help:"Keep it no longer than others."`
+		Comment  parcelComment  `cmd:"" help:"Say what a version is, or a parcel."`
+		Rollback parcelRollback `cmd:"" help:"Make an old version the newest."`
+		Unlock   parcelUnlock   `cmd:"" help:"Break the lock of a parcel."`
+		Prune    parcelPrune    `cmd:"" help:"Remove old versions, by rules that say which are kept."`
+	} `cmd:"" help:"What there is to check out."`
+	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	Repair  repair   `cmd:"" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
+	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
+	Du      du       `cmd:"" help:"Say what parcels and users take of the disk."`
+	Usage   usage    `cmd:"" help:"Say who used which parcel last, and how much."`
+	Hooks   hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
+	Harvest harvest  `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
+	Report  report   `cmd:"" help:"Show what was harvested as a page of HTML."`
+
+	Status         statusCommand    `cmd:"" help:"Say how the realm is doing."`
+	Log            logCommand       `cmd:"" help:"Print what happened: who took and broke which lock, committed, administered."`
 	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
 	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
 	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`
@@ -114,7 +140,11 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	}
 	err = parsed.Run(&env{root: c.Root, stdout: stdout, stderr: stderr, parser: parser})
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(status_)) {
-		err = parcel.NewError(parcel.Interrupted, "interrupted")
+		stopped := parcel.NewError(parcel.Interrupted, "interrupted")
+		if e := new(parcel.Error); errors.As(err, &e) && e.Kind == parcel.Interrupted {
+			stopped.Hint = e.Hint // how to go on
+		}
+		err = stopped
 	}
 	return complain(stderr, "isr-locksrv", err)
 }
@@ -133,6 +163,7 @@ func complain(w io.Writer, program string, err error) int {
 	if errors.As(err, &s) {
 		return int(s)
 	}
+	err = explain(err)
 	fmt.Fprintf(w, "%s: error: %s\n", program, parcel.Clean(err.Error()))
 	var e *parcel.Error
 	if errors.As(err, &e) && e.Hint != "" {
@@ -144,6 +175,7 @@ func complain(w io.Writer, program string, err error) int {
 // env is what every command has.
 type env struct {
 	root           string // as --root says; "": not said
+	by             string // who works, if not who we are: see become
 	stdout, stderr *os.File
 	parser         *kong.Kong
 }

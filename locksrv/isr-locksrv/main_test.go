@@ -17,6 +17,7 @@ import (
 
 	"github.com/pkg/sftp"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/sshdtest"
 	"isr/locksrv/locksrvtest"
@@ -44,10 +45,16 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GORACE", os.Getenv("GORACE"))
 			e.Setenv("ISR_ROOT", filepath.Join(e.WorkDir, "root"))
+			samples, err := filepath.Abs("../../hooks/samples")
+			if err != nil {
+				return err
+			}
+			e.Setenv("SAMPLES", samples)
 			return os.WriteFile(filepath.Join(e.WorkDir, "alice.pub"),
 				[]byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEtJEaQcVHGkYWtYjz0ptJO7/hc27xOI7EF7+PF7zQc alice@laptop\n"), 0o644)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "commit": commitVersions},
+		Condition: condition,
+		Cmds:      map[string]func(*testscript.TestScript, bool, []string){"status": status, "commit": commit},
 	})
 }
 
@@ -414,6 +421,45 @@ func TestShellServesSFTP(t *testing.T) {
 		c.Close()
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%s: %v; want status 0 at the end of the input", name, err)
+		}
+	}
+}
+
+// A key's terms hold behind Debian's sshd, which keeps some of them itself.
+func TestKeyTermsOverSSHD(t *testing.T) {
+	sshdtest.Require(t, "sshd", "ssh", "sftp")
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	r.AddParcel(t, "alice", "other")
+	tests := []struct {
+		options, command string
+		status           int
+		says             string
+	}{
+		{`isr-parcel="winxp,absent",from="127.0.0.0/8,!127.9.9.9",expiry-time="20991231235959Z" `, "isr_list_parcels", 0, "winxp\n"},
+		{`isr-parcel="winxp" `, "isr_cat_parcel_cfg other", 10, "no such parcel"},
+		{`isr-read-only `, "isr_acquire_lock winxp host", 16, "for reading only"},
+		{`expiry-time="20200101" `, "isr_list_parcels", 255, "Permission denied"},
+		{`from="192.0.2.0/24" `, "isr_list_parcels", 255, "Permission denied"},
+	}
+	var lines []byte
+	for i, test := range tests {
+		key := r.NewKey(t, fmt.Sprint("key", i))
+		lines = append(append(lines, test.options...), ssh.MarshalAuthorizedKey(key.PublicKey())...)
+	}
+	if err := os.WriteFile(filepath.Join(r.Root, "users/alice/authorized_keys"), lines, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := exec.Command(program(t), "--root", r.Root, "authorized-keys").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: string(keys), ExtraConfig: "SetEnv GORACE=" + promptExit + "\n"})
+	for i, test := range tests {
+		args := locksrvtest.SSHArgs(r.Files[fmt.Sprint("key", i)], fmt.Sprint(server.Port), filepath.Join(t.TempDir(), "known_hosts"))
+		out, errs, status := locksrvtest.OpenSSH{Args: append(args, server.User+"@"+server.Host)}.Exec(test.command, nil)
+		if status != test.status || !strings.Contains(string(out)+string(errs), test.says) || strings.Contains(string(out), "other") {
+			t.Errorf("%d, %s%s: status %d, %s%s; want %d and %q\n%s", i, test.options, test.command, status, out, errs, test.status, test.says, keys)
 		}
 	}
 }

@@ -2,18 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"text/tabwriter"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
-	"isr/locksrv"
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/parcel"
@@ -61,33 +54,6 @@ func (m making) options() (o store.CreateOptions, err error) {
 	return o, nil
 }
 
-type parcelImport struct {
-	owned
-	Image string `arg:"" help:"The disk image." type:"existingfile"`
-	making
-}
-
-func (c *parcelImport) Run(ctx context.Context, e *env) error {
-	o, err := c.options()
-	if err != nil {
-		return err
-	}
-	if err := c.check(); err != nil {
-		return err
-	}
-	s, _, err := e.openOrInit()
-	if err != nil {
-		return err
-	}
-	var done func()
-	o.Progress, done = e.progress(c.Parcel)
-	defer done()
-	return e.act(ctx, s, event.Event{Op: event.ParcelImport, User: c.User, Parcel: c.Parcel}, func(ctx context.Context) error {
-		_, err := s.Import(ctx, c.User, c.Parcel, c.Image, o)
-		return err
-	})
-}
-
 type parcelCreate struct {
 	owned
 	Disk size `help:"Size of the disk." placeholder:"SIZE" required:""`
@@ -111,167 +77,6 @@ func (c *parcelCreate) Run(ctx context.Context, e *env) error {
 		_, err := s.Create(ctx, c.User, c.Parcel, o)
 		return err
 	})
-}
-
-type parcelList struct {
-	User string `arg:"" optional:"" help:"Only the parcels of one user."`
-	JSON bool   `name:"json" help:"Print an object a line."`
-}
-
-func (c *parcelList) Run(e *env) error {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	users := []string{c.User}
-	if c.User == "" {
-		if users, err = s.Users(); err != nil {
-			return err
-		}
-	}
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	lines := json.NewEncoder(e.stdout)
-	for _, user := range users {
-		names, err := s.Parcels(user)
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			l := locksrv.Describe(s, user, name, 0)
-			if c.JSON {
-				row := struct {
-					User string `json:"user"`
-					locksrv.Listing
-				}{user, l}
-				if err := lines.Encode(row); err != nil {
-					return err
-				}
-				continue
-			}
-			state := "released"
-			switch {
-			case l.Error != "":
-				state = "damaged: " + l.Error
-			case l.Held != nil:
-				state = fmt.Sprintf("held by %s on %s since %s", l.Held.User, l.Held.Host,
-					l.Held.Since.UTC().Format("2006-01-02 15:04:05 MST"))
-			}
-			fmt.Fprintf(table, "%s\t%s\tversion %d\t%s\n", user, name, l.Version, state)
-		}
-	}
-	return nil
-}
-
-type parcelCopy struct {
-	owned
-	ToUser string `arg:"" help:"Who is to own the copy."`
-	ToName string `arg:"" help:"The copy's name."`
-}
-
-func (c *parcelCopy) Run(ctx context.Context, e *env) error {
-	if err := c.check(); err != nil {
-		return err
-	}
-	if err := (owned{c.ToUser, c.ToName}).check(); err != nil {
-		return err
-	}
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	return e.act(ctx, s, event.Event{Op: event.ParcelCopy, User: c.User, Parcel: c.Parcel, To: c.ToUser + "/" + c.ToName}, func(ctx context.Context) error {
-		_, err := s.Copy(ctx, c.User, c.Parcel, c.ToUser, c.ToName)
-		return err
-	})
-}
-
-type parcelExport struct {
-	owned
-	File    string `arg:"" help:"The image file to make." type:"path"`
-	Version int    `help:"Which version; default: the head." placeholder:"N"`
-}
-
-func (c *parcelExport) Run(ctx context.Context, e *env) (err error) {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	p, err := s.Parcel(c.User, c.Parcel)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(c.File, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return parcel.NewError(parcel.Exists, "%s: is there already", c.File)
-	}
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			os.Remove(c.File)
-		}
-	}()
-	progress, done := e.progress(c.Parcel)
-	defer done()
-	if err := p.Export(ctx, f, c.Version, progress); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-type parcelDel struct {
-	owned
-	Force bool `help:"Even if it is checked out."`
-}
-
-func (c *parcelDel) Run(ctx context.Context, e *env) error {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	return e.act(ctx, s, event.Event{Op: event.ParcelDel, User: c.User, Parcel: c.Parcel, Forced: c.Force}, func(context.Context) error {
-		return s.DelParcel(c.User, c.Parcel, c.Force)
-	})
-}
-
-type check struct {
-	User    string `arg:"" optional:"" help:"Only the parcels of one user."`
-	Parcel  string `arg:"" optional:"" help:"Only this one of them."`
-	Content bool   `short:"c" help:"Read and hash every object too."`
-	JSON    bool   `name:"json" help:"Print an object a line."`
-}
-
-func (c *check) Run(ctx context.Context, e *env) error {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	lines := json.NewEncoder(e.stdout)
-	sum, err := s.Check(ctx, store.CheckOptions{User: c.User, Parcel: c.Parcel, Content: c.Content}, func(p store.Problem) {
-		if c.JSON {
-			lines.Encode(p)
-		} else {
-			fmt.Fprintln(e.stdout, locksrv.ProblemLine(p))
-		}
-	})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		lines.Encode(sum)
-	} else {
-		fmt.Fprintf(e.stdout, "%d parcels, %d versions, %d objects, %d bytes: %d errors, %d notes\n",
-			sum.Parcels, sum.Versions, sum.Objects, sum.Bytes, sum.Errors, sum.Notes)
-	}
-	if sum.Errors > 0 {
-		return parcel.NewError(parcel.Damaged, "store: %d errors", sum.Errors)
-	}
-	return nil
 }
 
 // progress shows a bar while something long goes on, on a terminal only. done

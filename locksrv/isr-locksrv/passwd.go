@@ -36,7 +36,7 @@ func (c *userPasswd) Run(ctx context.Context, e *env) error {
 	if _, err := s.HasPassword(c.Name); errors.Is(err, parcel.ErrNoParcel) {
 		return err // before anybody types
 	}
-	password, err := newPassword(c.Name, os.Stdin, e.stderr)
+	password, err := newPassword(ctx, c.Name, os.Stdin, e.stderr)
 	if err != nil {
 		return err
 	}
@@ -48,9 +48,8 @@ func (c *userPasswd) Run(ctx context.Context, e *env) error {
 
 // newPassword asks twice on a terminal, without echo; else it is the first
 // line of in.
-func newPassword(user string, in *os.File, prompt io.Writer) ([]byte, error) {
-	fd := int(in.Fd())
-	if !term.IsTerminal(fd) {
+func newPassword(ctx context.Context, user string, in *os.File, prompt io.Writer) ([]byte, error) {
+	if !term.IsTerminal(int(in.Fd())) {
 		line, err := bufio.NewReaderSize(in, 1024).ReadSlice('\n')
 		if err == io.EOF {
 			err = nil
@@ -62,23 +61,14 @@ func newPassword(user string, in *os.File, prompt io.Writer) ([]byte, error) {
 		clear(line)
 		return password, nil
 	}
-	read := func(question string) ([]byte, error) {
-		fmt.Fprint(prompt, question)
-		p, err := term.ReadPassword(fd)
-		fmt.Fprintln(prompt)
-		if err == io.EOF {
-			err = parcel.NewError(parcel.Interrupted, "password: none given")
-		}
-		return p, err
-	}
-	password, err := read("New password of " + user + ": ")
+	password, err := secret(ctx, in, prompt, "New password of "+user+": ")
 	if err == nil {
 		err = parcel.CheckPassword(password)
 	}
 	if err != nil {
 		return nil, err
 	}
-	again, err := read("Again: ")
+	again, err := secret(ctx, in, prompt, "Again: ")
 	defer clear(again)
 	if err == nil && !bytes.Equal(password, again) {
 		err = parcel.NewError(parcel.Usage, "password: not twice the same")

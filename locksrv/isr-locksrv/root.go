@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"isr/store"
 	"isr/store/parcel"
@@ -14,10 +15,13 @@ import (
 // confFile is the administrator's configuration: a record with ROOT.
 const confFile = "/etc/openisr/locksrv.conf"
 
+// hostRoot is where a host's own realm is.
+const hostRoot = "/var/lib/isr"
+
 // defaultRoot is where a realm is when nobody says.
 func defaultRoot() string {
 	if os.Geteuid() == 0 {
-		return "/var/lib/isr"
+		return hostRoot
 	}
 	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "isr")
@@ -52,15 +56,33 @@ func rootDir(option, conf string) (string, error) {
 		if !filepath.IsAbs(dir) {
 			return "", parcel.NewError(parcel.Usage, "%s: ROOT %s: want an absolute path", conf, dir)
 		}
+		if othersRealm(dir, os.Geteuid()) {
+			return defaultRoot(), nil
+		}
 		return dir, nil
 	}
 	return defaultRoot(), nil
+}
+
+// othersRealm reports whether the directory belongs to another account than
+// uid, which is not root's: who owns a realm administers it, and on a host
+// with one for all, a user may have one of her own as well.
+func othersRealm(dir string, uid int) bool {
+	fi, err := os.Stat(dir)
+	if err != nil || uid == 0 {
+		return false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && st.Uid != uint32(uid)
 }
 
 // open opens the realm, which must be there.
 func (e *env) open() (*store.Store, string, error) {
 	root, err := rootDir(e.root, confFile)
 	if err != nil {
+		return nil, "", err
+	}
+	if err := e.become(root); err != nil {
 		return nil, "", err
 	}
 	s, err := store.Open(root)
@@ -75,6 +97,9 @@ func (e *env) open() (*store.Store, string, error) {
 func (e *env) openOrInit() (*store.Store, string, error) {
 	root, err := rootDir(e.root, confFile)
 	if err != nil {
+		return nil, "", err
+	}
+	if err := e.become(root); err != nil {
 		return nil, "", err
 	}
 	s, err := store.Open(root)

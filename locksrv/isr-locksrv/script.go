@@ -64,7 +64,7 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 		var stdin io.Reader = os.Stdin
 		if verb == proto.Passwd && len(words) == 2 {
 			// As for isr-locksrv user passwd: a terminal shows no password.
-			password, err := newPassword(user, os.Stdin, stderr)
+			password, err := newPassword(context.Background(), user, os.Stdin, stderr)
 			if err != nil {
 				return err
 			}
@@ -73,7 +73,7 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 		}
 		session := e.session()
 		session.User, session.Host, session.Begin = user, host, unstoppable
-		return locksrv.NewService(s).RunWords(context.Background(), session,
+		return service(s).RunWords(context.Background(), session,
 			append([]string{verb}, words[2:]...), streams{stdin, stdout, stderr})
 	}()
 	return complain(stderr, words[0], err)
@@ -107,16 +107,20 @@ func (c *links) Run(e *env) error {
 // buildVersion is set by the linker; else it is what the build recorded.
 var buildVersion string
 
+// programVersion is the version of this program.
+func programVersion() string {
+	if buildVersion != "" {
+		return buildVersion
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
 type version struct{}
 
 func (*version) Run(e *env) error {
-	v := buildVersion
-	if v == "" {
-		v = "unknown"
-		if info, ok := debug.ReadBuildInfo(); ok {
-			v = info.Main.Version
-		}
-	}
-	_, err := fmt.Fprintf(e.stdout, "isr-locksrv %s\n", v)
+	_, err := fmt.Fprintf(e.stdout, "isr-locksrv %s\n", programVersion())
 	return err
 }

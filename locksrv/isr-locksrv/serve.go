@@ -1,76 +1,50 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/base64"
-	"errors"
-	"fmt"
-	"io/fs"
-	"log/slog"
-	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
+	"os/user"
 	"regexp"
 	"strings"
 
-	"golang.org/x/crypto/ssh"
-
 	"isr/locksrv"
+	"isr/locksrv/proto"
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
-type serve struct {
-	Listen string `help:"Where to listen; port 0 takes any that is free." placeholder:"ADDR:PORT" default:":2222"`
-	Debug  bool   `help:"Log more."`
-}
-
-func (c *serve) Run(ctx context.Context, e *env) error {
-	s, root, err := e.openOrInit()
-	if err != nil {
-		return err
-	}
-	keys, err := locksrv.HostKeys(filepath.Join(root, "hostkeys"))
-	if err != nil {
-		return err
-	}
-	ln, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return err
-	}
-	level := slog.LevelInfo
-	if c.Debug {
-		level = slog.LevelDebug
-	}
-	d := &locksrv.Daemon{
-		Service:  locksrv.NewService(s),
-		Log:      slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level})),
-		HostKeys: keys,
-	}
-	for _, key := range keys {
-		d.Log.Info("host key", "type", key.PublicKey().Type(), "fingerprint", ssh.FingerprintSHA256(key.PublicKey()))
-	}
-	fmt.Fprintf(e.stdout, "listening on %s\n", ln.Addr())
-	return d.Serve(ctx, ln)
-}
-
 type shell struct {
-	User string `help:"Whose key it was." required:"" placeholder:"USER"`
+	User     string   `help:"Whose key it was. Default: the account that sshd let in, with a realm of its own." placeholder:"USER"`
+	ReadOnly bool     `help:"The key is for reading only."`
+	Parcel   []string `help:"The key is for this parcel; may come more than once." placeholder:"PARCEL" sep:"none"`
 }
 
 func (c *shell) Run(e *env) error {
 	signal.Reset(endings...)
+	if c.User == "" {
+		if err := c.own(e); err != nil {
+			return status_(proto.WriteError(e.stderr, err))
+		}
+	}
 	if err := parcel.CheckName(c.User); err != nil {
-		return err
+		return status_(proto.WriteError(e.stderr, err))
+	}
+	for _, name := range c.Parcel {
+		if err := parcel.CheckName(name); err != nil {
+			return err
+		}
 	}
 	s, _, err := e.open()
 	if err != nil {
-		return err
+		return status_(proto.WriteError(e.stderr, err))
 	}
 	host, _, _ := strings.Cut(os.Getenv("SSH_CONNECTION"), " ")
-	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Host: host, From: host, Begin: unstoppable,
-		Warn: func(text string) { fmt.Fprintf(e.stderr, "warning: %s\n", parcel.Clean(text)) }},
+	log := sessionLog().With("user", c.User, "from", host)
+	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Rights: authkey.Rights{ReadOnly: c.ReadOnly, Parcels: c.Parcel},
+		Host: host, From: host, Begin: unstoppable, Log: log,
+		Warn: func(text string) { proto.WriteWarning(e.stderr, text) }},
 		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
 	if status != 0 {
 		return status_(status)
@@ -78,55 +52,16 @@ func (c *shell) Run(e *env) error {
 	return nil
 }
 
-type authorizedKeys struct {
-	User string `help:"Only the keys of one user." placeholder:"USER"`
-	Key  string `help:"Only this key, in base64 as sshd gives it for %k." placeholder:"KEY"`
-}
-
-func (c *authorizedKeys) Run(e *env) error {
-	s, root, err := e.open()
+// own is for an account that keeps her parcels in a realm of her own: the
+// administrator's configuration is of another one.
+func (c *shell) own(e *env) error {
+	u, err := user.Current()
 	if err != nil {
 		return err
 	}
-	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	var only []byte
-	if c.Key != "" {
-		if only, err = base64.StdEncoding.DecodeString(c.Key); err != nil {
-			return parcel.NewError(parcel.Usage, "--key: not base64")
-		}
-	}
-	users := []string{c.User}
-	if c.User == "" {
-		if users, err = s.Users(); err != nil {
-			return err
-		}
-	}
-	for _, user := range users {
-		if _, _, err := s.UserDirs(user); err != nil {
-			return err
-		}
-		command := shellQuote(program) + " --root " + shellQuote(root) + " shell --user " + shellQuote(user)
-		text, err := os.ReadFile(filepath.Join(root, "users", user, "authorized_keys"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		for len(text) > 0 {
-			key, comment, _, rest, err := ssh.ParseAuthorizedKey(text)
-			if err != nil {
-				break // no further key
-			}
-			text = rest
-			if only != nil && !bytes.Equal(only, key.Marshal()) {
-				continue
-			}
-			fmt.Fprintf(e.stdout, "command=\"%s\",restrict %s\n", strings.ReplaceAll(command, `"`, `\"`), keyLine(key, comment))
-		}
+	c.User = u.Username
+	if e.root == "" {
+		e.root = cmp.Or(os.Getenv("ISR_ROOT"), defaultRoot())
 	}
 	return nil
 }

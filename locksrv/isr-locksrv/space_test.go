@@ -1,96 +1,14 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/testscript"
-
 	"isr/locksrv/locksrvtest"
-	"isr/store"
-	"isr/store/keyring"
-	"isr/store/parcel"
-	"isr/store/seal"
 )
-
-// commitVersions is commit USER PARCEL N: N versions of a parcel, as a client
-// on the host lab would make them, each with a chunk of its own.
-func commitVersions(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 3 {
-		ts.Fatalf("usage: commit USER PARCEL N")
-	}
-	n, err := strconv.Atoi(args[2])
-	ts.Check(err)
-	s, err := store.Open(ts.Getenv("ISR_ROOT"))
-	ts.Check(err)
-	p, err := s.Parcel(args[0], args[1])
-	ts.Check(err)
-	l, err := p.Acquire(args[0], "lab", parcel.NewID())
-	ts.Check(err)
-	for range n {
-		ts.Check(commitOne(p, l))
-	}
-	_, err = p.Release(l.Nonce, false)
-	ts.Check(err)
-}
-
-func commitOne(p *store.Parcel, l *parcel.Lock) error {
-	ctx := context.Background()
-	cfg, err := p.Config()
-	if err != nil {
-		return err
-	}
-	root, err := p.Root(ctx, 0)
-	if err != nil {
-		return err
-	}
-	s := cfg.Sealer()
-	put := putter{p}
-	im, _ := root.Image(keyring.Disk)
-	tree := keyring.NewTree(s, im, p)
-	ref, sealed, err := s.Seal([]byte(parcel.NewID()))
-	if err == nil {
-		err = put.Put(ctx, ref.Tag, sealed)
-	}
-	if err != nil {
-		return err
-	}
-	tree.Set(0, ref)
-	if im, err = tree.Flush(ctx, put); err != nil {
-		return err
-	}
-	root = root.Clone()
-	root.SetImage(im)
-	keyroot, sealed, err := keyring.SealRoot(s, root)
-	if err == nil {
-		err = put.Put(ctx, keyroot.Tag, sealed)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: cfg.Version, Keyroot: keyroot, ID: parcel.NewID()})
-	return err
-}
-
-// putter stages objects.
-type putter struct{ p *store.Parcel }
-
-func (w putter) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
-	staged, err := w.p.Stage(tag)
-	if err != nil {
-		return err
-	}
-	defer staged.Abort()
-	if _, err := staged.WriteAt(sealed, 0); err != nil {
-		return err
-	}
-	return staged.Close()
-}
 
 // A client's day goes well while processes collect and prune, one after the
 // other without a pause.

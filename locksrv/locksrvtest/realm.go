@@ -112,7 +112,7 @@ func (d *Daemon) Stop() error { return d.stop() }
 func (r *Realm) Start(t testing.TB, set func(*locksrv.Daemon)) *Daemon {
 	t.Helper()
 	log := new(Log)
-	d := &locksrv.Daemon{Service: r.Service, HostKeys: []ssh.Signer{r.NewKey(t, "host")},
+	d := &locksrv.Daemon{Service: r.Service, Settings: locksrv.Settings{HostKeys: []ssh.Signer{r.NewKey(t, "host")}},
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if set != nil {
 		set(d)

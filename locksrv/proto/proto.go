@@ -37,6 +37,7 @@ const (
 	Fork        = "isr_fork"           // PARCEL VERSION NAME HOST ACQUISITION: comment on stdin; the new parcel's lock record, nonce included
 	CheckParcel = "isr_checkparcel"    // PARCEL [VERSION] [-c] [--json]: problems, one a line; a Finding a line, as JSON
 	Motd        = "isr_motd"           // the message of the day
+	PutReport   = "isr_report"         // PARCEL: a Report on stdin, as JSON
 	Passwd      = "isr_passwd"         // [--check]: old and new password, a line each, on stdin; with --check whether there is one: yes or no
 )
 
@@ -73,6 +74,9 @@ type Holder struct {
 	Since   time.Time `json:"since"`
 	Contact time.Time `json:"contact"`
 	Epoch   int64     `json:"epoch"`
+	// Of a lock that was broken: who did it, and why if that was said.
+	BrokenBy string `json:"broken_by,omitempty"`
+	Why      string `json:"why,omitempty"`
 }
 
 // Version is what isr_ls says of one version.
@@ -85,6 +89,9 @@ type Version struct {
 	Bytes     int64     `json:"bytes"`   // sealed bytes that were new with it
 	Objects   int64     `json:"objects"` // objects that were new with it
 	Suspended string    `json:"suspended,omitempty"`
+	Rollback  int       `json:"rollback,omitempty"` // the version it was made equal to
+	Tags      []string  `json:"tags,omitempty"`
+	Pin       string    `json:"pin,omitempty"` // why it is kept for ever
 }
 
 // CommitRequest asks for a new version.
@@ -198,6 +205,29 @@ const errorPrefix = "isr: error: "
 // hintPrefix begins the line after it, if there is one thing to do about it.
 const hintPrefix = "isr: hint: "
 
+// warningPrefix begins a line on standard error that tells the user something,
+// whatever became of the verb.
+const warningPrefix = "warning: "
+
+// WriteWarning prints text as such a line.
+func WriteWarning(w io.Writer, text string) {
+	io.WriteString(w, warningPrefix+parcel.Clean(text)+"\n")
+}
+
+// maxWarnings is how many lines a server may have a user read beside an answer.
+const maxWarnings = 10
+
+// ReadWarnings is the warnings that a verb left on standard error, the first of
+// them if they are many.
+func ReadWarnings(stderr []byte) (texts []string) {
+	for line := range strings.Lines(string(stderr)) {
+		if text, ok := strings.CutPrefix(line, warningPrefix); ok && len(texts) < maxWarnings {
+			texts = append(texts, parcel.Clean(text))
+		}
+	}
+	return texts
+}
+
 // WriteError prints err as the one line a verb leaves on standard error, with
 // its hint on a second if it has one, and returns the exit status that goes
 // with it.
@@ -226,7 +256,7 @@ func ReadError(verb string, status int, stderr []byte) error {
 			msg, hint = m, ""
 		} else if h, ok := strings.CutPrefix(line, hintPrefix); ok {
 			hint = h
-		} else if msg == "" {
+		} else if msg == "" && !strings.HasPrefix(line, warningPrefix) {
 			msg = strings.TrimSpace(line)
 		}
 	}

@@ -202,3 +202,23 @@ func FuzzReadTags(f *testing.F) {
 		}
 	})
 }
+
+// What a server warns of is not its error, and is fit for a terminal.
+func TestWarnings(t *testing.T) {
+	var b bytes.Buffer
+	WriteWarning(&b, "disk\x1b[2J\nfull")
+	status := WriteError(&b, parcel.NewError(parcel.Locked, "held").WithHint("wait"))
+	b.WriteString("warning: late\x9b \u202e\nother words\n" + strings.Repeat("warning: again\n", 1000))
+	got := ReadWarnings(b.Bytes())
+	if len(got) != maxWarnings || got[0] != "disk [2J full" || got[1] != "late?" || got[2] != "again" {
+		t.Errorf("got %q", got)
+	}
+	err := ReadError("v", status, b.Bytes())
+	var e *parcel.Error
+	if !errors.As(err, &e) || e.Msg != "held" || e.Hint != "wait" {
+		t.Errorf("got %v", err)
+	}
+	if err := ReadError("v", 1, []byte("warning: disk full\n")); err.Error() != "v: exit status 1" {
+		t.Errorf("got %v: a warning is no reason", err)
+	}
+}

@@ -84,7 +84,7 @@ func ParseConfig(p []byte) (*Config, error) {
 		case "SECRET":
 			c.Secret, err = hex.DecodeString(f.Value)
 		case "CREATED":
-			c.Created, err = parseTime(f.Value)
+			c.Created, err = ParseTime(f.Value)
 		case "COMMENT":
 			c.Comment = f.Value
 		default:
@@ -150,7 +150,7 @@ const MaxName = 64
 // digits and . _ + - @, not beginning with . or -.
 func CheckName(s string) error {
 	if s == "" || len(s) > MaxName || s[0] == '.' || s[0] == '-' {
-		return NewError(Usage, "name %q: want 1 to %d letters, digits and ._+-@, not beginning with . or -", s, MaxName)
+		return NewError(Usage, "name %.80q: want 1 to %d letters, digits and ._+-@, not beginning with . or -", s, MaxName)
 	}
 	for _, c := range s {
 		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._+-@", c) {

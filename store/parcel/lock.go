@@ -20,6 +20,8 @@ type Lock struct {
 	Epoch       int64     // this acquisition's number: later holders have larger ones
 	Version     int       // head at that time
 	Contact     time.Time // last contact of the holder; not in the file: its mtime
+	BrokenBy    string    // of one that is held no longer: who broke it; "": its holder gave it back
+	Why         string    // the reason that was given for that
 }
 
 // NewNonce is a proof of holding that nobody can guess: time, version and 128
@@ -57,6 +59,12 @@ func (l *Lock) Encode() ([]byte, error) {
 	}
 	r = append(r, Record{{"USER", l.User}, {"HOST", l.Host}, {"SINCE", l.Since.UTC().Format(time.RFC3339)},
 		{"EPOCH", strconv.FormatInt(l.Epoch, 10)}, {"VERSION", strconv.Itoa(l.Version)}}...)
+	if l.BrokenBy != "" {
+		r = append(r, Field{"BY", l.BrokenBy})
+	}
+	if l.Why != "" {
+		r = append(r, Field{"WHY", l.Why})
+	}
 	return r.Encode()
 }
 
@@ -66,8 +74,9 @@ func ParseLock(p []byte) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	l := &Lock{Nonce: r.Get("NONCE"), Acquisition: r.Get("ACQUISITION"), User: r.Get("USER"), Host: r.Get("HOST")}
-	if l.Since, err = parseTime(r.Get("SINCE")); err != nil {
+	l := &Lock{Nonce: r.Get("NONCE"), Acquisition: r.Get("ACQUISITION"), User: r.Get("USER"), Host: r.Get("HOST"),
+		BrokenBy: r.Get("BY"), Why: r.Get("WHY")}
+	if l.Since, err = ParseTime(r.Get("SINCE")); err != nil {
 		return nil, fmt.Errorf("lock: SINCE: %w", err)
 	}
 	if l.Epoch, err = strconv.ParseInt(r.Get("EPOCH"), 10, 64); err != nil {

@@ -154,6 +154,15 @@ func TestLock(t *testing.T) {
 	if err != nil || *got != *l {
 		t.Errorf("got %+v, %v", got, err)
 	}
+	// Of one that was broken, who did it and why.
+	broken := l.Public()
+	broken.BrokenBy, broken.Why = "root for carol", "laptop broken: twice"
+	if p, err = broken.Encode(); err != nil || !strings.HasSuffix(string(p), "VERSION:=7\nBY:=root for carol\nWHY:=laptop broken: twice\n") {
+		t.Errorf("broken: got %s, %v", p, err)
+	}
+	if got, err := ParseLock(p); err != nil || *got != broken {
+		t.Errorf("broken: got %+v, %v", got, err)
+	}
 	public := l.Public()
 	if p, _ := public.Encode(); bytes.Contains(p, []byte("NONCE")) || bytes.Contains(p, []byte("ACQ")) || l.Nonce == "" {
 		t.Errorf("public: got %s", p)

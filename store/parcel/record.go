@@ -100,8 +100,8 @@ func (r *Record) Set(key, value string) {
 	*r = append(*r, Field{key, value})
 }
 
-// parseTime reads an RFC 3339 time of a year that can be printed again.
-func parseTime(s string) (time.Time, error) {
+// ParseTime reads an RFC 3339 time of a year that can be printed again.
+func ParseTime(s string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, s)
 	if t = t.UTC(); err == nil && (t.Year() < 1 || t.Year() > 9999) {
 		err = fmt.Errorf("time %q: the year is out of range", s)

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"isr/locksrv"
+	"isr/locksrv/health"
+	"isr/store/parcel"
+)
+
+type statusCommand struct {
+	JSON  bool `name:"json" help:"Print it as an object."`
+	Check bool `help:"Exit with status 1 if there is a warning."`
+}
+
+func (c *statusCommand) Run(e *env) error {
+	s, _, err := e.open()
+	if err != nil {
+		return err
+	}
+	st, err := health.Get(s, locksrv.NewService(s).Events, time.Now())
+	if err != nil {
+		return err
+	}
+	st.Version = programVersion()
+	if c.JSON {
+		err = json.NewEncoder(e.stdout).Encode(st)
+	} else {
+		err = printStatus(e.stdout, st)
+	}
+	if err == nil && c.Check && len(st.Warnings) > 0 {
+		return status_(1)
+	}
+	return err
+}
+
+// stamp is a time as people read it here.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
+
+func printStatus(w io.Writer, st health.Status) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(what, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", what, parcel.Clean(fmt.Sprintf(format, args...)))
+	}
+	row("realm", "%s, in %s, isr-locksrv %s", st.Realm, st.Root, st.Version)
+	row("users", "%d%s", st.Users, lockedText(st.LockedOut))
+	row("parcels", "%d, %d of them held", st.Parcels, len(st.Held))
+	row("commits", "%d today, %d in 7 days", st.Commits.Today, st.Commits.Week)
+	for _, l := range st.Last {
+		switch {
+		case l.Time.IsZero():
+			row(l.Op, "never")
+		case l.Error != "":
+			row(l.Op, "%s, failed: %s", stamp(l.Time), l.Error)
+		default:
+			row(l.Op, "%s", stamp(l.Time))
+		}
+	}
+	row("disk", "%s free of %s, %.0f %% used", iec(int64(st.Disk.Free)), iec(int64(st.Disk.Size)), 100*st.Disk.Used())
+	if st.Disk.Files > 0 {
+		row("inodes", "%d free of %d, %.0f %% used", st.Disk.FilesFree, st.Disk.Files, 100*st.Disk.FilesUsed())
+	}
+	for i, h := range st.Held {
+		row(cmp.Or(map[bool]string{true: "held"}[i == 0], " "), "%s/%s on %s since %s, last heard of %s, epoch %d",
+			h.User, h.Parcel, h.Host, stamp(h.Since), stamp(h.Contact), h.Epoch)
+	}
+	for _, warning := range st.Warnings {
+		row("warning", "%s", warning)
+	}
+	return t.Flush()
+}
+
+// lockedText says who is locked out, if anybody is.
+func lockedText(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return ", locked out: " + strings.Join(names, " ")
+}

@@ -1,0 +1,238 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"isr/store/atomicfile"
+	"isr/store/parcel"
+)
+
+// renameFile marks a lock side that is being renamed, and names the parcel it
+// was: USER and PARCEL. The lock side is renamed in one instant, and with it
+// the parcel. If the mark is there after that, the content side and parcel.cfg
+// may have to follow: the next to open the parcel sees to it.
+const renameFile = "renaming"
+
+// formerKey is a line of parcel.cfg: a name that the parcel had.
+const formerKey = "FORMERLY"
+
+// Rename gives a parcel another name, or another owner, or both: its versions,
+// UUID and sources stay. parcel.ErrLocked if it is held, parcel.ErrExists if
+// there is one of the new name.
+func (s *Store) Rename(userName, name, toUser, toName string) error {
+	if err := checkNewName(toName); err != nil {
+		return err
+	}
+	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	if err != nil {
+		return err
+	}
+	defer unlockStore()
+	p, err := s.Parcel(userName, name)
+	if err != nil {
+		return err
+	}
+	u, err := s.user(toUser)
+	if err != nil {
+		return err
+	}
+	return p.exclusive(func() error {
+		l, err := p.held()
+		if err != nil {
+			return err
+		}
+		if l != nil {
+			return p.errorf(parcel.Locked, "locked by %s", l).
+				WithHint("rename it when it was checked in, or break the lock first")
+		}
+		if _, err := p.Config(); err != nil {
+			return err
+		}
+		q := u.parcel(toName)
+		if err := s.vacant(q); err != nil {
+			return err
+		}
+		if !sameOwner(p.lock, u.lockRoot) || !sameOwner(p.content, u.contentRoot) {
+			return p.errorf(parcel.Usage, "users %s and %s have their own accounts or file systems", p.user.name, u.name).
+				WithHint("copy the parcel, then delete it here")
+		}
+		mark, err := parcel.Record{{Key: "USER", Value: p.user.name}, {Key: "PARCEL", Value: p.name}}.Encode()
+		if err != nil {
+			return p.wrap(err)
+		}
+		step("mark")
+		if err := atomicfile.Write(filepath.Join(p.lock, renameFile), mark, fileMode); err != nil {
+			return p.wrap(err)
+		}
+		step("rename")
+		if err := renameDir(p.lock, q.lock); err != nil {
+			os.Remove(filepath.Join(p.lock, renameFile))
+			return p.wrap(err)
+		}
+		return s.settle(q)
+	})
+}
+
+// renameDir renames a directory, durably, to a name that is free.
+func renameDir(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if err := atomicfile.SyncDir(filepath.Dir(to)); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(from))
+}
+
+// renamedFrom is what the mark of a rename says p was: p itself if the rename
+// was not done, nil if there is no mark.
+func (s *Store) renamedFrom(p *Parcel) (*Parcel, error) {
+	b, err := os.ReadFile(filepath.Join(p.lock, renameFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, p.wrap(err)
+	}
+	r, err := parcel.ParseRecord(b)
+	user, name := r.Get("USER"), r.Get("PARCEL")
+	if err == nil {
+		err = errors.Join(parcel.CheckName(user), parcel.CheckName(name))
+	}
+	if err != nil {
+		return nil, p.errorf(parcel.Damaged, "record of its rename: %v", err)
+	}
+	return s.userAt(user).parcel(name), nil
+}
+
+// settle finishes the rename of a parcel whose lock side has the new name. The
+// caller has its flock.
+func (s *Store) settle(p *Parcel) error {
+	from, err := s.renamedFrom(p)
+	if from == nil || err != nil {
+		return err
+	}
+	if from.lock != p.lock {
+		// A lock side that is there owns the content, whatever the mark says.
+		if !exists(p.content) && isDir(from.content) && !exists(from.lock) {
+			step("content")
+			if err := renameDir(from.content, p.content); err != nil {
+				return p.wrap(err)
+			}
+		}
+		cfg, err := p.Config()
+		if err != nil {
+			return err
+		}
+		if cfg.User != p.user.name || cfg.Parcel != p.name {
+			cfg.Other = slices.DeleteFunc(cfg.Other, func(f parcel.Field) bool { return f.Key == formerKey && f.Value == p.name })
+			if from.user.name == p.user.name && from.name != p.name {
+				cfg.Other = append(cfg.Other, parcel.Field{Key: formerKey, Value: from.name})
+			}
+			cfg.User, cfg.Parcel = p.user.name, p.name
+			if err := p.writeConfig(cfg); err != nil {
+				return err
+			}
+		}
+	}
+	step("unmark")
+	if err := os.Remove(filepath.Join(p.lock, renameFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return p.wrap(err)
+	}
+	return nil
+}
+
+// settled finishes the rename of p, if there is one to finish.
+func (s *Store) settled(p *Parcel) error {
+	if !exists(filepath.Join(p.lock, renameFile)) {
+		return nil
+	}
+	return p.exclusive(func() error { return s.settle(p) })
+}
+
+// vacant makes sure that nothing is where p is to be. parcel.ErrExists if
+// something is. The caller has the store's flock.
+func (s *Store) vacant(p *Parcel) error {
+	for _, dir := range []string{p.user.lockRoot, p.user.contentRoot} {
+		if err := os.MkdirAll(dir, dirMode); err != nil {
+			return p.wrap(err)
+		}
+	}
+	if err := s.settleInto(p); err != nil {
+		return err
+	}
+	switch {
+	case p.unfinished():
+		return p.errorf(parcel.Exists, "is being made or removed, or left so by a process that was killed").
+			WithHint("parcel create of that name clears it away")
+	case exists(p.lock):
+		return p.errorf(parcel.Exists, "exists")
+	case exists(p.content):
+		return p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
+			WithHint("restore %s from a backup, or remove the content", p.lock)
+	}
+	return nil
+}
+
+// settleInto finishes the rename of whatever parcel still has its content side
+// where p's is to be.
+func (s *Store) settleInto(p *Parcel) error {
+	if exists(p.lock) || !exists(p.content) {
+		return nil
+	}
+	users, err := s.Users()
+	for _, name := range users {
+		u := s.userAt(name)
+		names, _ := subdirs(u.lockRoot)
+		for _, n := range names {
+			q := u.parcel(n)
+			if from, ferr := s.renamedFrom(q); ferr == nil && from != nil && from.content == p.content {
+				err = errors.Join(err, s.settled(q))
+			}
+		}
+	}
+	return err
+}
+
+// renamed is the name of the user's parcel that was called name once, "" if there
+// is none.
+func (u user) renamed(name string) string {
+	names, _ := subdirs(u.lockRoot)
+	for _, n := range names {
+		cfg, err := u.parcel(n).Config()
+		if err == nil && slices.Contains(cfg.Other.All(formerKey), name) {
+			return n
+		}
+	}
+	return ""
+}
+
+// sameOwner reports whether two directories are one account's, on one file
+// system: so that what is renamed from one into the other is as good there.
+func sameOwner(a, b string) bool {
+	var sa, sb unix.Stat_t
+	return unix.Lstat(a, &sa) == nil && unix.Lstat(b, &sb) == nil && sa.Dev == sb.Dev && sa.Uid == sb.Uid
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// checkNewName refuses what is no name for a parcel.
+func checkNewName(name string) error {
+	if err := parcel.CheckName(name); err != nil {
+		return fmt.Errorf("parcel: %w", err)
+	}
+	if reserved[name] {
+		return parcel.NewError(parcel.Usage, "parcel %s: the name is reserved", name)
+	}
+	return nil
+}

@@ -1,0 +1,316 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// A copy with another disk: what was there is there, what is new is zeros,
+// what was cut off does not come back.
+func TestCopyResized(t *testing.T) {
+	for _, suite := range []seal.Suite{seal.AES256SHA256, seal.BlowfishSHA1} {
+		s := newStoreInMemory(t)
+		const size = 300*testChunk + 100
+		image := writeFile(t, size, map[int64][]byte{0: random(100, 1), 255 * testChunk: random(3*testChunk, 2), size - 50: random(50, 3)})
+		// Made in a realm with another convergence secret, as a parcel that was
+		// restored from elsewhere.
+		foreign := *s
+		foreign.secret = []byte("of " + suite)
+		src, err := foreign.Import(ctx, "alice", "gold", image, CreateOptions{Format: "raw", ChunkSize: testChunk, MemSize: 10 * testChunk, Crypto: suite})
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := os.ReadFile(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, to := range map[string]int64{"same": size, "one": size + 1, "chunk": 301 * testChunk, "deeper": 70000 * testChunk, "tera": 1 << 40,
+			"cut": 256*testChunk + 7, "even": 256 * testChunk, "shallow": 255 * testChunk, "tiny": 100, "byte": 1} {
+			p, err := s.CopyVersion(ctx, src, "bob", name, CopyOptions{DiskSize: to, MemSize: 7 * testChunk, Comment: name})
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			cfg, err := p.Config()
+			if err != nil || cfg.DiskSize != to || cfg.MemSize != 7*testChunk || cfg.Comment != name || cfg.Crypto != suite || string(cfg.Secret) != "of "+string(suite) {
+				t.Errorf("%s: config %+v, %v", name, cfg, err)
+			}
+			if to > 1<<30 {
+				continue
+			}
+			out := mustCreate(t)
+			if err := p.Export(ctx, out, 1, nil); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			want := make([]byte, to)
+			copy(want, whole)
+			if got, err := os.ReadFile(out.Name()); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s: the disk differs, %v", name, err)
+			}
+			// Grown again, it ends in zeros.
+			again, err := s.CopyVersion(ctx, p, "bob", name+"2", CopyOptions{DiskSize: size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = mustCreate(t)
+			if err := again.Export(ctx, out, 1, nil); err != nil {
+				t.Fatal(err)
+			}
+			want = make([]byte, size)
+			copy(want, whole[:min(to, size)])
+			if got, err := os.ReadFile(out.Name()); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s, grown again: the disk differs, %v", name, err)
+			}
+		}
+		// The whole chunks 255 to 257 and 300 are not zeros; 0 is not either.
+		for to, want := range map[int64]int64{0: 5, 1: 5, 255 * testChunk: 4, 256 * testChunk: 3, 256*testChunk + 7: 3, 258 * testChunk: 1, size - 1: 1, size: 0, 1 << 50: 0} {
+			if n, err := src.Beyond(ctx, 0, to); n != want || err != nil {
+				t.Errorf("beyond %d: got %d, %v, want %d", to, n, err, want)
+			}
+		}
+		if ps := wantSound(t, s); len(ps) != 0 {
+			t.Errorf("notes: %v", ps)
+		}
+	}
+}
+
+func TestCopyVersionRefused(t *testing.T) {
+	s := newStore(t)
+	p := versioned(t, s, 2)
+	l, err := p.Acquire("alice", "h", "id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyroot := suspend(t, p)
+	if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 2, Keyroot: keyroot, ID: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		o    CopyOptions
+		want error
+	}{
+		"suspended, larger disk": {CopyOptions{DiskSize: 1 << 30}, parcel.ErrUsage},
+		"suspended, memory":      {CopyOptions{MemSize: 1 << 30}, parcel.ErrUsage},
+		"negative":               {CopyOptions{DiskSize: -1}, parcel.ErrUsage},
+		"absurd":                 {CopyOptions{DiskSize: 1<<50 + 1}, parcel.ErrUsage},
+		"no version":             {CopyOptions{Version: 9}, parcel.ErrNoVersion},
+		"version -1":             {CopyOptions{Version: -1}, parcel.ErrNoVersion},
+		"long comment":           {CopyOptions{Comment: strings.Repeat("x", 2000)}, parcel.ErrUsage},
+	} {
+		if _, err := s.CopyVersion(ctx, p, "bob", "x", c.o); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if names, err := s.Parcels("bob"); len(names) > 0 || err != nil {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
+	// As it is, it can be copied; and an older version with another size.
+	q, err := s.CopyVersion(ctx, p, "bob", "asis", CopyOptions{DiskSize: 1000*testChunk + 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := q.Version(0); err != nil || v.Suspended != "qemu" {
+		t.Errorf("got %+v, %v", v, err)
+	}
+	if q, err = s.CopyVersion(ctx, p, "bob", "older", CopyOptions{Version: 2, DiskSize: 1 << 30}); err != nil {
+		t.Fatal(err)
+	}
+	wantChunk(t, q, 0, 2, "version 2")
+	p.Release(l.Nonce, false)
+	if ps := wantSound(t, s); len(ps) != 0 {
+		t.Errorf("notes: %v", ps)
+	}
+}
+
+// suspend stages a version whose machine is suspended.
+func suspend(t testing.TB, p *Parcel) seal.Ref {
+	t.Helper()
+	cfg, err := p.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := p.Root(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root = root.Clone()
+	root.Suspended, root.Parent = "qemu", cfg.Version
+	keyroot, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
+	if err == nil {
+		err = stage(p, keyroot.Tag, sealed)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keyroot
+}
+
+func TestDiff(t *testing.T) {
+	s := newStore(t)
+	p := newParcel(t, s)
+	commit(t, p, change{1: chunkOf("one"), 2: chunkOf("two"), 3: chunkOf("three"), 300: chunkOf("far")})
+	commit(t, p, change{1: chunkOf("ONE"), 2: chunkOf(""), 4: chunkOf("four"), 5: chunkOf("five"), 999: chunkOf("two")})
+	d, err := p.Diff(ctx, 2, 3)
+	if err != nil || len(d.Images) != 2 || d.Cfg || d.From.Version != 2 || d.To.Version != 3 {
+		t.Fatalf("got %+v, %v", d, err)
+	}
+	disk := d.Images[0]
+	if disk.Name != "disk" || disk.Changed != 1 || disk.Added != 3 || disk.Zeroed != 1 || disk.Ranges.String() != "chunks 1-2,4-5,999" || disk.Chunks() != 5 || d.Images[1].Chunks() != 0 {
+		t.Errorf("got %+v", d.Images)
+	}
+	// ONE, four and five; two is only at another place. And two blocks that
+	// lead to chunks, the one above them, the root.
+	if d.Objects != 3+2+1+1 || d.Bytes == 0 {
+		t.Errorf("got %d objects of %d bytes", d.Objects, d.Bytes)
+	}
+	back, err := p.Diff(ctx, 3, 2)
+	if err != nil || back.Images[0].Added != 1 || back.Images[0].Zeroed != 3 || back.Images[0].Changed != 1 {
+		t.Errorf("the other way: got %+v, %v", back, err)
+	}
+	if same, err := p.Diff(ctx, 3, 3); err != nil || same.Objects != 0 || same.Images[0].Chunks() != 0 {
+		t.Errorf("with itself: got %+v, %v", same, err)
+	}
+	for _, v := range [][2]int{{9, 1}, {1, 9}, {-1, 1}} {
+		if _, err := p.Diff(ctx, v[0], v[1]); !errors.Is(err, parcel.ErrNoVersion) {
+			t.Errorf("%v: got %v", v, err)
+		}
+	}
+	// Another size: the trees have not the same depth.
+	l, err := p.Acquire("alice", "h", "id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, _ := p.Config()
+	root, err := p.Root(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root = root.Clone()
+	im, _ := root.Image(keyring.Disk)
+	for _, size := range []int64{70000 * testChunk, 200 * testChunk} {
+		im, err := keyring.Resize(ctx, cfg.Sealer(), p, &stager{p: p}, im, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root.SetImage(im)
+		keyroot, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
+		if err == nil {
+			err = stage(p, keyroot.Tag, sealed)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, _ := p.Config()
+		if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: cfg.Version, Keyroot: keyroot, ID: parcel.NewID()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d, err = p.Diff(ctx, 3, 4); err != nil || d.Images[0].Chunks() != 0 || d.Images[0].ToSize != 70000*testChunk || d.Images[0].FromSize != im.Size {
+		t.Errorf("grown: got %+v, %v", d, err)
+	}
+	if d, err = p.Diff(ctx, 4, 5); err != nil || d.Images[0].Zeroed != 2 || d.Images[0].Ranges.String() != "chunks 300,999" {
+		t.Errorf("cut: got %+v, %v", d, err)
+	}
+}
+
+// Of 64 Ki chunks one has changed: what it costs to see that.
+func TestDiffCost(t *testing.T) {
+	s := newStoreInMemory(t)
+	p, err := s.Create(ctx, "alice", "big", CreateOptions{DiskSize: 65536 * testChunk, ChunkSize: testChunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := p.Acquire("alice", "h", "id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, _ := p.Config()
+	root, err := p.Root(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, _ := root.Image(keyring.Disk)
+	tree := keyring.NewTree(cfg.Sealer(), im, p)
+	for i := range int64(20) {
+		ref, sealed, err := cfg.Sealer().Seal(chunkOf(string(rune('a' + i))))
+		if err == nil {
+			err = stage(p, ref.Tag, sealed)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := i; n < 65536; n += 20 {
+			tree.Set(n, ref)
+		}
+	}
+	if im, err = tree.Flush(ctx, &stager{p: p}); err != nil {
+		t.Fatal(err)
+	}
+	root = root.Clone()
+	root.SetImage(im)
+	keyroot, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
+	if err == nil {
+		err = stage(p, keyroot.Tag, sealed)
+	}
+	if err == nil {
+		_, err = p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "all"})
+	}
+	if err == nil {
+		_, err = p.Release(l.Nonce, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit(t, p, change{40000: chunkOf("changed")})
+	start := time.Now()
+	d, err := p.Diff(ctx, 2, 3)
+	took := time.Since(start)
+	if err != nil || d.Images[0].Changed != 1 || d.Objects != 4 {
+		t.Errorf("got %+v, %v", d, err)
+	}
+	t.Logf("diff of 65536 chunks, one changed: %v", took)
+	start = time.Now()
+	if d, err = p.Diff(ctx, 1, 3); err != nil || d.Images[0].Added != 65536 {
+		t.Errorf("got %v, %v", d, err)
+	}
+	t.Logf("all changed: %v", time.Since(start))
+	if took > time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestSize(t *testing.T) {
+	s := newStore(t)
+	p := versioned(t, s, 2)
+	a, err := p.Size()
+	if err != nil || a.Own != a.Bytes || a.Objects == 0 {
+		t.Fatalf("got %+v, %v", a, err)
+	}
+	q, err := s.Copy(ctx, "alice", "winxp", "bob", "box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit(t, q, change{7: chunkOf("own")})
+	b, err := p.Size()
+	if err != nil || b.Bytes != a.Bytes || b.Own >= a.Own {
+		t.Errorf("after a copy: got %+v, %v; was %+v", b, err, a)
+	}
+	if c, err := q.Size(); err != nil || c.Own == 0 || c.Own >= c.Bytes {
+		t.Errorf("the copy: got %+v, %v", c, err)
+	}
+	// A link that was planted is not followed.
+	if err := os.Symlink(s.root, filepath.Join(p.hdk(), "zz")); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := p.Size(); err != nil || c != b {
+		t.Errorf("with a link out of it: got %+v, %v", c, err)
+	}
+}
