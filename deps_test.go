@@ -59,6 +59,7 @@ var mayImport = map[string][]string{
 	"locksrv/study/studytest": {"locksrv", "locksrv/event", "locksrv/proto", "locksrv/study"},
 	"locksrv/locksrvtest":     {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/guest":           {},
+	"contrib/scale":           {"store", "store/keyring", "store/parcel", "store/seal"},
 }
 
 // TestImports opens the files itself, so that its result is never a cached

@@ -3,10 +3,9 @@ package store
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -111,7 +110,7 @@ type sharedInode struct{ links, seen, going uint64 }
 func newDiskTally() *diskTally { return &diskTally{seen: make(map[inode]*sharedInode)} }
 
 // object counts one link of an object; going says that a prune removes it.
-func (t *diskTally) object(tag seal.Tag, st *syscall.Stat_t, going bool) {
+func (t *diskTally) object(tag seal.Tag, st *unix.Stat_t, going bool) {
 	disk := st.Blocks * 512
 	shared := &sharedInode{links: 1}
 	if st.Nlink > 1 {
@@ -144,8 +143,8 @@ type measurer struct {
 	tallies  []*diskTally
 	siblings []*Parcel // other parcels of the same user
 
-	disk  Disk
-	roots []*os.Root // content of the siblings
+	disk Disk
+	hdks []*os.File // of the siblings
 
 	only   *reach // each version has a class of its own
 	pruned *reach // by the plan, if there is one
@@ -167,22 +166,28 @@ func (m *measurer) measure(ctx context.Context) error {
 	}
 	defer content.Close()
 	for _, q := range m.siblings {
-		if root, err := q.openContent(); err == nil {
-			m.roots = append(m.roots, root)
+		root, err := q.openContent()
+		if err != nil {
+			continue
 		}
+		if hdk, err := root.Open("hdk"); err == nil {
+			m.hdks = append(m.hdks, hdk)
+		}
+		root.Close()
 	}
 	m.only, m.pruned = newReach(m.p, m.cache), newReach(m.p, m.cache)
 	// What is on the disk can be told even of a parcel that is damaged.
 	werr := m.walk(ctx)
-	dirs, err := objectDirs(content)
+	hdk, dirs, err := objectDirs(content)
 	if err != nil {
 		return m.p.wrap(err)
 	}
+	defer hdk.Close()
 	for _, ab := range dirs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := m.directory(content, ab, werr == nil); err != nil {
+		if err := m.directory(hdk, ab, werr == nil); err != nil {
 			return m.p.wrap(err)
 		}
 	}
@@ -252,32 +257,24 @@ func (m *measurer) walk(ctx context.Context) error {
 
 // directory counts the objects in hdk/ab; walked says that it is known who
 // needs them.
-func (m *measurer) directory(content *os.Root, ab string, walked bool) error {
-	tags, err := objectTags(content, ab)
+func (m *measurer) directory(hdk *os.File, ab string, walked bool) error {
+	d, err := openObjects(hdk, ab)
 	if err != nil {
 		return err
 	}
-	dir, err := content.OpenRoot(filepath.Join("hdk", ab))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	for tag := range tags {
-		fi, err := dir.Lstat(tag.String())
-		if err != nil || !fi.Mode().IsRegular() {
-			continue // it went meanwhile, or is none
+	defer d.close()
+	for _, tag := range d.tags {
+		st, ok := d.stat(tag)
+		if !ok {
+			continue
 		}
-		st := fi.Sys().(*syscall.Stat_t)
 		c := m.only.objects[keyOf(tag)]
 		going := c == 0
 		if !m.keep.Empty() {
 			p := m.pruned.objects[keyOf(tag)]
 			going = p == goes || p == 0
 		}
-		m.object(tag, st, going && walked)
+		m.object(tag, &st, going && walked)
 		switch {
 		case st.Nlink > 1 || !walked:
 		case c == 0:
@@ -302,7 +299,7 @@ func (m *measurer) images(root *keyring.Root) {
 }
 
 // object counts one object.
-func (m *measurer) object(tag seal.Tag, st *syscall.Stat_t, going bool) {
+func (m *measurer) object(tag seal.Tag, st *unix.Stat_t, going bool) {
 	disk := st.Blocks * 512
 	m.disk.Objects++
 	m.disk.Sealed += st.Size
@@ -323,15 +320,14 @@ func (m *measurer) object(tag seal.Tag, st *syscall.Stat_t, going bool) {
 }
 
 // ownLinks is how many links to an object the user's parcels have: it has the
-// same name in all of them.
-func (m *measurer) ownLinks(tag seal.Tag, st *syscall.Stat_t) uint64 {
+// same name in all of them, so there are no more than parcels.
+func (m *measurer) ownLinks(tag seal.Tag, st *unix.Stat_t) uint64 {
 	links := uint64(1)
-	for _, root := range m.roots {
-		fi, err := root.Lstat(filepath.Join("hdk", objectName(tag)))
-		if err != nil {
-			continue
-		}
-		if o := fi.Sys().(*syscall.Stat_t); o.Dev == st.Dev && o.Ino == st.Ino {
+	if uint64(st.Nlink) > links+uint64(len(m.hdks)) {
+		return links
+	}
+	for _, hdk := range m.hdks {
+		if o, ok := statObject(int(hdk.Fd()), objectName(tag)); ok && o.Dev == st.Dev && o.Ino == st.Ino {
 			links++
 		}
 	}
@@ -339,7 +335,7 @@ func (m *measurer) ownLinks(tag seal.Tag, st *syscall.Stat_t) uint64 {
 }
 
 func (m *measurer) close() {
-	for _, r := range m.roots {
-		r.Close()
+	for _, hdk := range m.hdks {
+		hdk.Close()
 	}
 }

@@ -131,6 +131,7 @@ func TestDisk(t *testing.T) {
 func TestDiskFrees(t *testing.T) {
 	s := newStoreInMemory(t)
 	round := 0
+	fewer(t, 15)
 	rapid.Check(t, func(r *rapid.T) {
 		round++
 		var parcels []*Parcel

@@ -147,7 +147,8 @@ type collector struct {
 }
 
 // sweepBatch bounds the objects that are removed under one hold of the flock.
-const sweepBatch = 4096
+// Tests have it smaller.
+var sweepBatch = 4096
 
 func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 	c := Collected{User: p.user.name, Parcel: p.name}
@@ -203,17 +204,19 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 // unreached lists the objects that r has not, and the directories of hdk that
 // have no others.
 func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err error) {
-	dirs, err := objectDirs(content)
+	hdk, dirs, err := objectDirs(content)
 	if err != nil {
 		return nil, nil, err
 	}
+	defer hdk.Close()
 	for _, ab := range dirs {
-		tags, err := objectTags(content, ab)
+		d, err := openObjects(hdk, ab)
 		if err != nil {
 			return nil, nil, err
 		}
+		d.close()
 		reached := false
-		for tag := range tags {
+		for _, tag := range d.tags {
 			if r.has(tag) {
 				reached = true
 			} else {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -333,10 +334,28 @@ func TestGCFollowsNoLink(t *testing.T) {
 	wantSound(t, s)
 }
 
+// smallBatches makes a collection give way to others after every few objects.
+func smallBatches(t *testing.T) {
+	n := sweepBatch
+	sweepBatch = 2
+	t.Cleanup(func() { sweepBatch = n })
+}
+
+// fewer makes rapid run so many checks only, of a test whose checks are long;
+// unless the command line asks for a number.
+func fewer(t *testing.T, n int) {
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		f.Value.Set(fmt.Sprint(n))
+		t.Cleanup(func() { f.Value.Set(f.DefValue) })
+	}
+}
+
 // Commits, prunes, copies and collections in any order: what is left is what
 // is reachable, and every version has what was committed.
 func TestGCModel(t *testing.T) {
 	s := newStoreInMemory(t)
+	fewer(t, 40)
+	smallBatches(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++
@@ -443,7 +462,8 @@ func TestGCModel(t *testing.T) {
 // processes collect: nothing that any version needs is lost.
 func TestGCRace(t *testing.T) {
 	s := newStoreInMemory(t)
-	const rounds = 12
+	smallBatches(t)
+	const rounds = 9
 	var users, admins sync.WaitGroup
 	stop := make(chan struct{})
 	var parcels []*Parcel

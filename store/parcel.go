@@ -349,6 +349,9 @@ func (p *Parcel) Versions(n int) ([]VersionInfo, error) {
 			break
 		}
 		rec, err := p.version(v)
+		if errors.Is(err, parcel.ErrNoVersion) {
+			continue // it was pruned meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}

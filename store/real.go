@@ -3,11 +3,12 @@ package store
 import (
 	"errors"
 	"io/fs"
-	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -69,41 +70,89 @@ func (p *Parcel) openError(what, path string, err error) error {
 	return p.wrap(err)
 }
 
-// objectDirs are the directories below hdk that objects can be in.
-func objectDirs(content *os.Root) ([]string, error) {
-	entries, err := readDir(content, "hdk")
-	if err != nil {
-		return nil, err
+// objectDirs opens hdk, and names the directories there that objects can be
+// in. The caller closes hdk.
+func objectDirs(content *os.Root) (hdk *os.File, names []string, err error) {
+	if hdk, err = content.Open("hdk"); err != nil {
+		return nil, nil, err
 	}
-	var names []string
+	entries, err := hdk.ReadDir(-1)
+	if err != nil {
+		hdk.Close()
+		return nil, nil, err
+	}
 	for _, e := range entries {
 		if e.IsDir() && len(e.Name()) == 2 && strings.Trim(e.Name(), "0123456789abcdef") == "" {
 			names = append(names, e.Name())
 		}
 	}
-	return names, nil
+	slices.Sort(names)
+	return hdk, names, nil
 }
 
-// objectTags are the tags that the files in hdk/ab are named by. What is
-// named otherwise, or belongs elsewhere, is left out.
-func objectTags(content *os.Root, ab string) (iter.Seq[seal.Tag], error) {
+// hdkDir is an open directory of objects, hdk/ab. There are 256 in each
+// parcel: it asks the kernel no more than it must.
+type hdkDir struct {
+	fd   int
+	tags []seal.Tag // what is named otherwise, or belongs elsewhere, is left out
+}
+
+// openObjects opens hdk/ab; without tags if it is gone.
+func openObjects(hdk *os.File, ab string) (*hdkDir, error) {
+	d := &hdkDir{fd: -1}
+	err := retry(func() (err error) {
+		d.fd, err = unix.Openat(int(hdk.Fd()), ab, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return err
+	})
+	buf := make([]byte, 16<<10)
 	var names []string
-	d, err := content.Open(filepath.Join("hdk", ab))
-	if err == nil {
-		defer d.Close()
-		names, err = d.Readdirnames(-1)
+	for err == nil {
+		n := 0
+		err = retry(func() (err error) {
+			n, err = unix.ReadDirent(d.fd, buf)
+			return err
+		})
+		if err != nil || n == 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
 	}
 	// Whoever emptied it may have removed it by now.
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if err != nil && err != unix.ENOENT {
+		d.close()
+		return nil, &fs.PathError{Op: "list", Path: filepath.Join(hdk.Name(), ab), Err: err}
 	}
-	return func(yield func(seal.Tag) bool) {
-		for _, n := range names {
-			if tag, err := seal.ParseTag(n); err == nil && n[:2] == ab && !yield(tag) {
-				return
-			}
+	for _, n := range names {
+		if tag, err := seal.ParseTag(n); err == nil && n[:2] == ab {
+			d.tags = append(d.tags, tag)
 		}
-	}, nil
+	}
+	return d, nil
+}
+
+// stat describes an object; ok is false if it is gone, or no file.
+func (d *hdkDir) stat(tag seal.Tag) (st unix.Stat_t, ok bool) {
+	return statObject(d.fd, tag.String())
+}
+
+func (d *hdkDir) close() {
+	if d.fd >= 0 {
+		unix.Close(d.fd)
+	}
+}
+
+func statObject(fd int, name string) (st unix.Stat_t, ok bool) {
+	err := retry(func() error { return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	return st, err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+}
+
+// retry repeats a call that a signal interrupted.
+func retry(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // readDir lists a directory, sorted.
