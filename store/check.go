@@ -153,7 +153,7 @@ func (c *checker) all(ctx context.Context) error {
 		}
 		c.where = Problem{User: name}
 		c.user(u, owner)
-		names, err := c.store.Parcels(name)
+		names, err := c.store.names(name)
 		if err != nil {
 			return err
 		}

@@ -44,13 +44,14 @@ const (
 	Repair  = "repair"
 	Backup  = "backup"
 	Restore = "restore"
+	Harvest = "harvest" // of the study of use
 )
 
 // Ops is all of them.
 var Ops = []string{Lock, Release, Commit, Rollback, Fork,
 	UserAdd, UserDel, UserChange, UserPassword,
 	ParcelCreate, ParcelImport, ParcelCopy, ParcelRename, ParcelDel, ParcelExport, ParcelChange, ParcelPrune,
-	GC, Check, Repair, Backup, Restore}
+	GC, Check, Repair, Backup, Restore, Harvest}
 
 // Event is one thing that happened, or, to a pre-hook, is about to.
 type Event struct {

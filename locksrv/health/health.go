@@ -55,7 +55,7 @@ type Commits struct {
 }
 
 // Upkeep is what an administrator, or a timer, does to the whole realm.
-var Upkeep = []string{event.Check, event.GC, event.Backup, "harvest"}
+var Upkeep = []string{event.Check, event.GC, event.Backup, event.Harvest}
 
 // Last is when something of Upkeep was last done, and what became of it.
 type Last struct {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"isr/locksrv"
+	"isr/locksrv/event"
 	"isr/locksrv/study"
 	"isr/locksrv/study/page"
 	"isr/store"
@@ -28,6 +31,13 @@ type harvest struct {
 }
 
 func (c *harvest) Run(ctx context.Context, e *env) error {
+	files := make([][]byte, len(c.Import)) // while they are root's to read
+	for i, file := range c.Import {
+		var err error
+		if files[i], err = readBounded(file); err != nil {
+			return err
+		}
+	}
 	s, root, err := e.open()
 	if err != nil {
 		return err
@@ -47,16 +57,20 @@ func (c *harvest) Run(ctx context.Context, e *env) error {
 		}
 	}
 	imported := 0
-	for _, file := range c.Import {
-		n, err := importFile(d, file, s, names)
-		if err != nil {
-			return err
+	var done study.Harvested
+	err = e.act(ctx, s, event.Event{Op: event.Harvest}, func(ctx context.Context) error {
+		for i, text := range files {
+			n, err := d.Import(bytes.NewReader(text), c.Import[i], s, names)
+			if err != nil {
+				return err
+			}
+			imported += n
 		}
-		imported += n
-	}
-	v := locksrv.NewService(s)
-	done, err := d.Harvest(ctx, study.Source{Realm: s, Events: v.Events, Reports: v.ReportsDir(), Parcel: parcelState(s),
-		Warn: func(text string) { fmt.Fprintf(e.stderr, "isr-locksrv: warning: %s\n", parcel.Clean(text)) }}, names, time.Now().UTC())
+		v := locksrv.NewService(s)
+		done, err = d.Harvest(ctx, study.Source{Realm: s, Events: v.Events, Reports: v.ReportsDir(), Parcel: parcelState(s),
+			Warn: e.session().Warn}, names, time.Now().UTC())
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -78,13 +92,20 @@ func (c *harvest) Run(ctx context.Context, e *env) error {
 // out.
 func keyFile(root string) string { return filepath.Join(root, "study.key") }
 
-func importFile(d *study.Dir, file string, s *store.Store, names *study.Names) (int, error) {
+// maxImport bounds a file of records, bytes.
+const maxImport = 16 << 20
+
+func readBounded(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer f.Close()
-	return d.Import(f, file, s, names)
+	text, err := io.ReadAll(io.LimitReader(f, maxImport+1))
+	if err == nil && len(text) > maxImport {
+		err = parcel.NewError(parcel.Usage, "%s: over %d bytes", file, maxImport)
+	}
+	return text, err
 }
 
 // parcelState is what there is of a parcel, for a harvest.

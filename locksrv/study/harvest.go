@@ -302,6 +302,9 @@ func (g *gathering) week(t time.Time) *week {
 }
 
 func (g *gathering) event(e event.Event) {
+	if e.Op == event.Harvest {
+		return // or each harvest would find another
+	}
 	w := g.week(e.Time)
 	day := dayOf(e.Time)
 	i := slices.IndexFunc(w.totals, func(t total) bool { return t.Day == day && t.Op == e.Op })

@@ -182,10 +182,10 @@ func TestTwoHarvests(t *testing.T) {
 
 func TestParseManual(t *testing.T) {
 	good := map[string]int{
-		"date,user,question,score,text\n":                                                        0,
+		"date,user,question,score,text\n": 0,
 		"date,user,question,score,text\n2026-01-01,alice,useful,4.5,\"a, b\"\n2026-01-02,,speed,0,\n": 2,
-		"\ufeffDate,User,Type,Cause,Minutes,Text\n2026-01-01,alice,slow,network,15,\n":            1,
-		"date,user,reason,text\r\n2026-01-01,alice,moved away,\r\n":                               1,
+		"\ufeffDate,User,Type,Cause,Minutes,Text\n2026-01-01,alice,slow,network,15,\n":                1,
+		"date,user,reason,text\r\n2026-01-01,alice,moved away,\r\n":                                   1,
 	}
 	for text, want := range good {
 		if all, err := parseManual(strings.NewReader(text)); err != nil || len(all) != want {
