@@ -52,6 +52,8 @@ install: all
 	for script in $(SCRIPTS); do \
 		ln -sf isr $(DESTDIR)$(PREFIX)/bin/$$script && \
 		echo .so man1/isr.1 >$(SHARE)/man/man1/$$script.1; done
+	install -d $(SHARE)/isr/hooks
+	install -m 755 hooks/samples/* $(SHARE)/isr/hooks
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	for program in isr isr-locksrv; do \
 		bin/$$program completion bash >$(SHARE)/bash-completion/completions/$$program && \

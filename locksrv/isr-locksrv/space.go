@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"isr/locksrv"
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/parcel"
@@ -203,7 +202,7 @@ func (c *parcelPrune) question(ctx context.Context, s *store.Store, keep store.K
 
 func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruning) error {
 	ev := event.Event{Op: event.ParcelPrune, User: w.p.User(), Parcel: w.p.Name(), What: versionsText(w.gone)}
-	return locksrv.NewService(s).Act(ctx, e.session(), &ev, func(ctx context.Context) error {
+	return service(s).Act(ctx, e.session(), &ev, func(ctx context.Context) error {
 		gone, got, err := w.p.Prune(ctx, w.gone)
 		ev.Objects, ev.Bytes = got.Objects, got.Freed
 		if len(gone) == 0 {
@@ -299,7 +298,7 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 	if c.DryRun {
 		err = collect(ctx)
 	} else {
-		err = locksrv.NewService(s).Act(ctx, e.session(), &ev, collect)
+		err = service(s).Act(ctx, e.session(), &ev, collect)
 	}
 	// What was done is told, however it ended.
 	slices.SortFunc(all, func(a, b store.Collected) int {
