@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"isr/client/fusefs"
@@ -24,6 +25,23 @@ type Listed struct {
 	Hoarded *HoardedIn `json:"hoarded,omitempty"` // if it is hoarded on this host
 	Total   *Total     `json:"total,omitempty"`   // of all its versions, if versions were asked for
 	AsOf    *time.Time `json:"as_of,omitempty"`   // when the server said so, if that is not now
+}
+
+// Tagged is the version of a parcel that has a tag; parcel.ErrNoVersion if
+// there is none.
+func (c *Client) Tagged(ctx context.Context, name, tag string) (int, error) {
+	ls, err := c.Ls(ctx, name, maxVersions)
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range ls {
+		for _, v := range l.Versions {
+			if slices.Contains(v.Tags, tag) {
+				return v.Version, nil
+			}
+		}
+	}
+	return 0, parcel.ErrNoVersion
 }
 
 // HoardedIn is in which version a parcel is hoarded, and whether its memory is.

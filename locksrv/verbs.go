@@ -560,7 +560,7 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 				}
 			case werr != nil:
 			case asJSON:
-				werr = json.NewEncoder(stdout).Encode(finding(p))
+				werr = json.NewEncoder(stdout).Encode(FindingOf(p))
 			default:
 				_, werr = fmt.Fprintln(stdout, ProblemLine(p))
 			}
@@ -577,9 +577,9 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 	}
 }
 
-// finding is a problem as it is said to a client: what is wrong with an
+// FindingOf is a problem as it is said to a client: what is wrong with an
 // object of an image, without the words for the place.
-func finding(p store.Problem) proto.Finding {
+func FindingOf(p store.Problem) proto.Finding {
 	f := proto.Finding{Severity: string(p.Severity), Version: p.Version, Image: p.Image, Chunks: p.Chunks,
 		What: p.Msg, Do: p.Hint}
 	if p.Tag != "" {

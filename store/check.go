@@ -59,15 +59,22 @@ func (p Problem) String() string {
 type CheckOptions struct {
 	User, Parcel string // empty: all
 	Version      int    // 0: all; else what only other versions need is passed over
-	Content      bool   // hash every object too
+	Content      bool   // hash every object of Sample too
+	Sample       Sample
+	Progress     func(done, total int64) // bytes hashed; may be nil
 }
 
 // CheckSummary counts what Check saw. What it looked at is sound if Errors is
 // 0.
 type CheckSummary struct {
-	Parcels, Versions int
-	Objects, Bytes    int64 // files below hdk, each parcel's counted
-	Errors, Notes     int
+	Parcels   int   `json:"parcels"`
+	Versions  int   `json:"versions"`
+	Objects   int64 `json:"objects"` // files below hdk, each parcel's counted
+	Bytes     int64 `json:"bytes"`
+	Read      int64 `json:"read"` // those of them whose content was looked at
+	ReadBytes int64 `json:"read_bytes"`
+	Errors    int   `json:"errors"`
+	Notes     int   `json:"notes"`
 }
 
 // Check looks at all that o names and reports every problem, in the order of
@@ -87,6 +94,7 @@ type checker struct {
 	where    Problem        // User, Parcel, Version of what is looked at
 	whole    map[inode]bool // objects hashed: links of copied parcels are hashed once
 	onTheWay map[string]bool
+	total    int64 // bytes to hash, for Progress
 }
 
 type inode struct {
@@ -132,6 +140,11 @@ func (c *checker) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if c.opts.Content && c.opts.Progress != nil {
+		for _, name := range users {
+			c.total += c.toRead(c.store.userAt(name))
+		}
+	}
 	owner := make(map[string]string) // of each key
 	for _, name := range users {
 		u, err := c.store.user(name)
@@ -140,7 +153,7 @@ func (c *checker) all(ctx context.Context) error {
 		}
 		c.where = Problem{User: name}
 		c.user(u, owner)
-		names, err := c.store.Parcels(name)
+		names, err := c.store.names(name)
 		if err != nil {
 			return err
 		}
@@ -162,6 +175,39 @@ func (c *checker) all(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// toRead is how many bytes of a user's are going to be hashed; what cannot be
+// found out now is not counted.
+func (c *checker) toRead(u user) (sum int64) {
+	names, _ := subdirs(u.lockRoot)
+	for _, n := range names {
+		if c.opts.Parcel != "" && c.opts.Parcel != n {
+			continue
+		}
+		filepath.WalkDir(u.parcel(n).hdk(), func(_ string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return nil
+			}
+			if tag, err := seal.ParseTag(d.Name()); err == nil && c.opts.Sample.Has(tag) {
+				if fi, err := d.Info(); err == nil {
+					sum += fi.Size()
+				}
+			}
+			return nil
+		})
+	}
+	return sum
+}
+
+// read counts an object whose content was looked at. The caller has the lock
+// of what it counts.
+func (c *checker) read(size int64) {
+	c.sum.Read++
+	c.sum.ReadBytes += size
+	if c.opts.Progress != nil {
+		c.opts.Progress(c.sum.ReadBytes, max(c.total, c.sum.ReadBytes))
+	}
 }
 
 // private reports a file or directory that others can read.

@@ -176,24 +176,23 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		o.bad = "is empty"
 	case len(tag) != c.cfg.Crypto.HashSize():
 		o.bad = fmt.Sprintf("is of another suite than %s", c.cfg.Crypto)
-	case c.opts.Content:
+	case c.opts.Content && c.opts.Sample.Has(tag):
 		st := fi.Sys().(*syscall.Stat_t)
 		id := inode{uint64(st.Dev), st.Ino, tag}
 		mu.Lock()
 		whole := c.whole[id]
 		mu.Unlock()
-		if whole {
-			break
+		if !whole {
+			if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
+				o.bad = "does not match its name"
+			} else if err != nil {
+				o.bad = "cannot be read: " + err.Error()
+			}
 		}
-		if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
-			o.bad = "does not match its name"
-		} else if err != nil {
-			o.bad = "cannot be read: " + err.Error()
-		} else {
-			mu.Lock()
-			c.whole[id] = true
-			mu.Unlock()
-		}
+		mu.Lock()
+		c.whole[id] = o.bad == ""
+		c.read(o.size)
+		mu.Unlock()
 	}
 	if fi.Mode().IsRegular() && fi.Mode().Perm() != objectMode {
 		mu.Lock()
@@ -425,7 +424,9 @@ func (c *parcelCheck) rest() {
 		bytes += o.size
 		if o.bad != "" && o.bad != "is missing" {
 			// A later commit would take it for whole.
-			c.problem(Bad, "remove it", "object %s, which no version needs, %s", tag, o.bad)
+			p := c.where
+			p.Severity, p.Msg, p.Hint, p.Tag = Bad, fmt.Sprintf("object %s, which no version needs, %s", tag, o.bad), "remove it", tag
+			c.tell(p)
 		}
 	}
 	what, hint := "", "gc removes them"

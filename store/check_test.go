@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -208,5 +209,90 @@ func TestCheckOptions(t *testing.T) {
 	}
 	if _, sum := check(t, s, CheckOptions{User: "bob", Content: true}); sum.Errors != 2 {
 		t.Errorf("shared damage, bob's: got %d errors, want 2", sum.Errors)
+	}
+}
+
+// The parts of a sample are all objects, each once; a percentage is about that,
+// and another one each time.
+func TestSample(t *testing.T) {
+	tags := make([]seal.Tag, 2000)
+	for i := range tags {
+		tags[i] = seal.Tag(random(32, uint64(i)))
+	}
+	tags[0] = seal.Tag(strings.Repeat("\x00", 32))
+	tags[1] = seal.Tag(strings.Repeat("\xff", 20))
+	sample := func(text string) Sample {
+		t.Helper()
+		s, err := ParseSample(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for _, m := range []int{1, 2, 3, 7, 20, 4294967295} {
+		for _, tag := range tags {
+			in := 0
+			for n := 1; n <= min(m, 20); n++ {
+				if sample(fmt.Sprintf("%d/%d", n, m)).Has(tag) {
+					in++
+				}
+			}
+			if in > 1 || m <= 20 && in != 1 {
+				t.Fatalf("%s is in %d of %d parts", tag, in, m)
+			}
+		}
+	}
+	for text, want := range map[string]int{"5%": 100, "50": 1000, "100%": 2000, "0.05%": 1, "1e-18": 0} {
+		got := 0
+		for _, tag := range tags {
+			if sample(text).Has(tag) {
+				got++
+			}
+		}
+		// Each tag is asked of a sample of its own.
+		if got < want-want/2-5 || got > want+want/2+5 {
+			t.Errorf("%s: %d of %d, want about %d", text, got, len(tags), want)
+		}
+	}
+	for _, text := range []string{"", "%", "0", "0%", "-1", "100.1", "NaN", "Inf", "+5", "0x1p3", "5%%", "1/", "/2", "0/2", "3/2", "1/2/3", "-1/2", "1/0", "1.5/3", "5_0"} {
+		if s, err := ParseSample(text); !errors.Is(err, parcel.ErrUsage) {
+			t.Errorf("%q: got %v, %v", text, s, err)
+		}
+	}
+}
+
+// A sample finds what is damaged in it, and only that.
+func TestCheckSample(t *testing.T) {
+	s := newStoreInMemory(t)
+	p := newParcel(t, s)
+	all := change{}
+	for i := range int64(200) {
+		all[i] = chunkOf(fmt.Sprint("chunk ", i))
+	}
+	commit(t, p, all)
+	tag := tagsOf(t, p, 2)[0][100]
+	flip(t, filepath.Join(p.hdk(), objectName(tag)))
+	found := 0
+	var read, bytes int64
+	var whole CheckSummary
+	for n := 1; n <= 10; n++ {
+		part, err := ParseSample(fmt.Sprintf("%d/10", n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var last, total int64
+		ps, sum := check(t, s, CheckOptions{Content: true, Sample: part, Progress: func(done, of int64) { last, total = done, of }})
+		if wrong := sum.Errors > 0; wrong != part.Has(tag) {
+			t.Errorf("part %d: %d errors: %v", n, sum.Errors, ps)
+		} else if wrong {
+			found++
+		}
+		if last != sum.ReadBytes || total != last {
+			t.Errorf("part %d: progress ended at %d of %d, read %d", n, last, total, sum.ReadBytes)
+		}
+		read, bytes, whole = read+sum.Read, bytes+sum.ReadBytes, sum
+	}
+	if found != 1 || read != whole.Objects || bytes != whole.Bytes {
+		t.Errorf("found %d times; all parts read %d objects, %d bytes; there are %d, %d", found, read, bytes, whole.Objects, whole.Bytes)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,7 +31,9 @@ type CreateOptions struct {
 	Src       []string                // where clients may read content from
 	Comment   string                  // of the parcel and of version 1
 	Format    string                  // of an image to import, as qemu-img calls it; "": found out
+	DiskFile  string                  // of an OVA to import: which of its disks; "": the only one
 	Progress  func(done, total int64) // bytes of the disk; may be nil; called by one at a time
+	Copying   func(done, total int64) // the same, before, of an image that must be made raw first
 }
 
 // maxImage bounds what an image is made with, bytes.
@@ -123,7 +126,7 @@ type fill func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, erro
 // nobody sees it; if it is killed before, the next create of that name clears
 // away what there is.
 func (s *Store) create(ctx context.Context, userName, name string, fill fill) (*Parcel, error) {
-	p, unlock, err := s.reserve(userName, name)
+	p, unlock, err := s.reserve(userName, name, false)
 	if err != nil {
 		return nil, err
 	}
@@ -138,8 +141,8 @@ func (s *Store) create(ctx context.Context, userName, name string, fill fill) (*
 }
 
 // reserve makes the directories of a new parcel, marked unfinished, and takes
-// its flock.
-func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err error) {
+// its flock. If resume, it leaves there what a killed import noted.
+func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock func(), err error) {
 	if err := checkNewName(name); err != nil {
 		return nil, nil, err
 	}
@@ -166,8 +169,8 @@ func (s *Store) reserve(userName, name string) (p *Parcel, unlock func(), err er
 		if !p.unfinished() {
 			return nil, nil, p.errorf(parcel.Exists, "exists")
 		}
-		if err := p.clearUnfinished(); err != nil {
-			return nil, nil, err
+		if unlock, err := p.clearUnfinished(resume); unlock != nil || err != nil {
+			return p, unlock, err
 		}
 	} else if _, err := os.Lstat(p.content); err == nil {
 		return nil, nil, p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
@@ -209,7 +212,7 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 	if b.room, b.limited, err = p.user.room(); err != nil {
 		return err
 	}
-	if err := os.Mkdir(b.dir, dirMode); err != nil {
+	if err := b.begin(); err != nil {
 		return p.wrap(err)
 	}
 	cfg, keyroot, err := fill(ctx, b)
@@ -260,23 +263,29 @@ func (p *Parcel) remove() error {
 }
 
 // clearUnfinished removes what a killed create or delete left; parcel.ErrBusy
-// if that is not killed but at work. The caller has the store's flock.
-func (p *Parcel) clearUnfinished() error {
-	unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
+// if that is not killed but at work. If resume, what a killed import noted is
+// left, with the parcel's flock. The caller has the store's.
+func (p *Parcel) clearUnfinished(resume bool) (unlock func(), err error) {
+	unlock, err = tryLockFile(filepath.Join(p.lock, flockFile))
 	if err != nil {
-		return p.wrap(err)
+		return nil, p.wrap(err)
 	}
 	if unlock == nil {
-		return p.errorf(parcel.Busy, "is being made or removed by another process")
+		return nil, p.errorf(parcel.Busy, "is being made or removed by another process")
+	}
+	if p.unfinished() && resume {
+		if fi, err := os.Lstat(filepath.Join(p.lock, unfinishedFile)); err == nil && fi.Size() > 0 {
+			return unlock, nil
+		}
 	}
 	defer unlock()
 	if !p.unfinished() {
-		return p.errorf(parcel.Busy, "was made meanwhile")
+		return nil, p.errorf(parcel.Busy, "was made meanwhile")
 	}
 	if err := p.remove(); err != nil {
-		return p.wrap(err)
+		return nil, p.wrap(err)
 	}
-	return nil
+	return nil, nil
 }
 
 // DelParcel removes a parcel, all versions of it, for ever. parcel.ErrLocked
@@ -288,6 +297,11 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 	}
 	defer unlockStore()
 	p, err := s.Parcel(userName, name)
+	if errors.Is(err, parcel.ErrNoParcel) {
+		if done, uerr := s.delUnfinished(userName, name); done || uerr != nil {
+			return uerr
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -319,6 +333,31 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 	})
 }
 
+// delUnfinished removes what a killed process left of a parcel that it was
+// making; done says that there was something.
+func (s *Store) delUnfinished(userName, name string) (done bool, err error) {
+	u, err := s.user(userName)
+	if err != nil || parcel.CheckName(name) != nil {
+		return false, err
+	}
+	p := u.parcel(name)
+	if !p.unfinished() {
+		return false, nil
+	}
+	unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
+	if err != nil {
+		return false, p.wrap(err)
+	}
+	if unlock == nil {
+		return false, p.errorf(parcel.Busy, "is being made or removed by another process")
+	}
+	defer unlock()
+	if !p.unfinished() { // it was finished meanwhile
+		return false, nil
+	}
+	return true, p.remove()
+}
+
 // building puts the objects of a parcel that nobody sees yet, where SFTP does
 // not show them, to be made durable all at once. Safe for concurrent use.
 type building struct {
@@ -326,6 +365,7 @@ type building struct {
 	dir            string // what will be hdk
 	commit         string // id of version 1's commit; "": some
 	comment        string // of version 1; "": its root block's
+	again          bool   // dir may have what is not needed, or not whole: of a killed import
 	objects, bytes atomic.Int64
 	room           int64 // bytes that the user may store, if limited
 	limited        bool
@@ -340,8 +380,45 @@ func (b *building) take(bytes int64) error {
 	return nil
 }
 
+// begin makes the directory, or takes over that of a killed import.
+func (b *building) begin() error {
+	if _, err := os.Lstat(b.p.hdk()); err == nil { // killed right before the end
+		if err := os.Rename(b.p.hdk(), b.dir); err != nil {
+			return err
+		}
+	}
+	err := os.Mkdir(b.dir, dirMode)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	b.again = true
+	b.p.clearStagingOf(func(name string) bool { return name != filepath.Base(b.dir) })
+	return nil
+}
+
+func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, objectName(tag)) }
+
+// Get is an object that was put. It makes building a keyring.Getter.
+func (b *building) Get(_ context.Context, tag seal.Tag) ([]byte, error) {
+	f, err := os.Open(b.path(tag))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxObject))
+}
+
 // Put writes an object. It makes building a keyring.Putter.
 func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
+	if b.again {
+		if err := verifyObject(b.path(tag), tag); err == nil {
+			return nil
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			if err := os.Remove(b.path(tag)); err != nil {
+				return err
+			}
+		}
+	}
 	return b.add(tag, func(path string) (int64, error) {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, objectMode)
 		if err != nil {
@@ -358,7 +435,7 @@ func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 // add makes the file of an object that is not there yet by calling make with
 // its path, and counts it.
 func (b *building) add(tag seal.Tag, make func(path string) (size int64, err error)) error {
-	path := filepath.Join(b.dir, objectName(tag))
+	path := b.path(tag)
 	size, err := make(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.Mkdir(filepath.Dir(path), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -109,6 +109,22 @@ func TestPowerCut(t *testing.T) {
 			t.Errorf("only %d files were removed: does the test see them?", removed)
 		}
 	})
+	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
+		t.Run(op, func(t *testing.T) {
+			s := newStore(t)
+			newParcel(t, s)
+			// Each of the three when those before are durable.
+			events, p := trace(t, crash{Op: op, Root: s.root}), s.userAt(user).parcel("new")
+			for _, path := range []string{p.lock, p.content, filepath.Join(p.lock, configFile)} {
+				wantPublished(t, events, path)
+			}
+		})
+	}
+	t.Run("tag", func(t *testing.T) {
+		s := newStore(t)
+		p := newParcel(t, s)
+		wantPublished(t, trace(t, crash{Op: "tag", Root: s.root}), p.versionFile(1))
+	})
 	t.Run("acquire", func(t *testing.T) {
 		s := newStore(t)
 		p := newParcel(t, s)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"os"
@@ -17,17 +18,9 @@ import (
 // Export writes the disk of version v, 0 for the head, into the regular file
 // w: raw and sparse, every chunk verified by tag and key. What w held is lost.
 func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(done, total int64)) error {
-	rec, cfg, err := p.published(v)
+	cfg, im, err := p.disk(ctx, v)
 	if err != nil {
 		return err
-	}
-	root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
-	if err != nil {
-		return err
-	}
-	im, ok := root.Image(keyring.Disk)
-	if !ok {
-		return p.errorf(parcel.Damaged, "version %d: root block names no disk", rec.Version)
 	}
 	if fi, err := w.Stat(); err != nil || fi.Mode().Type() != 0 {
 		if err == nil {
@@ -79,6 +72,78 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 		progress(im.Size, im.Size)
 	}
 	return nil
+}
+
+// Stream writes the disk of version v, 0 for the head, to w from its first byte
+// to its last, verified as Export does.
+func (p *Parcel) Stream(ctx context.Context, w io.Writer, v int, progress func(done, total int64)) error {
+	cfg, im, err := p.disk(ctx, v)
+	if err != nil {
+		return err
+	}
+	chunk, sealer := int64(im.ChunkSize), cfg.Sealer()
+	zeros := make([]byte, chunk)
+	done := int64(0)
+	write := func(b []byte) error {
+		n, err := w.Write(b[:min(int64(len(b)), im.Size-done)])
+		done += int64(n)
+		if progress != nil {
+			progress(done, im.Size)
+		}
+		return err
+	}
+	upTo := func(end int64) error {
+		for done < end {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := write(zeros); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var walkErr error
+	for n, ref := range p.chunks(ctx, sealer, im, &walkErr) {
+		if err := upTo(n * chunk); err != nil {
+			return p.wrap(err)
+		}
+		sealed, err := p.Get(ctx, ref.Tag)
+		if err != nil {
+			return p.wrap(err)
+		}
+		plain, err := sealer.Unseal(ref, sealed, im.ChunkSize)
+		if err != nil {
+			return p.wrap(fmt.Errorf("chunk %d: %w", n, err))
+		}
+		if err := write(plain); err != nil {
+			return p.wrap(err)
+		}
+	}
+	if walkErr != nil {
+		return p.wrap(walkErr)
+	}
+	if err := upTo(im.Size); err != nil {
+		return p.wrap(err)
+	}
+	return nil
+}
+
+// disk is the disk of version v, 0 for the head.
+func (p *Parcel) disk(ctx context.Context, v int) (*parcel.Config, keyring.Image, error) {
+	rec, cfg, err := p.published(v)
+	if err != nil {
+		return nil, keyring.Image{}, err
+	}
+	root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
+	if err != nil {
+		return nil, keyring.Image{}, err
+	}
+	im, ok := root.Image(keyring.Disk)
+	if !ok {
+		return nil, im, p.errorf(parcel.Damaged, "version %d: root block names no disk", rec.Version)
+	}
+	return cfg, im, nil
 }
 
 // chunks are the chunks of im that are not zeros, ascending. What ends it

@@ -129,7 +129,7 @@ func (s *Store) clearLeftovers(users []selection) error {
 		}
 		for _, n := range names {
 			if p := u.parcel(n); p.unfinished() {
-				if err := p.clearUnfinished(); err != nil && !errors.Is(err, parcel.ErrBusy) {
+				if _, err := p.clearUnfinished(false); err != nil && !errors.Is(err, parcel.ErrBusy) {
 					return err
 				}
 			}

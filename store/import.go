@@ -1,117 +1,279 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"isr/store/atomicfile"
+	"isr/store/diskimage"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
 
+// noteEvery is how many bytes of a disk are sealed between two notes of how
+// far an import is.
+var noteEvery int64 = 64 << 20 // tests note more often
+
 // Import makes a parcel whose disk is the image, a file or block device, raw
-// or of any format that qemu-img reads, and whose memory is zeros.
+// or of any format that package diskimage reads, and whose memory is zeros. A
+// machine in an OVA gives it memory and comment where o does not.
 // parcel.ErrExists if there is a parcel of that name.
+//
+// If it is killed or ctx is cancelled, the next Import of that name goes on
+// from there: it reads the image again, but seals only what is not sealed yet.
 func (s *Store) Import(ctx context.Context, userName, name, image string, o CreateOptions) (*Parcel, error) {
-	image, err := filepath.Abs(image)
+	disk, err := diskimage.Open(ctx, image, diskimage.Options{Format: o.Format, DiskFile: o.DiskFile})
 	if err != nil {
 		return nil, err
 	}
-	if o.Format == "" {
-		if o.Format, err = imageFormat(ctx, image); err != nil {
-			return nil, fmt.Errorf("image %s: %w", image, err)
-		}
+	if o.DiskSize == 0 {
+		o.DiskSize = disk.Size
 	}
-	return s.create(ctx, userName, name, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
-		f, err := openImage(ctx, image, o.Format, b.p.staging())
+	if o.DiskSize < disk.Size {
+		return nil, parcel.NewError(parcel.Usage, "image of %d bytes into a disk of %d", disk.Size, o.DiskSize)
+	}
+	if o.MemSize == 0 {
+		o.MemSize = disk.Memory
+	}
+	if o.Comment == "" {
+		o.Comment = disk.Name
+	}
+	c, err := s.config(o)
+	if err != nil {
+		return nil, fmt.Errorf("parcel %s: %w", name, err)
+	}
+	p, unlock, err := s.reserve(userName, name, true)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	err = p.build(ctx, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
+		f, copied, err := disk.Raw(ctx, p.staging(), o.Copying)
 		if err != nil {
-			return nil, seal.Ref{}, fmt.Errorf("image %s: %w", image, err)
+			return nil, seal.Ref{}, err
 		}
 		defer f.Close()
-		// A block device has its size only at its end.
-		size, err := f.Seek(0, io.SeekEnd)
+		i := &importing{b: b, cfg: c, root: zeroRoot(c), file: f, size: disk.Size, copied: copied, progress: o.Progress}
+		keyroot, err := i.run(ctx)
 		if err != nil {
-			return nil, seal.Ref{}, err
+			err = fmt.Errorf("image %s: %w", image, err)
 		}
-		if o.DiskSize == 0 {
-			o.DiskSize = size
-		}
-		if size == 0 || o.DiskSize < size {
-			return nil, seal.Ref{}, parcel.NewError(parcel.Usage, "image of %d bytes into a disk of %d", size, o.DiskSize)
-		}
-		c, err := s.config(o)
-		if err != nil {
-			return nil, seal.Ref{}, err
-		}
-		root := zeroRoot(c)
-		im, err := importImage(ctx, f, size, c.Sealer(), root.Images[0], b, o.Progress)
-		if err != nil {
-			return nil, seal.Ref{}, fmt.Errorf("image %s: %w", image, err)
-		}
-		root.SetImage(im)
-		keyroot, err := b.putRoot(ctx, c, root)
 		return c, keyroot, err
 	})
+	switch {
+	case err == nil:
+		return p, nil
+	case !p.unfinished():
+	case ctx.Err() != nil && p.noted(c) != seal.Ref{}:
+		err = parcel.NewError(parcel.Interrupted, "parcel %s: the import was interrupted", name).
+			WithHint("the same import goes on from there; parcel del %s %s removes what there is", userName, name)
+	default:
+		p.remove()
+	}
+	return nil, err
 }
 
-// importImage seals what is not zero in the first size bytes of f into dst
-// and returns the image im of it. It keeps 150 bytes a chunk in memory.
-func importImage(ctx context.Context, f *os.File, size int64, s seal.Sealer, im keyring.Image, dst keyring.Putter, progress func(done, total int64)) (keyring.Image, error) {
-	tree := keyring.NewTree(s, im, nil) // of zeros: nothing is ever got
+// importing is one import at work.
+type importing struct {
+	b        *building
+	cfg      *parcel.Config
+	root     *keyring.Root
+	file     *os.File
+	size     int64 // of the disk in file
+	copied   bool  // file is ours: what was read may go
+	progress func(done, total int64)
+
+	before *keyring.Tree // what a killed import had; nil: nothing
+
+	mu       sync.Mutex
+	farthest int64
+	since    int64 // bytes sealed since the last note
+	noted    bool
+}
+
+// run seals what is not zeros. It keeps 150 bytes a chunk in memory.
+func (i *importing) run(ctx context.Context) (seal.Ref, error) {
+	s, im := i.cfg.Sealer(), i.root.Images[0]
+	i.before = i.b.before(ctx, i.cfg, im)
+	tree := keyring.NewTree(s, im, i.b) // of zeros: only what it stored is ever got
 	chunk := int64(im.ChunkSize)
 	buffers := sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
-	var mu sync.Mutex
-	var farthest int64
-	err := parallel(ctx, runtime.GOMAXPROCS(0), dataChunks(f, size, chunk), func(ctx context.Context, n int64, err error) error {
+	err := parallel(ctx, runtime.GOMAXPROCS(0), dataChunks(i.file, i.size, chunk), func(ctx context.Context, n int64, err error) error {
 		if err != nil {
 			return err
 		}
 		buf := buffers.Get().(*[]byte)
 		defer buffers.Put(buf)
-		got, err := f.ReadAt((*buf)[:min(chunk, size-n*chunk)], n*chunk)
-		if err != nil && !(err == io.EOF && n*chunk+int64(got) == size) {
+		plain := *buf
+		got, err := i.file.ReadAt(plain[:min(chunk, i.size-n*chunk)], n*chunk)
+		if err != nil && !(err == io.EOF && n*chunk+int64(got) == i.size) {
 			return err
 		}
-		plain := *buf
 		clear(plain[got:])
+		if i.copied {
+			// Both the copy and the objects need no more room than the data.
+			unix.Fallocate(int(i.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, n*chunk, chunk)
+		}
 		if !seal.Zero(plain) {
-			ref, sealed, err := s.Seal(plain)
+			ref, err := i.put(ctx, s, n, plain)
 			if err != nil {
-				return err
-			}
-			if err := dst.Put(ctx, ref.Tag, sealed); err != nil {
 				return err
 			}
 			tree.Set(n, ref)
 		}
-		if progress != nil {
-			mu.Lock()
-			defer mu.Unlock()
-			farthest = max(farthest, min((n+1)*chunk, size))
-			progress(farthest, size)
-		}
-		return nil
+		return i.advance(ctx, tree, min((n+1)*chunk, i.size), chunk)
 	})
 	if err != nil {
-		return keyring.Image{}, err
+		return seal.Ref{}, err
 	}
-	if im, err = tree.Flush(ctx, dst); err == nil && progress != nil {
-		progress(size, size)
+	if im, err = tree.Flush(ctx, i.b); err != nil {
+		return seal.Ref{}, err
 	}
-	return im, err
+	if i.progress != nil {
+		i.progress(i.size, i.size)
+	}
+	i.root.SetImage(im)
+	keyroot, err := i.b.putRoot(ctx, i.cfg, i.root)
+	if err == nil && (i.b.again || i.noted) {
+		err = i.b.sweep(ctx, i.cfg, i.root, keyroot)
+	}
+	return keyroot, err
+}
+
+// put seals chunk n, unless the import before did.
+func (i *importing) put(ctx context.Context, s seal.Sealer, n int64, plain []byte) (seal.Ref, error) {
+	if i.before != nil {
+		ref, err := i.before.Ref(ctx, n)
+		if err == nil && !ref.IsNil() && ref.Key == s.Key(plain) && verifyObject(i.b.path(ref.Tag), ref.Tag) == nil {
+			return ref, nil
+		}
+	}
+	ref, sealed, err := s.Seal(plain)
+	if err != nil {
+		return seal.Ref{}, err
+	}
+	return ref, i.b.Put(ctx, ref.Tag, sealed)
+}
+
+// advance says how far it is, and notes it for an import that may have to go
+// on from here.
+func (i *importing) advance(ctx context.Context, tree *keyring.Tree, end, chunk int64) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.farthest = max(i.farthest, end)
+	if i.progress != nil {
+		i.progress(i.farthest, i.size)
+	}
+	if i.since += chunk; i.since < noteEvery {
+		return nil
+	}
+	i.since, i.noted = 0, true
+	im, err := tree.Flush(ctx, i.b)
+	if err != nil {
+		return err
+	}
+	root := i.root.Clone()
+	root.SetImage(im)
+	keyroot, err := i.b.putRoot(ctx, i.cfg, root)
+	if err != nil {
+		return err
+	}
+	step("note")
+	return i.b.p.note(i.cfg, keyroot)
+}
+
+// note writes into the mark of an unfinished parcel which part of it there is.
+// Nothing that it leads to need be durable, or there: who reads it verifies.
+func (p *Parcel) note(c *parcel.Config, keyroot seal.Ref) error {
+	text, err := parcel.Record{{Key: "COMPRESS", Value: string(c.Compress)}, {Key: "KEYROOT", Value: keyroot.String()}}.Encode()
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(p.lock, unfinishedFile), text, fileMode)
+}
+
+// noted is what note wrote, nil if that was nothing or of another codec.
+func (p *Parcel) noted(c *parcel.Config) seal.Ref {
+	text, err := os.ReadFile(filepath.Join(p.lock, unfinishedFile))
+	if err != nil {
+		return seal.Ref{}
+	}
+	r, err := parcel.ParseRecord(text)
+	if err != nil || r.Get("COMPRESS") != string(c.Compress) {
+		return seal.Ref{}
+	}
+	ref, err := seal.ParseRef(r.Get("KEYROOT"))
+	if err != nil {
+		return seal.Ref{}
+	}
+	return ref
+}
+
+// before is the disk that an import had which was killed, if one like im.
+func (b *building) before(ctx context.Context, c *parcel.Config, im keyring.Image) *keyring.Tree {
+	ref := b.p.noted(c)
+	if ref.IsNil() {
+		return nil
+	}
+	sealed, err := b.Get(ctx, ref.Tag)
+	if err != nil {
+		return nil
+	}
+	root, err := keyring.OpenRoot(c.Sealer(), ref, sealed)
+	if err != nil {
+		return nil
+	}
+	was, ok := root.Image(im.Name)
+	if !ok || was.ChunkSize != im.ChunkSize || was.Chunks() != im.Chunks() {
+		return nil
+	}
+	return keyring.NewTree(c.Sealer(), was, b)
+}
+
+// sweep removes the objects that the version does not need, which notes and a
+// killed import left, and counts the others.
+func (b *building) sweep(ctx context.Context, c *parcel.Config, root *keyring.Root, keyroot seal.Ref) error {
+	need := map[string]bool{objectName(keyroot.Tag): true}
+	for _, im := range root.Images {
+		err := keyring.Walk(ctx, c.Sealer(), b, im, func(_ int, _ int64, ref seal.Ref) error {
+			need[objectName(ref.Tag)] = true
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	b.objects.Store(0)
+	b.bytes.Store(0)
+	return filepath.WalkDir(b.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(b.dir, path)
+		if err != nil {
+			return err
+		}
+		if !need[name] {
+			return os.Remove(path)
+		}
+		fi, err := d.Info()
+		if err == nil {
+			b.objects.Add(1)
+			b.bytes.Add(fi.Size())
+		}
+		return err
+	})
 }
 
 // dataChunks are the numbers of the chunks that hold data, ascending; holes of
@@ -153,91 +315,4 @@ func dataAfter(f *os.File, off, size int64) (start, end int64, err error) {
 		return 0, 0, fmt.Errorf("seek: %w", err)
 	}
 	return min(start, size), min(end, size), nil
-}
-
-// openImage opens the raw content of an image; of another format than raw,
-// that is a temp file in dir, already unlinked.
-func openImage(ctx context.Context, image, format, dir string) (*os.File, error) {
-	if format == "raw" {
-		return os.Open(image)
-	}
-	temp := filepath.Join(dir, "import.raw")
-	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode)
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(temp)
-	if _, err := qemuImg(ctx, "convert", "-f", format, "-O", "raw", image, temp); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-// imageFormat asks qemu-img for the format of an image, and refuses one that
-// would make it read other files than this.
-func imageFormat(ctx context.Context, image string) (string, error) {
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		return formatByMagic(image)
-	}
-	out, err := qemuImg(ctx, "info", "--output=json", image)
-	if err != nil {
-		return "", err
-	}
-	var info struct {
-		Format   string `json:"format"`
-		Backing  string `json:"backing-filename"`
-		Specific struct {
-			Data struct {
-				DataFile string `json:"data-file"`
-			} `json:"data"`
-		} `json:"format-specific"`
-	}
-	if err := json.Unmarshal(out, &info); err != nil {
-		return "", fmt.Errorf("qemu-img: %w", err)
-	}
-	for _, other := range []string{info.Backing, info.Specific.Data.DataFile} {
-		if other != "" {
-			return "", parcel.NewError(parcel.Usage, "it needs another file, %s", other).
-				WithHint("make it one with qemu-img convert")
-		}
-	}
-	return info.Format, nil
-}
-
-// magics begin images of other formats than raw.
-var magics = map[string]string{"QFI\xfb": "qcow2", "KDMV": "vmdk", "COWD": "vmdk", "# Disk DescriptorFile": "vmdk",
-	"vhdxfile": "vhdx", "conectix": "vpc", "<<< ": "vdi", "QED\x00": "qed"}
-
-// formatByMagic refuses an image that is known not to be raw: for a host
-// without qemu-img.
-func formatByMagic(image string) (string, error) {
-	f, err := os.Open(image)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	var head [32]byte
-	if _, err := io.ReadFull(f, head[:]); err != nil && err != io.ErrUnexpectedEOF {
-		return "", err
-	}
-	for magic, format := range magics {
-		if bytes.HasPrefix(head[:], []byte(magic)) {
-			return "", parcel.NewError(parcel.Usage, "format %s: it takes qemu-img to read that", format).
-				WithHint("install qemu-img, or convert the image to raw")
-		}
-	}
-	return "raw", nil
-}
-
-// qemuImg runs qemu-img. An absolute path is never taken for a protocol.
-func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
-	var stderr strings.Builder
-	cmd := exec.CommandContext(ctx, "qemu-img", args...)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("qemu-img %s: %w: %s", args[0], err, parcel.Clean(stderr.String()))
-	}
-	return out, nil
 }

@@ -50,7 +50,7 @@ func (p *Parcel) Resolve(s string) (int, error) {
 	number := strings.TrimLeft(s, "0")
 	isNumber := number != "" && strings.Trim(number, "0123456789") == ""
 	if !isHead && !isNumber && CheckTag(s) != nil {
-		return 0, p.errorf(parcel.Usage, "version %q: want a number from 1, a tag, %s or %s~1", s, headName, headName)
+		return 0, p.errorf(parcel.Usage, "version %.80q: want a number from 1, a tag, %s or %s~1", s, headName, headName)
 	}
 	numbers, err := p.numbers()
 	if err != nil {

@@ -156,6 +156,30 @@ func TestMarksRefused(t *testing.T) {
 	}
 }
 
+// A link in place of a version's directory is not followed.
+func TestMarksPlanted(t *testing.T) {
+	s := newStore(t)
+	p := versioned(t, s, 2)
+	victim := t.TempDir()
+	for _, name := range []string{"info", ".tmp-mine"} {
+		if err := os.WriteFile(filepath.Join(victim, name), []byte("victim's"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Join(p.content, "000001")
+	if err := errors.Join(os.RemoveAll(dir), os.Symlink(victim, dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(p.Tag(1, "gold", false), p.Pin(1, "why"), p.Comment(1, "text"), second(p.Untag("gold"))); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"info", ".tmp-mine"} {
+		if b, err := os.ReadFile(filepath.Join(victim, name)); err != nil || string(b) != "victim's" {
+			t.Errorf("%s: got %q, %v", name, b, err)
+		}
+	}
+}
+
 // Tags, pins, rollbacks and renames in any order: a simple model agrees.
 func TestMarksModel(t *testing.T) {
 	s := newStoreInMemory(t)

@@ -31,8 +31,18 @@ func (u user) parcel(name string) *Parcel {
 }
 
 // Parcels are the names of a user's parcels, sorted. One that is damaged is
-// among them, one not yet wholly made or removed is not.
+// among them, one not yet wholly made or removed is not. A rename that was
+// killed is finished first.
 func (s *Store) Parcels(userName string) ([]string, error) {
+	names, err := s.names(userName)
+	for _, n := range names {
+		s.settled(s.userAt(userName).parcel(n)) // who opens it is told if that fails
+	}
+	return names, err
+}
+
+// names is Parcels for who changes nothing.
+func (s *Store) names(userName string) ([]string, error) {
 	u, err := s.user(userName)
 	if err != nil {
 		return nil, err

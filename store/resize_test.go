@@ -21,7 +21,11 @@ func TestCopyResized(t *testing.T) {
 		s := newStoreInMemory(t)
 		const size = 300*testChunk + 100
 		image := writeFile(t, size, map[int64][]byte{0: random(100, 1), 255 * testChunk: random(3*testChunk, 2), size - 50: random(50, 3)})
-		src, err := s.Import(ctx, "alice", "gold", image, CreateOptions{Format: "raw", ChunkSize: testChunk, MemSize: 10 * testChunk, Crypto: suite})
+		// Made in a realm with another convergence secret, as a parcel that was
+		// restored from elsewhere.
+		foreign := *s
+		foreign.secret = []byte("of " + suite)
+		src, err := foreign.Import(ctx, "alice", "gold", image, CreateOptions{Format: "raw", ChunkSize: testChunk, MemSize: 10 * testChunk, Crypto: suite})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +40,7 @@ func TestCopyResized(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			cfg, err := p.Config()
-			if err != nil || cfg.DiskSize != to || cfg.MemSize != 7*testChunk || cfg.Comment != name || cfg.Crypto != suite {
+			if err != nil || cfg.DiskSize != to || cfg.MemSize != 7*testChunk || cfg.Comment != name || cfg.Crypto != suite || string(cfg.Secret) != "of "+string(suite) {
 				t.Errorf("%s: config %+v, %v", name, cfg, err)
 			}
 			if to > 1<<30 {

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -413,4 +414,36 @@ func BenchmarkUsage(b *testing.B) {
 			}
 		}
 	})
+}
+
+// Changes of one user at once lose nothing of one another.
+func TestChangeUserAtOnce(t *testing.T) {
+	s := newStore(t)
+	var all sync.WaitGroup
+	for i := range 8 {
+		_, line := newKey(t)
+		all.Go(func() {
+			if err := s.AddKeys("alice", []string{line}); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() {
+			err := s.ChangeUser("alice", func(c *UserConfig) error {
+				c.Groups = append(c.Groups, "group"+string(rune('a'+i)))
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	c, err := s.UserConfig("alice")
+	if err != nil || len(c.Groups) != 8 {
+		t.Errorf("got %+v, %v", c, err)
+	}
+	if lines, err := s.Keys("alice"); err != nil || len(lines) != 8 {
+		t.Errorf("got %d keys, %v", len(lines), err)
+	}
+	wantSound(t, s)
 }

@@ -12,9 +12,9 @@ import (
 
 type checkoutCmd struct {
 	parcelArg
-	Rollback int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
-	Offline  bool `short:"d" name:"disconnected" help:"Hoard all of it too, to run without a network."`
-	Check    bool `short:"c" name:"checkstate" help:"With -d, read all that is hoarded and mend what is damaged."`
+	rollbackFlag
+	Offline bool `short:"d" name:"disconnected" help:"Hoard all of it too, to run without a network."`
+	Check   bool `short:"c" name:"checkstate" help:"With -d, read all that is hoarded and mend what is damaged."`
 }
 
 func (c *checkoutCmd) Run(a *app) error {
@@ -25,10 +25,14 @@ func (c *checkoutCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if _, err := cl.Find(c.Parcel); err == nil && c.Rollback == 0 {
+	rollback, err := c.version(a, cl, c.Parcel)
+	if err != nil {
+		return err
+	}
+	if _, err := cl.Find(c.Parcel); err == nil && rollback == 0 {
 		a.Say("parcel %s: checked out here already", c.Parcel)
 	}
-	co, err := cl.Checkout(a.ctx, c.Parcel, client.CheckoutOptions{Rollback: c.Rollback})
+	co, err := cl.Checkout(a.ctx, c.Parcel, client.CheckoutOptions{Rollback: rollback})
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,11 +52,36 @@ func (l limitFlag) Validate() error {
 func (l limitFlag) up() remote.Limit   { return remote.Limit{Up: l.Limit << 10} }
 func (l limitFlag) down() remote.Limit { return remote.Limit{Down: l.Limit << 10} }
 
+// rollbackFlag is a version to go back to: a number, or a tag that an
+// administrator gave it.
+type rollbackFlag struct {
+	Rollback string `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
+}
+
+// version is its number; 0 if there is none to go back to.
+func (f rollbackFlag) version(a *app, cl *client.Client, name string) (int, error) {
+	if f.Rollback == "" {
+		return 0, nil
+	}
+	if n, err := strconv.Atoi(f.Rollback); err == nil && n > 0 {
+		return n, nil
+	}
+	if err := parcel.CheckName(f.Rollback); err != nil || strings.Trim(f.Rollback, "0123456789") == "" {
+		return 0, parcel.NewError(parcel.Usage, "option -r %s: want a version's number or its tag", f.Rollback)
+	}
+	n, err := cl.Tagged(a.ctx, name, f.Rollback)
+	if errors.Is(err, parcel.ErrNoVersion) {
+		return 0, parcel.NewError(parcel.NoVersion, "parcel %s: no version has the tag %s", name, f.Rollback).
+			WithHint("isr ls -L 100 %s lists versions with their tags", name)
+	}
+	return n, err
+}
+
 type resumeCmd struct {
 	parcelArg
 	vmmFlags
 	compressionFlag
-	Rollback     int  `short:"r" placeholder:"VERSION" help:"Make the head equal to this version first."`
+	rollbackFlag
 	Offline      bool `short:"d" name:"disconnected" help:"Do not touch the network."`
 	NoFullscreen bool `short:"F" name:"no-fullscreen" help:"Show the guest in a window."`
 	Dirtometer   bool `short:"D" name:"dirtometer" help:"Show what the guest does with its disk and memory."`
@@ -68,8 +95,12 @@ func (c *resumeCmd) Run(a *app) error {
 	if err := a.confirmDamaged(cl, c.Parcel); err != nil {
 		return err
 	}
+	rollback, err := c.version(a, cl, c.Parcel)
+	if err != nil {
+		return err
+	}
 	o := client.ResumeOptions{VMM: c.VMM, Options: c.Options,
-		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: c.Rollback}
+		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: rollback}
 	if c.Dirtometer || a.conf.Bool("dirtometer") && stdout.tty {
 		w := a.watch()
 		defer w.stop()

@@ -46,7 +46,7 @@ func TestHardening(t *testing.T) {
 
 func TestScriptsLint(t *testing.T) {
 	sshdtest.Require(t, "shellcheck")
-	out, err := exec.Command("shellcheck", "build", "try", "try-inside", "postinst", "prerm", "postrm").CombinedOutput()
+	out, err := exec.Command("shellcheck", "build", "try", "try-inside", "try-boot", "postinst", "prerm", "postrm").CombinedOutput()
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

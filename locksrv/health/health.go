@@ -22,19 +22,20 @@ import (
 
 // Status is all of it.
 type Status struct {
-	Realm    string     `json:"realm"`
-	Root     string     `json:"root"`
-	Version  string     `json:"version"` // of the program
-	Time     time.Time  `json:"time"`
-	Users    int        `json:"users"`
-	Parcels  int        `json:"parcels"`
-	Held     []Held     `json:"held"` // oldest first
-	Commits  Commits    `json:"commits"`
-	Last     []Last     `json:"last"` // of each of Upkeep
-	Disk     Disk       `json:"disk"`
-	Damaged  []string   `json:"damaged,omitempty"` // what could not be read
-	Warnings []string   `json:"warnings"`
-	lastSeen *time.Time // the first day that the event log reaches back to
+	Realm     string     `json:"realm"`
+	Root      string     `json:"root"`
+	Version   string     `json:"version"` // of the program
+	Time      time.Time  `json:"time"`
+	Users     int        `json:"users"`
+	LockedOut []string   `json:"lockedout,omitempty"`
+	Parcels   int        `json:"parcels"`
+	Held      []Held     `json:"held"` // oldest first
+	Commits   Commits    `json:"commits"`
+	Last      []Last     `json:"last"` // of each of Upkeep
+	Disk      Disk       `json:"disk"`
+	Damaged   []string   `json:"damaged,omitempty"` // what could not be read
+	Warnings  []string   `json:"warnings"`
+	lastSeen  *time.Time // the first day that the event log reaches back to
 }
 
 // Held is a parcel that somebody holds.
@@ -105,6 +106,11 @@ func Look(s *store.Store) (Status, error) {
 		names, err := s.Parcels(user)
 		if err != nil {
 			damaged(fmt.Errorf("user %s: %w", user, err))
+		}
+		if cfg, err := s.UserConfig(user); err != nil {
+			damaged(err)
+		} else if !cfg.Locked.IsZero() {
+			st.LockedOut = append(st.LockedOut, user)
 		}
 		st.Parcels += len(names)
 		for _, name := range names {

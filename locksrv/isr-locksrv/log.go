@@ -188,7 +188,7 @@ func eventLine(e event.Event) string {
 		{e.Forced, "by force"},
 		{e.Holder != "", "held by " + e.Holder},
 		{e.Objects > 0, fmt.Sprintf("%d objects", e.Objects)},
-		{e.Bytes > 0, bytesText(uint64(max(0, e.Bytes)))},
+		{e.Bytes > 0, iec(max(0, e.Bytes)) + " bytes"},
 		{e.State != "", e.State},
 		{e.Host != "", "host " + e.Host},
 		{e.From != "" && e.From != e.Host, "from " + e.From},

@@ -41,15 +41,16 @@ type cli struct {
 			Del  keyDel  `cmd:"" help:"Remove a key of a user."`
 		} `cmd:"" help:"What lets a user in."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
+		Export userExport `cmd:"" help:"Write the disks of all parcels of a user, for one who leaves."`
 	} `cmd:"" help:"Who may have parcels."`
 	Parcel struct {
-		Import parcelImport `cmd:"" help:"Make a parcel from a disk image, raw or any that qemu-img reads."`
+		Import parcelImport `cmd:"" help:"Make a parcel from a disk image: raw, qcow2, vmdk, vdi, vhd, vhdx, ova."`
 		Create parcelCreate `cmd:"" help:"Make a parcel with an empty disk."`
 		List   parcelList   `cmd:"" help:"List parcels, and who holds them."`
 		Copy   parcelCopy   `cmd:"" help:"Make a parcel as another is; the content is shared."`
 		Rename parcelRename `cmd:"" help:"Give a parcel another name, or owner."`
 		Delete parcelDelete `cmd:"" aliases:"del" help:"Remove a parcel and all its versions."`
-		Export parcelExport `cmd:"" help:"Write the disk of a parcel to a raw image file."`
+		Export parcelExport `cmd:"" help:"Write the disk of a parcel to an image file: raw, qcow2, vmdk, vdi, vpc, vhdx."`
 
 		History  parcelHistory  `cmd:"" help:"List the versions of a parcel."`
 		Diff     parcelDiff     `cmd:"" help:"Say how two versions differ."`
@@ -63,6 +64,7 @@ type cli struct {
 		Prune    parcelPrune    `cmd:"" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" help:"What there is to check out."`
 	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
+	Repair  repair   `cmd:"" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
 	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
 	Du      du       `cmd:"" help:"Say what parcels and users take of the disk."`
 	Usage   usage    `cmd:"" help:"Say who used which parcel last, and how much."`
@@ -138,7 +140,11 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	}
 	err = parsed.Run(&env{root: c.Root, stdout: stdout, stderr: stderr, parser: parser})
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(status_)) {
-		err = parcel.NewError(parcel.Interrupted, "interrupted")
+		stopped := parcel.NewError(parcel.Interrupted, "interrupted")
+		if e := new(parcel.Error); errors.As(err, &e) && e.Kind == parcel.Interrupted {
+			stopped.Hint = e.Hint // how to go on
+		}
+		err = stopped
 	}
 	return complain(stderr, "isr-locksrv", err)
 }

@@ -2,17 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 
-	"isr/locksrv"
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/parcel"
@@ -60,33 +54,6 @@ func (m making) options() (o store.CreateOptions, err error) {
 	return o, nil
 }
 
-type parcelImport struct {
-	owned
-	Image string `arg:"" help:"The disk image." type:"existingfile"`
-	making
-}
-
-func (c *parcelImport) Run(ctx context.Context, e *env) error {
-	o, err := c.options()
-	if err != nil {
-		return err
-	}
-	if err := c.check(); err != nil {
-		return err
-	}
-	s, _, err := e.openOrInit()
-	if err != nil {
-		return err
-	}
-	var done func()
-	o.Progress, done = e.progress(c.Parcel)
-	defer done()
-	return e.act(ctx, s, event.Event{Op: event.ParcelImport, User: c.User, Parcel: c.Parcel}, func(ctx context.Context) error {
-		_, err := s.Import(ctx, c.User, c.Parcel, c.Image, o)
-		return err
-	})
-}
-
 type parcelCreate struct {
 	owned
 	Disk size `help:"Size of the disk." placeholder:"SIZE" required:""`
@@ -110,79 +77,6 @@ func (c *parcelCreate) Run(ctx context.Context, e *env) error {
 		_, err := s.Create(ctx, c.User, c.Parcel, o)
 		return err
 	})
-}
-
-type parcelExport struct {
-	owned
-	File    string `arg:"" help:"The image file to make." type:"path"`
-	Version int    `help:"Which version; default: the head." placeholder:"N"`
-}
-
-func (c *parcelExport) Run(ctx context.Context, e *env) (err error) {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	p, err := s.Parcel(c.User, c.Parcel)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(c.File, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return parcel.NewError(parcel.Exists, "%s: is there already", c.File)
-	}
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			os.Remove(c.File)
-		}
-	}()
-	progress, done := e.progress(c.Parcel)
-	defer done()
-	if err := p.Export(ctx, f, c.Version, progress); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-type check struct {
-	User    string `arg:"" optional:"" help:"Only the parcels of one user."`
-	Parcel  string `arg:"" optional:"" help:"Only this one of them."`
-	Content bool   `short:"c" help:"Read and hash every object too."`
-	JSON    bool   `name:"json" help:"Print an object a line."`
-}
-
-func (c *check) Run(ctx context.Context, e *env) error {
-	s, _, err := e.open()
-	if err != nil {
-		return err
-	}
-	lines := json.NewEncoder(e.stdout)
-	sum, err := s.Check(ctx, store.CheckOptions{User: c.User, Parcel: c.Parcel, Content: c.Content}, func(p store.Problem) {
-		if c.JSON {
-			lines.Encode(p)
-		} else {
-			fmt.Fprintln(e.stdout, locksrv.ProblemLine(p))
-		}
-	})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		lines.Encode(sum)
-	} else {
-		fmt.Fprintf(e.stdout, "%d parcels, %d versions, %d objects, %d bytes: %d errors, %d notes\n",
-			sum.Parcels, sum.Versions, sum.Objects, sum.Bytes, sum.Errors, sum.Notes)
-	}
-	if sum.Errors > 0 {
-		return parcel.NewError(parcel.Damaged, "store: %d errors", sum.Errors)
-	}
-	return nil
 }
 
 // progress shows a bar while something long goes on, on a terminal only. done

@@ -15,10 +15,13 @@ import (
 // confFile is the administrator's configuration: a record with ROOT.
 const confFile = "/etc/openisr/locksrv.conf"
 
+// hostRoot is where a host's own realm is.
+const hostRoot = "/var/lib/isr"
+
 // defaultRoot is where a realm is when nobody says.
 func defaultRoot() string {
 	if os.Geteuid() == 0 {
-		return "/var/lib/isr"
+		return hostRoot
 	}
 	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "isr")

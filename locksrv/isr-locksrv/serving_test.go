@@ -180,8 +180,8 @@ func TestReadSettings(t *testing.T) {
 		t.Errorf("the file that was named is not there, and that is no error")
 	}
 	write(t, conf, "MAX_PER_USER:=8\n")
-	if s, err := readSettings(conf, defaultRoot(), false); err != nil || s.MaxPerUser != 8 {
-		t.Errorf("without ROOT: %d, %v; want it for the default realm", s.MaxPerUser, err)
+	if s, err := readSettings(conf, hostRoot, false); err != nil || s.MaxPerUser != 8 {
+		t.Errorf("without ROOT: %d, %v; want it for the realm of the host", s.MaxPerUser, err)
 	}
 }
 

@@ -137,7 +137,7 @@ func parseSettings(text []byte) (s settings, root string, err error) {
 
 // readSettings reads the lines of a configuration that are for the realm in
 // root: all of them if the file was named for it, must, and otherwise if it is
-// the realm that the file names.
+// the realm that the file names: by ROOT, or the host's own.
 func readSettings(conf, root string, must bool) (settings, error) {
 	text, err := os.ReadFile(conf)
 	if errors.Is(err, fs.ErrNotExist) && !must {
@@ -150,7 +150,7 @@ func readSettings(conf, root string, must bool) (settings, error) {
 	if err != nil {
 		return settings{}, parcel.NewError(parcel.Usage, "%s: %v", conf, err)
 	}
-	if !must && filepath.Clean(cmp.Or(its, defaultRoot())) != root {
+	if !must && filepath.Clean(cmp.Or(its, hostRoot)) != root {
 		return settings{}, nil
 	}
 	return s, nil

@@ -11,10 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
-
 	"isr/locksrv"
 	"isr/locksrv/event"
 	"isr/store"
@@ -123,7 +119,7 @@ func (c *parcelPrune) Run(ctx context.Context, e *env) error {
 			return err
 		}
 	}
-	report, done := e.counter("prune", len(work))
+	report, done := e.eachParcel("prune", len(work))
 	defer done()
 	for _, w := range work {
 		if err := c.prune(ctx, e, s, w); err != nil {
@@ -290,7 +286,7 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 	var all []store.Collected
 	ev := event.Event{Op: event.GC, User: c.User, Parcel: c.Parcel}
 	collect := func(ctx context.Context) error {
-		report, done := e.counter("gc", len(parcels))
+		report, done := e.eachParcel("gc", len(parcels))
 		defer done()
 		err := s.GC(ctx, store.GCOptions{User: c.User, Parcel: c.Parcel, DryRun: c.DryRun}, func(got store.Collected) {
 			all = append(all, got)
@@ -387,7 +383,7 @@ func (c *du) Run(ctx context.Context, e *env) error {
 	if !c.JSON {
 		row("PARCEL", "VERSIONS", "LOGICAL", "DATA", "UNIQUE", "OWN", "SHARED", "GARBAGE", "FREES")
 	}
-	report, done := e.counter("du", len(parcels))
+	report, done := e.eachParcel("du", len(parcels))
 	err = s.Disk(ctx, store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: keep}, func(d store.Disk) {
 		report()
 		switch {
@@ -485,16 +481,12 @@ func iec(n int64) string {
 	return fmt.Sprint(n)
 }
 
-// counter shows how many of so many are done, on a terminal only. done ends it.
-func (e *env) counter(what string, total int) (one, done func()) {
-	if !term.IsTerminal(int(e.stderr.Fd())) {
-		return func() {}, func() {}
-	}
-	bars := mpb.New(mpb.WithOutput(e.stderr))
-	bar := bars.AddBar(int64(total), mpb.PrependDecorators(decor.Name(what+" "), decor.CountersNoUnit("%d / %d parcels")),
-		mpb.AppendDecorators(decor.AverageSpeed(0, "%.0f/s "), decor.AverageETA(decor.ET_STYLE_GO)))
-	return bar.Increment, func() {
-		bar.Abort(true)
-		bars.Wait()
-	}
+// eachParcel counts parcels as they are done, on a terminal only. done ends it.
+func (e *env) eachParcel(what string, total int) (one, done func()) {
+	n := int64(0)
+	count, done := e.counter(what + " parcels")
+	return func() {
+		n++
+		count(n, int64(total))
+	}, done
 }

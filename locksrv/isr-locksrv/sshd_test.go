@@ -55,7 +55,13 @@ runuser -l alice -c 'isr-locksrv user add alice && isr-locksrv parcel create ali
 install -d -m 700 -o alice -g alice /home/alice/.ssh
 install -m 600 -o alice -g alice /run/keys/key-carol.pub /home/alice/.ssh/authorized_keys
 chmod 600 "$HOSTKEY"
-exec /usr/sbin/sshd -D -e -f "$CONFIG" -p "$PORT"
+/usr/sbin/sshd -D -e -f "$CONFIG" -p "$PORT" </dev/null &
+# It all ends when sshd does, and that when the test closes its end of the
+# pipe, or is killed.
+sshd=$!
+exec 3<&0
+{ read -r end <&3 || kill $sshd; } &
+wait $sshd
 `
 
 // startSSHDHost runs it, with the fragments of contrib/sshd included as Debian's
@@ -96,6 +102,10 @@ func startSSHDHost(t *testing.T, r *locksrvtest.Realm) (addr string) {
 		cmd.Env = append(os.Environ(), "PROGRAM="+program(t), "KEYS="+filepath.Dir(r.Files["alice"]), "HOSTKEY="+hostKey,
 			"CONFIG="+file, "PORT="+port, "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "ISR_ROOT=")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		stderr, err := cmd.StderrPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -118,7 +128,7 @@ func startSSHDHost(t *testing.T, r *locksrvtest.Realm) (addr string) {
 		select {
 		case <-listening:
 			t.Cleanup(func() {
-				cmd.Process.Kill() // and with it all of its namespace
+				stdin.Close() // ends it, and with it all of its namespace
 				<-ended
 				if t.Failed() {
 					t.Logf("log of sshd:\n%s", log)

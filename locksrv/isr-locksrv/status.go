@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -48,7 +49,7 @@ func printStatus(w io.Writer, st health.Status) error {
 		fmt.Fprintf(t, "%s\t%s\n", what, parcel.Clean(fmt.Sprintf(format, args...)))
 	}
 	row("realm", "%s, in %s, isr-locksrv %s", st.Realm, st.Root, st.Version)
-	row("users", "%d", st.Users)
+	row("users", "%d%s", st.Users, lockedText(st.LockedOut))
 	row("parcels", "%d, %d of them held", st.Parcels, len(st.Held))
 	row("commits", "%d today, %d in 7 days", st.Commits.Today, st.Commits.Week)
 	for _, l := range st.Last {
@@ -61,7 +62,7 @@ func printStatus(w io.Writer, st health.Status) error {
 			row(l.Op, "%s", stamp(l.Time))
 		}
 	}
-	row("disk", "%s free of %s, %.0f %% used", bytesText(st.Disk.Free), bytesText(st.Disk.Size), 100*st.Disk.Used())
+	row("disk", "%s free of %s, %.0f %% used", iec(int64(st.Disk.Free)), iec(int64(st.Disk.Size)), 100*st.Disk.Used())
 	if st.Disk.Files > 0 {
 		row("inodes", "%d free of %d, %.0f %% used", st.Disk.FilesFree, st.Disk.Files, 100*st.Disk.FilesUsed())
 	}
@@ -75,16 +76,10 @@ func printStatus(w io.Writer, st health.Status) error {
 	return t.Flush()
 }
 
-// bytesText is a number of bytes for people.
-func bytesText(n uint64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
+// lockedText says who is locked out, if anybody is.
+func lockedText(names []string) string {
+	if len(names) == 0 {
+		return ""
 	}
-	value, unit := float64(n), ""
-	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB"} {
-		if value /= 1 << 10; value < 1<<10 {
-			break
-		}
-	}
-	return fmt.Sprintf("%.1f %s", value, unit)
+	return ", locked out: " + strings.Join(names, " ")
 }

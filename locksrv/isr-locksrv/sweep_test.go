@@ -24,11 +24,12 @@ import (
 // by something wrong, hostile or absurd.
 var goodNames = map[string]string{
 	"user": "alice", "parcel": "winxp", "to-user": "alice", "to-name": "copied", "name": "alice",
+	"new-name": "renamed", "from": "1", "to": "1", "version": "1", "tag": "gold",
 }
 
 // goodOthers are arguments that are no names: they are not made hostile.
 var goodOthers = map[string]string{
-	"key": "9", "image": "DIR/image", "file": "DIR/new", "dir": "DIR", "command": "check", "shell": "bash",
+	"key": "9", "text": "a comment", "image": "DIR/image", "file": "DIR/new", "dir": "DIR", "command": "check", "shell": "bash",
 }
 
 // goodFlags are needed for a command to make sense at all.
@@ -168,13 +169,21 @@ func TestSweep(t *testing.T) {
 // legitimate are values that look hostile and are good names after all, where a
 // thing is made.
 func legitimate(command, arg, value string) bool {
-	if value == "" && slices.Contains([]string{"check", "gc", "du", "usage", "parcel list", "user list"}, command) {
+	if value == "" && slices.Contains([]string{"check", "repair", "gc", "du", "usage", "parcel list", "user list"}, command) {
 		return true // as if it were not there
 	}
-	makes := map[string]string{"user add": "name", "parcel create": "parcel", "parcel import": "parcel", "parcel copy": "to-name"}
-	return makes[command] == arg && slices.Contains([]string{"nobody", "secret", "9223372036854775808", "UNFINISHED",
-		"hoard", "log", "planted"}, value) &&
-		(command == "user add" || value != "hoard" && value != "log" && value != "planted")
+	if !slices.Contains([]string{"nobody", "secret", "9223372036854775808", "UNFINISHED", "hoard", "log", "planted"}, value) {
+		return false
+	}
+	switch command + " " + arg {
+	case "user add name":
+		return true
+	case "parcel tag tag", "parcel untag tag":
+		return value[0] != '9'
+	case "parcel create parcel", "parcel import parcel", "parcel copy to-name", "parcel rename new-name":
+		return value != "hoard" && value != "log" && value != "planted"
+	}
+	return false
 }
 
 func commandPath(c *kong.Node) string {

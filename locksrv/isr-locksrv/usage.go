@@ -65,7 +65,7 @@ func (c *usage) Run(e *env) error {
 	defer table.Flush()
 	lines := json.NewEncoder(e.stdout)
 	if !c.JSON {
-		fmt.Fprintf(table, "USER\tPARCEL\tLAST LOCK\tLAST COMMIT\tVERSIONS\tBYTES\tIN %d DAYS\tHOST\n", c.Days)
+		fmt.Fprintln(table, "USER\tPARCEL\tLAST LOCK\tLAST COMMIT\tVERSIONS\tBYTES\tLOCKS\tCOMMITS\tHOST")
 	}
 	show := func(u used) {
 		if c.JSON {
@@ -80,7 +80,7 @@ func (c *usage) Run(e *env) error {
 		if u.Held {
 			host += " (held)"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%d locks, %d commits\t%s\n", u.User, u.Parcel, date(u.LastLock), date(u.LastCommit),
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%s\n", u.User, u.Parcel, date(u.LastLock), date(u.LastCommit),
 			u.Versions, iec(u.Bytes), u.Locks, u.Commits, parcel.Clean(host))
 	}
 	for _, user := range users {

@@ -161,6 +161,7 @@ type realm struct {
 // What is known of the realm at one moment.
 var (
 	usersDesc     = desc("isr_users", "Users of the realm.")
+	lockedDesc    = desc("isr_users_locked", "Those that are locked out.")
 	parcelsDesc   = desc("isr_parcels", "Parcels in the realm.")
 	heldDesc      = desc("isr_locks_held", "Parcels that somebody holds.")
 	contactDesc   = desc("isr_lock_oldest_contact_seconds", "Time since the holder of a parcel was heard of, of the one that is silent longest; 0: none is held.")
@@ -196,7 +197,7 @@ func (r *realm) Describe(ch chan<- *prometheus.Desc) {
 	for _, c := range r.counters() {
 		c.Describe(ch)
 	}
-	for _, d := range []*prometheus.Desc{usersDesc, parcelsDesc, heldDesc, contactDesc, damagedDesc, sizeDesc, freeDesc, filesDesc, filesFreeDesc} {
+	for _, d := range []*prometheus.Desc{usersDesc, lockedDesc, parcelsDesc, heldDesc, contactDesc, damagedDesc, sizeDesc, freeDesc, filesDesc, filesFreeDesc} {
 		ch <- d
 	}
 }
@@ -224,7 +225,7 @@ func (r *realm) Collect(ch chan<- prometheus.Metric) {
 	for _, g := range []struct {
 		desc  *prometheus.Desc
 		value float64
-	}{{usersDesc, float64(r.seen.Users)}, {parcelsDesc, float64(r.seen.Parcels)}, {heldDesc, float64(len(r.seen.Held))},
+	}{{usersDesc, float64(r.seen.Users)}, {lockedDesc, float64(len(r.seen.LockedOut))}, {parcelsDesc, float64(r.seen.Parcels)}, {heldDesc, float64(len(r.seen.Held))},
 		{contactDesc, silent}, {damagedDesc, float64(len(r.seen.Damaged))},
 		{sizeDesc, float64(r.seen.Disk.Size)}, {freeDesc, float64(r.seen.Disk.Free)},
 		{filesDesc, float64(r.seen.Disk.Files)}, {filesFreeDesc, float64(r.seen.Disk.FilesFree)}} {

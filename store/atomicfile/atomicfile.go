@@ -96,6 +96,32 @@ func (f *File) Commit() error {
 	return SyncDir(filepath.Dir(f.name))
 }
 
+// CommitNew is Commit for a name that must be free. The error wraps
+// fs.ErrExist if it is taken.
+func (f *File) CommitNew() error {
+	if f.done {
+		return errors.New("atomicfile: commit after the end")
+	}
+	if err := f.Sync(); err != nil {
+		f.Abort()
+		return err
+	}
+	err := os.Link(f.Name(), f.name)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.ENOSYS) {
+		// A file system without links, a stick's: nearly as good.
+		if _, err := os.Lstat(f.name); err == nil {
+			f.Abort()
+			return &fs.PathError{Op: "create", Path: f.name, Err: fs.ErrExist}
+		}
+		return f.Commit()
+	}
+	f.Abort()
+	if err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(f.name))
+}
+
 // Abort removes the temp file; after Commit it does nothing, so it may be
 // deferred.
 func (f *File) Abort() {

@@ -234,3 +234,35 @@ func TestSyncDir(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// CommitNew puts the whole file under a name that is free, and nothing under
+// one that is not.
+func TestCommitNew(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	for i, want := range []error{nil, fs.ErrExist} {
+		f, err := Create(name, 0o640)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.WriteString(strings.Repeat("x", i+1))
+		if err := f.CommitNew(); !errors.Is(err, want) {
+			t.Errorf("%d: got %v, want %v", i, err, want)
+		}
+		if err := f.CommitNew(); err == nil {
+			t.Errorf("%d: committed twice", i)
+		}
+		wantFile(t, name, "x", 0o640)
+	}
+	os.Remove(name)
+	os.Symlink("elsewhere", name)
+	f, err := Create(name, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.CommitNew(); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("where a link is: got %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(filepath.Dir(name), "elsewhere")); err == nil {
+		t.Error("it followed the link")
+	}
+}

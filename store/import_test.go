@@ -1,0 +1,188 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// noteOften has imports note every few chunks how far they are.
+func noteOften(t testing.TB) {
+	old := noteEvery
+	noteEvery = 4 * testChunk
+	t.Cleanup(func() { noteEvery = old })
+}
+
+// An import that was interrupted goes on where it was: what it had sealed is
+// not written again, what is not whole is, and of what is not needed nothing
+// is left.
+func TestImportGoesOn(t *testing.T) {
+	noteOften(t)
+	s := newStoreInMemory(t)
+	const size = 600*testChunk + 100
+	image := writeFile(t, size, map[int64][]byte{0: random(size, 7)})
+	o := CreateOptions{ChunkSize: testChunk, Format: "raw"}
+	interrupted := func(o CreateOptions) error {
+		cancelled, cancel := context.WithCancel(ctx)
+		defer cancel()
+		o.Progress = func(done, total int64) {
+			if done > total/2 {
+				cancel()
+			}
+		}
+		_, err := s.Import(cancelled, "alice", "box", image, o)
+		return err
+	}
+	err := interrupted(o)
+	var e *parcel.Error
+	if !errors.As(err, &e) || e.Kind != parcel.Interrupted || e.Hint == "" {
+		t.Fatalf("interrupted: got %v, want a hint how to go on", err)
+	}
+	if names, _ := s.Parcels("alice"); len(names) > 0 {
+		t.Errorf("parcels: %v", names)
+	}
+	p := s.userAt("alice").parcel("box")
+	dir := filepath.Join(p.staging(), "hdk")
+	before := make(map[string]os.FileInfo)
+	filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
+		if !d.IsDir() {
+			before[d.Name()], _ = d.Info()
+		}
+		return nil
+	})
+	// A power cut left one object short, and one with other bytes.
+	torn := 0
+	for name := range before {
+		path := filepath.Join(dir, name[:2], name)
+		if torn++; torn == 1 {
+			os.Chmod(path, 0o600)
+			os.Truncate(path, 10)
+		} else if torn == 2 {
+			flip(t, path)
+		} else {
+			break
+		}
+	}
+	os.WriteFile(filepath.Join(p.staging(), "import-1.raw"), []byte("left"), 0o600)
+	if p, err = s.Import(ctx, "alice", "box", image, o); err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	filepath.WalkDir(p.hdk(), func(path string, d fs.DirEntry, _ error) error {
+		if !d.IsDir() {
+			fi, _ := d.Info()
+			if old := before[d.Name()]; old != nil && os.SameFile(fi, old) && fi.ModTime() == old.ModTime() {
+				kept++
+			}
+		}
+		return nil
+	})
+	if kept < 280 {
+		t.Errorf("%d objects of %d were kept, want almost all of half the disk", kept, len(before))
+	}
+	wantSame(t, p, 1, image)
+	if ps := wantSound(t, s); len(ps) > 0 {
+		t.Errorf("left over: %v", ps)
+	}
+	if v, _ := p.Version(1); v.Objects != 601+3+1+1 {
+		t.Errorf("version 1 has %d objects", v.Objects)
+	}
+
+	// It goes on only with what is the same: not another image, chunk size or
+	// codec, nor does another command.
+	for name, again := range map[string]func() error{
+		"another image": func() error {
+			_, err := s.Import(ctx, "alice", "box", writeFile(t, size, map[int64][]byte{0: random(size, 8)}), o)
+			return err
+		},
+		"another chunk size": func() error {
+			_, err := s.Import(ctx, "alice", "box", image, CreateOptions{Format: "raw", ChunkSize: 2 * testChunk})
+			return err
+		},
+		"another codec": func() error {
+			_, err := s.Import(ctx, "alice", "box", image, CreateOptions{Format: "raw", ChunkSize: testChunk, Compress: seal.Zstd})
+			return err
+		},
+		"create": func() error { _, err := s.Create(ctx, "alice", "box", CreateOptions{DiskSize: 1}); return err },
+		"del": func() error {
+			if err := s.DelParcel("alice", "box", false); err != nil {
+				return err
+			}
+			if left, err := os.ReadDir(s.userAt("alice").contentRoot); err != nil || len(left) > 0 {
+				t.Errorf("del: left %v, %v", left, err)
+			}
+			_, err := s.Create(ctx, "alice", "box", CreateOptions{DiskSize: 1})
+			return err
+		},
+		"garbage for a note": func() error {
+			os.WriteFile(filepath.Join(s.userAt("alice").parcel("box").lock, unfinishedFile), []byte("KEYROOT:=x\n"), 0o600)
+			_, err := s.Import(ctx, "alice", "box", image, o)
+			return err
+		},
+		"the note's root gone": func() error {
+			p := s.userAt("alice").parcel("box")
+			os.Remove(filepath.Join(p.staging(), "hdk", objectName(p.noted(&parcel.Config{Compress: seal.Gzip}).Tag)))
+			_, err := s.Import(ctx, "alice", "box", image, o)
+			return err
+		},
+	} {
+		if err := s.DelParcel("alice", "box", false); err != nil {
+			t.Fatal(err)
+		}
+		if err := interrupted(o); !errors.Is(err, parcel.ErrInterrupted) {
+			t.Fatal(err)
+		}
+		if err := again(); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if ps := wantSound(t, s); len(ps) > 0 {
+			t.Errorf("%s: left over: %v", name, ps)
+		}
+	}
+}
+
+// Stream is Export, byte by byte.
+func TestStream(t *testing.T) {
+	s := newStoreInMemory(t)
+	const size = 300*testChunk + 7
+	image := writeFile(t, size, map[int64][]byte{testChunk + 5: random(3*testChunk, 1), 290 * testChunk: random(100, 2), size - 1: []byte("x")})
+	p, err := s.Import(ctx, "alice", "box", image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	last := int64(0)
+	if err := p.Stream(ctx, &b, 0, func(done, total int64) { last = done }); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b.Bytes(), want) || last != size {
+		t.Errorf("%d bytes, progress %d: not as the image", b.Len(), last)
+	}
+	if err := p.Stream(ctx, &b, 2, nil); !errors.Is(err, parcel.ErrNoVersion) {
+		t.Errorf("version 2: got %v", err)
+	}
+	if err := p.Stream(ctx, failing{}, 1, nil); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("nowhere to write: got %v", err)
+	}
+	flip(t, filepath.Join(p.hdk(), objectName(tagsOf(t, p, 1)[0][2])))
+	if err := p.Stream(ctx, &b, 1, nil); parcel.KindOf(err) != parcel.Damaged || !strings.Contains(err.Error(), "chunk 3") {
+		t.Errorf("damaged: got %v", err)
+	}
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, fs.ErrClosed }

@@ -1,0 +1,517 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// replicaOf is a copy of a store's tree, as cp -a makes it.
+func replicaOf(t testing.TB, s *Store) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "replica")
+	if out, err := exec.Command("cp", "-a", s.root, dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return dir
+}
+
+// tree is all there is below dir: content of files, targets of links. Flocks
+// and what staging areas are for do not count.
+func treeOf(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	m := make(map[string]string)
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() == flockFile {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, path)
+		switch {
+		case d.Type()&fs.ModeSymlink != 0:
+			target, _ := os.Readlink(path)
+			m[rel] = "-> " + target
+		case d.IsDir():
+			m[rel] = "dir"
+		default:
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			fi, err := d.Info()
+			if err != nil {
+				return err
+			}
+			m[rel] = fmt.Sprintf("%v %s", fi.Mode(), b)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func wantEqualTrees(t testing.TB, got, want map[string]string) {
+	t.Helper()
+	for name, w := range want {
+		if got[name] != w {
+			t.Errorf("%s: got %.80q, want %.80q", name, got[name], w)
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			t.Errorf("%s: is too much", name)
+		}
+	}
+}
+
+// mend repairs, and returns what was mended and what is left.
+func mend(t testing.TB, s *Store, o RepairOptions) (RepairSummary, []Mending, []Problem) {
+	t.Helper()
+	var ms []Mending
+	var ps []Problem
+	sum, err := s.Repair(ctx, o, func(m Mending) { ms = append(ms, m) }, func(p Problem) { ps = append(ps, p) })
+	if err != nil {
+		t.Fatalf("repair: %v", err)
+	}
+	if int(sum.Mended) != len(ms) {
+		t.Errorf("summary says %d mended, told of %d", sum.Mended, len(ms))
+	}
+	return sum, ms, ps
+}
+
+// threeVersions is alice's winxp with three versions: chunks 1 and 300, then
+// another chunk 1.
+func threeVersions(t testing.TB) (*Store, *Parcel) {
+	t.Helper()
+	s := newStoreInMemory(t)
+	p := newParcel(t, s)
+	commit(t, p, change{1: chunkOf("two"), 300: chunkOf("both")})
+	commit(t, p, change{1: chunkOf("three"), 999: chunkOf("last")})
+	return s, p
+}
+
+// Wherever objects may be had from, and however they lie there.
+func TestRepairFrom(t *testing.T) {
+	s, p := threeVersions(t)
+	replica := replicaOf(t, s)
+	want := treeOf(t, s.root)
+	hdk := filepath.Join(replica, "users/alice/isr/winxp/hdk")
+	layouts := t.TempDir()
+	for _, dir := range []string{"flat", "caps", "dot/isr/hoard", "mixed/some/where"} {
+		os.MkdirAll(filepath.Join(layouts, dir), 0o700)
+	}
+	filepath.WalkDir(hdk, func(path string, d fs.DirEntry, _ error) error {
+		if !d.IsDir() {
+			os.Link(path, filepath.Join(layouts, "flat", d.Name()))
+			os.Link(path, filepath.Join(layouts, "caps", strings.ToUpper(d.Name())))
+			for i, dir := range []string{"dot/isr/hoard", "mixed/some/where"} {
+				sub := filepath.Join(layouts, dir, d.Name()[:2])
+				os.Mkdir(sub, 0o700)
+				os.Link(path, filepath.Join(sub, d.Name()))
+				_ = i
+			}
+		}
+		return nil
+	})
+	for name, place := range map[string]string{
+		"realm": replica, "users": filepath.Join(replica, "users"), "parcel": filepath.Dir(hdk), "hdk": hdk, "flat look-aside": filepath.Join(layouts, "flat"),
+		"look-aside in capitals": filepath.Join(layouts, "caps"), "client": filepath.Join(layouts, "dot"), "hoard": filepath.Join(layouts, "dot/isr/hoard"),
+		"deep": filepath.Join(layouts, "mixed"),
+	} {
+		// All objects of the head's tree, and one that has other bytes.
+		os.RemoveAll(p.hdk())
+		if sum, _, ps := mend(t, s, RepairOptions{From: []string{place}}); sum.Left.Errors > 0 {
+			t.Errorf("%s: left: %v", name, ps)
+		}
+		flip(t, filepath.Join(p.hdk(), objectName(tagsOf(t, p, 2)[1][0])))
+		sum, ms, ps := mend(t, s, RepairOptions{From: []string{place}})
+		if sum.Left.Errors > 0 || sum.Left.Notes > 0 || sum.Mended != 1 || ms[0].From != place || ms[0].Bytes == 0 {
+			t.Errorf("%s: mended %v, left %v", name, ms, ps)
+		}
+		wantEqualTrees(t, treeOf(t, s.root), want)
+	}
+	// Nothing wrong: nothing done.
+	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Mended != 0 || len(ps) > 0 {
+		t.Errorf("of a sound store: mended %v, left %v", ms, ps)
+	}
+	// No place at all has it.
+	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
+	before := treeOf(t, s.root)
+	sum, _, ps := mend(t, s, RepairOptions{From: []string{t.TempDir()}})
+	if sum.Mended != 0 || sum.Left.Errors != 2 || ps[0].Version != 3 || ps[0].Chunks.String() != "chunk 1" {
+		t.Errorf("nowhere to be had: %+v, %v", sum, ps)
+	}
+	wantEqualTrees(t, treeOf(t, s.root), before)
+	// What would be: nothing is changed.
+	sum, ms, _ := mend(t, s, RepairOptions{From: []string{replica}, DryRun: true})
+	if sum.Mended != 1 || sum.Left.Errors != 2 || !strings.Contains(ms[0].String(), "alice/winxp: version 3: disk: chunk 1: object ") {
+		t.Errorf("dry run: %+v, %v", sum, ms)
+	}
+	wantEqualTrees(t, treeOf(t, s.root), before)
+	for _, o := range []RepairOptions{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, realmFile)}}} {
+		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrUsage) {
+			t.Errorf("%v: got %v", o.From, err)
+		}
+	}
+	for _, o := range []RepairOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "bob", Parcel: "winxp"}} {
+		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrNoParcel) {
+			t.Errorf("%v: got %v", o, err)
+		}
+	}
+}
+
+// Records come from a replica of the realm, or are made again; never of
+// another parcel, nor behind what was committed since.
+func TestRepairRecords(t *testing.T) {
+	for name, c := range map[string]struct {
+		damage  func(p *Parcel)
+		from    bool // a replica
+		changed []string
+		errors  int
+	}{
+		"parcel.cfg":                 {func(p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) }, true, nil, 0},
+		"parcel.cfg garbled":         {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, configFile), []byte("UUID:=x\n"), 0o600) }, true, nil, 0},
+		"parcel.cfg, no replica":     {func(p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) }, false, []string{configFile}, 1},
+		"head's keyroot":             {func(p *Parcel) { os.Remove(p.versionFile(3)) }, true, nil, 0},
+		"head's keyroot, no replica": {func(p *Parcel) { os.Remove(p.versionFile(3)) }, false, []string{"000003"}, 0},
+		"old keyroot":                {func(p *Parcel) { os.WriteFile(p.versionFile(2), []byte("KEYROOT:=-\n"), 0o600) }, true, nil, 0},
+		"old keyroot, no replica":    {func(p *Parcel) { os.Remove(p.versionFile(2)) }, false, []string{"000002"}, 1},
+		"version removed": {func(p *Parcel) {
+			os.Remove(p.versionFile(2))
+			os.RemoveAll(filepath.Join(p.content, "000002"))
+		}, true, []string{"000002"}, 0},
+		"lock side":             {func(p *Parcel) { os.RemoveAll(p.lock) }, true, []string{"released"}, 0},
+		"lock side, no replica": {func(p *Parcel) { os.RemoveAll(p.lock) }, false, []string{".isr"}, 1},
+		"content side":          {func(p *Parcel) { os.RemoveAll(p.content) }, true, nil, 0},
+		"modes": {func(p *Parcel) {
+			os.Chmod(p.lock, 0o755)
+			os.Chmod(filepath.Join(p.lock, configFile), 0o644)
+			os.Chmod(p.content, 0o750)
+		}, false, nil, 0},
+		"epoch": {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, epochFile), []byte("many"), 0o600) }, false, nil, 0},
+		"links": {func(p *Parcel) {
+			os.Remove(filepath.Join(p.content, "last"))
+			os.Remove(filepath.Join(p.lock, "keys/keyroot"))
+			os.RemoveAll(filepath.Join(p.content, "000001"))
+			os.Remove(filepath.Join(p.content, "000002/info"))
+			os.Remove(filepath.Join(p.content, "000003/keyring.enc"))
+			os.Symlink("/etc/passwd", filepath.Join(p.content, "000003/keyring.enc"))
+		}, false, nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, p := threeVersions(t)
+			want, from := treeOf(t, s.root), []string{replicaOf(t, s)}
+			if !c.from {
+				from = nil
+			}
+			c.damage(p)
+			sum, ms, ps := mend(t, s, RepairOptions{From: from})
+			if sum.Left.Errors != c.errors {
+				t.Errorf("mended %v, left %v; want %d errors", ms, ps, c.errors)
+			}
+			got := treeOf(t, s.root)
+			for _, part := range c.changed {
+				for _, m := range []map[string]string{got, want} {
+					for name := range m {
+						if strings.Contains(name, part) {
+							delete(m, name)
+						}
+					}
+				}
+			}
+			wantEqualTrees(t, got, want)
+			if c.errors == 0 {
+				// It is as good as ever.
+				commit(t, p, change{5: chunkOf("five")})
+				if ps := wantSound(t, s); len(ps) > 0 && name != "version removed" {
+					t.Errorf("notes: %v", ps)
+				}
+			}
+		})
+	}
+	// A replica that is older than the head, and one of another parcel.
+	s, p := threeVersions(t)
+	old := replicaOf(t, s)
+	commit(t, p, change{7: chunkOf("since")})
+	os.Remove(filepath.Join(p.lock, configFile))
+	if sum, _, ps := mend(t, s, RepairOptions{From: []string{old}}); sum.Left.Errors > 0 {
+		t.Errorf("older replica: left %v", ps)
+	}
+	if head(t, p) != 4 {
+		t.Errorf("older replica: the head is %d", head(t, p))
+	}
+	wantChunk(t, p, 0, 7, "since")
+	if err := s.DelParcel("alice", "winxp", false); err != nil {
+		t.Fatal(err)
+	}
+	p = newParcel(t, s)
+	os.Remove(p.versionFile(1))
+	os.Remove(filepath.Join(p.lock, "keys/keyroot"))
+	if sum, ms, _ := mend(t, s, RepairOptions{From: []string{old}}); sum.Mended != 0 || sum.Left.Errors == 0 {
+		t.Errorf("another parcel's replica: mended %v", ms)
+	}
+}
+
+// A place may be anybody's: it is not left, not waited for, and not believed.
+func TestRepairHostilePlace(t *testing.T) {
+	s, p := threeVersions(t)
+	tags := append(tagsOf(t, p, 3)[0], tagsOf(t, p, 2)[0][0])
+	elsewhere, place := t.TempDir(), t.TempDir()
+	good := make([]string, len(tags))
+	for i, tag := range tags {
+		good[i] = filepath.Join(elsewhere, tag.String())
+		b, err := os.ReadFile(filepath.Join(p.hdk(), objectName(tag)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.WriteFile(good[i], b, 0o400)
+		os.Remove(filepath.Join(p.hdk(), objectName(tag)))
+		os.MkdirAll(filepath.Join(place, tag.String()[:2]), 0o700)
+	}
+	at := func(i int) string { return filepath.Join(place, objectName(tags[i])) }
+	// The real bytes behind a link that leads out, a FIFO, a directory.
+	os.Symlink(good[0], at(0))
+	if err := syscall.Mkfifo(at(1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Mkdir(at(2), 0o700)
+	// Another object's bytes, and a file of 1 TiB.
+	b, _ := os.ReadFile(good[2])
+	os.WriteFile(at(3), b, 0o600)
+	f, _ := os.Create(filepath.Join(place, tags[0].String()))
+	f.Truncate(1 << 40)
+	f.Close()
+	// Ways out, and round in circles.
+	os.Symlink(elsewhere, filepath.Join(place, "hdk"))
+	os.Symlink("..", filepath.Join(place, "hoard"))
+	os.Symlink("/", filepath.Join(place, "root"))
+	// A replica whose records lead elsewhere.
+	os.MkdirAll(filepath.Join(place, "users/alice/.isr"), 0o700)
+	os.Symlink(filepath.Join(s.root, "users/alice/.isr/winxp"), filepath.Join(place, "users/alice/.isr/winxp"))
+	before := treeOf(t, s.root)
+	sum, ms, _ := mend(t, s, RepairOptions{From: []string{place}})
+	if sum.Mended != 0 || sum.Left.Errors == 0 {
+		t.Errorf("mended %v", ms)
+	}
+	wantEqualTrees(t, treeOf(t, s.root), before)
+	// A replica with an absurd head, and records full of nonsense.
+	replica := replicaOf(t, s)
+	lock := filepath.Join(replica, "users/alice/.isr/winxp")
+	cfg, _ := os.ReadFile(filepath.Join(lock, configFile))
+	os.WriteFile(filepath.Join(lock, configFile), []byte(strings.Replace(string(cfg), "VERSION:=3", "VERSION:=2000000000", 1)), 0o600)
+	os.WriteFile(filepath.Join(lock, "keys/1999999999"), []byte("KEYROOT:=nonsense\n"), 0o600)
+	os.Remove(filepath.Join(p.lock, configFile))
+	mend(t, s, RepairOptions{From: []string{replica, elsewhere}})
+	if ps := wantSound(t, s); len(ps) > 0 {
+		t.Errorf("notes: %v", ps)
+	}
+	if head(t, p) != 3 {
+		t.Errorf("head: got %d", head(t, p))
+	}
+}
+
+// What is planted where a user may write leads the repair nowhere else.
+func TestRepairHostileTree(t *testing.T) {
+	s, p := threeVersions(t)
+	replica := replicaOf(t, s)
+	outside := t.TempDir()
+	tag := tagsOf(t, p, 3)[0][0]
+	precious := filepath.Join(outside, "precious")
+	os.WriteFile(precious, []byte("keep"), 0o600)
+	// In the object's place a link, or a directory; its directory a link out.
+	os.Remove(filepath.Join(p.hdk(), objectName(tag)))
+	os.Symlink(precious, filepath.Join(p.hdk(), objectName(tag)))
+	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+		t.Errorf("a link for an object: left %v", ps)
+	}
+	os.Remove(filepath.Join(p.hdk(), objectName(tag)))
+	os.MkdirAll(filepath.Join(p.hdk(), objectName(tag), "deep"), 0o700)
+	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+		t.Errorf("a directory for an object: left %v", ps)
+	}
+	dir := filepath.Dir(filepath.Join(p.hdk(), objectName(tag)))
+	os.RemoveAll(dir)
+	os.Symlink(outside, dir)
+	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+		t.Errorf("a link for a directory of objects: left %v", ps)
+	}
+	// The staging area leads out: that parcel is left alone, others are not.
+	q, err := s.Create(ctx, "bob", "box", CreateOptions{DiskSize: testChunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(filepath.Join(q.content, "last"))
+	os.RemoveAll(dir)
+	os.RemoveAll(p.staging())
+	os.Symlink(outside, p.staging())
+	if _, err := s.Repair(ctx, RepairOptions{From: []string{replica}}, func(Mending) {}, func(Problem) {}); err == nil || !strings.Contains(err.Error(), "winxp") {
+		t.Errorf("a staging area that leads out: got %v", err)
+	}
+	if ps, _ := check(t, s, CheckOptions{User: "bob", Content: true}); len(ps) > 0 {
+		t.Errorf("bob's parcel: %v", ps)
+	}
+	entries, _ := os.ReadDir(outside)
+	if b, err := os.ReadFile(precious); string(b) != "keep" || err != nil || len(entries) != 1 {
+		t.Errorf("outside there is %v, %q, %v", entries, b, err)
+	}
+}
+
+// Copies go on sharing what was put back, and mend each other.
+func TestRepairShares(t *testing.T) {
+	s, p := threeVersions(t)
+	q, err := s.Copy(ctx, "alice", "winxp", "bob", "box")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := tagsOf(t, p, 3)[0][0]
+	one, two := filepath.Join(p.hdk(), objectName(tag)), filepath.Join(q.hdk(), objectName(tag))
+	shared := func() bool {
+		a, aerr := os.Lstat(one)
+		b, berr := os.Lstat(two)
+		return aerr == nil && berr == nil && os.SameFile(a, b)
+	}
+	if !shared() {
+		t.Fatal("not shared to begin with")
+	}
+	os.Remove(two)
+	if sum, ms, ps := mend(t, s, RepairOptions{User: "bob"}); sum.Left.Errors > 0 || !shared() {
+		t.Errorf("from the copy: mended %v, left %v, shared: %v", ms, ps, shared())
+	}
+	replica := replicaOf(t, s)
+	flip(t, one) // both are damaged
+	sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}})
+	if sum.Left.Errors > 0 || sum.Mended != 2 || !shared() {
+		t.Errorf("from a replica: mended %v, left %v, shared: %v", ms, ps, shared())
+	}
+}
+
+// A damaged object that nothing needs goes, if one says so: it must not be
+// taken for whole by a commit to come.
+func TestRepairDiscards(t *testing.T) {
+	s, p := threeVersions(t)
+	tag := seal.Tag(random(32, 77))
+	name := filepath.Join(p.hdk(), objectName(tag))
+	os.MkdirAll(filepath.Dir(name), 0o700)
+	os.WriteFile(name, []byte("x"), 0o400)
+	for _, c := range []struct {
+		o     RepairOptions
+		gone  bool
+		asked int
+	}{{RepairOptions{}, false, 0}, {RepairOptions{Discard: func(string, string, int) bool { return false }}, false, 1},
+		{RepairOptions{DryRun: true, Discard: func(string, string, int) bool { return true }}, false, 0},
+		{RepairOptions{Discard: func(string, string, int) bool { return true }}, true, 1}} {
+		asked := 0
+		if answer := c.o.Discard; answer != nil {
+			c.o.Discard = func(user, name string, n int) bool {
+				if asked++; user != "alice" || name != "winxp" || n != 1 {
+					t.Errorf("asked of %s %s %d", user, name, n)
+				}
+				return answer(user, name, n)
+			}
+		}
+		sum, _, _ := mend(t, s, c.o)
+		if _, err := os.Lstat(name); (err != nil) != c.gone || asked != c.asked || (sum.Left.Errors == 0) != c.gone {
+			t.Errorf("%+v: asked %d times, %v, %d errors left", c, asked, err, sum.Left.Errors)
+		}
+	}
+}
+
+// Whatever is damaged or lost at random, a replica makes it as it was, byte
+// for byte.
+func TestRepairProperty(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		dir, err := os.MkdirTemp("/dev/shm", "isr-store-test-")
+		if err != nil {
+			t.Skip(err)
+		}
+		defer os.RemoveAll(dir)
+		s := newStoreIn(t, filepath.Join(dir, "root"))
+		p := newParcel(t, s)
+		for i := range rapid.IntRange(1, 3).Draw(r, "versions") {
+			commit(t, p, change{rapid.Int64Range(0, 999).Draw(r, "chunk"): chunkOf(fmt.Sprint("a", i)), int64(i): chunkOf(fmt.Sprint("b", i))})
+		}
+		if rapid.Bool().Draw(r, "copied") {
+			if _, err := s.Copy(ctx, "alice", "winxp", "bob", "box"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		replica := filepath.Join(dir, "replica")
+		if out, err := exec.Command("cp", "-a", s.root, replica).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		want := treeOf(t, s.root)
+		var names []string
+		for name, what := range want {
+			rel := strings.TrimPrefix(name, "users/")
+			_, inside, _ := strings.Cut(rel, "/") // .isr/winxp/… or isr/winxp/…
+			parts := strings.Split(inside, "/")
+			switch {
+			// A version without record and directory is one that was removed.
+			case what == "dir" && !strings.Contains(inside, "hdk"):
+			case len(parts) < 3, strings.HasSuffix(name, "released"), strings.HasSuffix(name, epochFile):
+			default:
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		for range rapid.IntRange(1, 12).Draw(r, "damages") {
+			name := filepath.Join(s.root, rapid.SampledFrom(names).Draw(r, "what"))
+			fi, err := os.Lstat(name)
+			if err != nil {
+				continue
+			}
+			how := rapid.IntRange(0, 3).Draw(r, "how")
+			if fi.IsDir() || fi.Mode()&fs.ModeSymlink != 0 || how == 0 {
+				os.RemoveAll(name)
+				continue
+			}
+			b, _ := os.ReadFile(name)
+			os.Chmod(name, 0o600)
+			switch how {
+			case 1:
+				os.Truncate(name, int64(rapid.IntRange(0, max(len(b)-1, 0)).Draw(r, "to")))
+			case 2:
+				if len(b) > 0 {
+					b[rapid.IntRange(0, len(b)-1).Draw(r, "at")] ^= 1 << rapid.IntRange(0, 7).Draw(r, "bit")
+				}
+				os.WriteFile(name, b, 0o600)
+			case 3:
+				os.WriteFile(name, append(b, "more"...), 0o600)
+			}
+			if strings.Contains(name, "/hdk/") {
+				os.Chmod(name, objectMode)
+			}
+			// A record that still can be read is not looked at again: such
+			// damage is no repair's to find.
+			if strings.Contains(name, "/.isr/") || strings.HasSuffix(name, "/info") {
+				os.Remove(name)
+			}
+		}
+		sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}})
+		if sum.Left.Errors > 0 || sum.Left.Notes > 0 {
+			r.Fatalf("mended %v\nleft %v", ms, ps)
+		}
+		got := treeOf(t, s.root)
+		for name, w := range want {
+			if got[name] != w {
+				r.Fatalf("%s: got %.80q, want %.80q", name, got[name], w)
+			}
+		}
+		if len(got) != len(want) {
+			r.Fatalf("%d names, want %d", len(got), len(want))
+		}
+	})
+}
