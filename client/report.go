@@ -53,7 +53,7 @@ func (c *Client) reportsDir() string { return filepath.Join(c.Dir, "log", "repor
 
 // report is the report of a checkout's use since the last one; nil if it was
 // not used.
-func (co *Checkout) report(ctx context.Context, from int, done Committed, took time.Duration, checkin bool) *proto.Report {
+func (co *Checkout) report(ctx context.Context, from int, done Committed, checkin bool) *proto.Report {
 	runs, sealed, text := co.use()
 	if len(runs) == 0 && !done.New {
 		return nil
@@ -68,7 +68,7 @@ func (co *Checkout) report(ctx context.Context, from int, done Committed, took t
 		r.Epoch = l.Epoch
 	}
 	if done.New {
-		r.Sent = proto.ReportSent{Objects: int64(done.Objects), Bytes: done.Bytes, Seconds: took.Seconds()}
+		r.Sent = proto.ReportSent{Objects: int64(done.Objects), Bytes: done.Bytes, Seconds: done.sending.Seconds()}
 	}
 	if srv := co.client.servers[remoteKey{st.Server, st.User}]; srv != nil {
 		r.Sent.RTT = srv.RTT().Seconds()
@@ -89,11 +89,11 @@ func (co *Checkout) report(ctx context.Context, from int, done Committed, took t
 // keepReport makes the report of a checkout's use, for the user to see and the
 // server to be told, and begins a new journal. Whatever goes wrong with it is
 // no error of the command's.
-func (co *Checkout) keepReport(ctx context.Context, from int, done Committed, took time.Duration, checkin bool) {
+func (co *Checkout) keepReport(ctx context.Context, from int, done Committed, checkin bool) {
 	if !co.client.reporting() {
 		return
 	}
-	r := co.report(ctx, from, done, took, checkin)
+	r := co.report(ctx, from, done, checkin)
 	if r == nil {
 		return
 	}
@@ -156,7 +156,7 @@ func (c *Client) Preview(ctx context.Context, name string) (*proto.Report, error
 	if err != nil {
 		return nil, err
 	}
-	return co.report(ctx, co.State.Version, Committed{Version: co.State.Version}, 0, false), nil
+	return co.report(ctx, co.State.Version, Committed{Version: co.State.Version}, false), nil
 }
 
 // reportTime bounds what telling the server may take: a checkin waits for it.

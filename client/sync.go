@@ -24,6 +24,8 @@ type Committed struct {
 	Objects int   // objects sent
 	Bytes   int64 // sealed bytes sent
 	New     bool  // false: nothing had changed, no version was made
+
+	sending time.Duration // that it took to send them
 }
 
 // Sync makes a version of what changed here, and keeps lock and state. It may
@@ -61,10 +63,10 @@ func (c *Client) Checkin(ctx context.Context, name, comment string) (Committed, 
 
 // syncAndReport is sync, and what is to be told of it.
 func (co *Checkout) syncAndReport(ctx context.Context, comment string, checkin bool) (Committed, error) {
-	from, began := co.State.Version, time.Now()
+	from := co.State.Version
 	done, err := co.sync(ctx, comment)
 	if err == nil {
-		co.keepReport(ctx, from, done, time.Since(began), checkin)
+		co.keepReport(ctx, from, done, checkin)
 	}
 	return done, err
 }
@@ -296,13 +298,14 @@ func (s *session) upload(ctx context.Context, root *keyring.Root) (Committed, er
 	}
 	p := s.co.client.UI.Progress("sending "+st.Parcel, "bytes", total)
 	defer p.Done()
+	began := time.Now()
 	err = s.srv.Objects(st.Parcel).PutAll(ctx, missing, func(ctx context.Context, t seal.Tag) ([]byte, error) {
 		return s.ladder.Get(ctx, t)
 	}, p.Set)
 	if err != nil {
 		return Committed{}, fmt.Errorf("parcel %s: sending: %w", st.Parcel, err)
 	}
-	return Committed{Objects: len(missing), Bytes: total}, nil
+	return Committed{Objects: len(missing), Bytes: total, sending: time.Since(began)}, nil
 }
 
 // promote makes the committed version the pristine one. Its objects go to the
