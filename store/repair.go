@@ -203,7 +203,7 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 		return nil // as the check at the end says
 	}
 	tried := make(map[seal.Tag]bool)
-	for {
+	for swept := 0; ; {
 		var wanted []Problem
 		r.check.where = Problem{User: p.user.name, Parcel: p.name}
 		r.check.report = func(q Problem) {
@@ -219,11 +219,19 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 		done := int64(0)
 		// Not all at once: what was put back stays, if we are killed.
 		for batch := range slices.Chunk(wanted, batchSize) {
-			if err := r.objects(ctx, p, batch, func() {
+			err := r.objects(ctx, p, batch, func() {
 				if done++; r.opts.Fetched != nil {
 					r.opts.Fetched(done, int64(len(wanted)))
 				}
-			}); err != nil {
+			})
+			if errors.Is(err, fs.ErrNotExist) && swept < 3 {
+				// A release or a gc swept the staging area under us.
+				swept++
+				before = -1
+				for _, q := range batch {
+					delete(tried, q.Tag)
+				}
+			} else if err != nil {
 				return err
 			}
 		}

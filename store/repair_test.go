@@ -308,6 +308,26 @@ func (p *Parcel) withLock(q *Parcel) *Parcel {
 	return &c
 }
 
+// A release or a gc that sweeps the staging area in the middle costs a second
+// try, no more.
+func TestRepairSweptUnder(t *testing.T) {
+	s, p := threeVersions(t)
+	replica := replicaOf(t, s)
+	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
+	sweeps := 0
+	old := step
+	t.Cleanup(func() { step = old })
+	step = func(name string) {
+		if name == "sync" && sweeps == 0 {
+			sweeps++
+			p.clearStaging()
+		}
+	}
+	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 || sweeps != 1 {
+		t.Errorf("swept %d times: mended %v, left %v", sweeps, ms, ps)
+	}
+}
+
 // A place may be anybody's: it is not left, not waited for, and not believed.
 func TestRepairHostilePlace(t *testing.T) {
 	s, p := threeVersions(t)
