@@ -333,6 +333,13 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 	})
 }
 
+// Unfinished reports whether there is what a killed import, create or delete
+// left of a parcel; DelParcel removes it.
+func (s *Store) Unfinished(userName, name string) bool {
+	u, err := s.user(userName)
+	return err == nil && parcel.CheckName(name) == nil && u.parcel(name).unfinished()
+}
+
 // delUnfinished removes what a killed process left of a parcel that it was
 // making; done says that there was something.
 func (s *Store) delUnfinished(userName, name string) (done bool, err error) {
@@ -344,18 +351,8 @@ func (s *Store) delUnfinished(userName, name string) (done bool, err error) {
 	if !p.unfinished() {
 		return false, nil
 	}
-	unlock, err := tryLockFile(filepath.Join(p.lock, flockFile))
-	if err != nil {
-		return false, p.wrap(err)
-	}
-	if unlock == nil {
-		return false, p.errorf(parcel.Busy, "is being made or removed by another process")
-	}
-	defer unlock()
-	if !p.unfinished() { // it was finished meanwhile
-		return false, nil
-	}
-	return true, p.remove()
+	_, err = p.clearUnfinished(false)
+	return err == nil, err
 }
 
 // building puts the objects of a parcel that nobody sees yet, where SFTP does

@@ -77,7 +77,7 @@ func (s *Store) Import(ctx context.Context, userName, name, image string, o Crea
 	case !p.unfinished():
 	case ctx.Err() != nil && p.noted(c) != seal.Ref{}:
 		err = parcel.NewError(parcel.Interrupted, "parcel %s: the import was interrupted", name).
-			WithHint("the same import goes on from there; parcel del %s %s removes what there is", userName, name)
+			WithHint("the same import goes on from there; parcel delete %s %s removes what there is", userName, name)
 	default:
 		p.remove()
 	}

@@ -57,6 +57,9 @@ type RepairSummary struct {
 func (s *Store) Repair(ctx context.Context, o RepairOptions, mended func(Mending), left func(Problem)) (RepairSummary, error) {
 	r := &repairer{store: s, opts: o, mended: mended, absent: make(map[seal.Tag]bool)}
 	defer r.close()
+	if err := r.settle(); err != nil {
+		return r.sum, err
+	}
 	for _, dir := range append([]string{s.root}, o.From...) {
 		p, err := openSupply(dir)
 		if err != nil {
@@ -65,7 +68,7 @@ func (s *Store) Repair(ctx context.Context, o RepairOptions, mended func(Mending
 		r.places = append(r.places, p)
 	}
 	c := &checker{store: s, opts: CheckOptions{User: o.User, Parcel: o.Parcel, Content: true, Progress: o.Progress},
-		whole: make(map[inode]bool), report: func(Problem) {}}
+		whole: make(map[inode]bool), report: func(Problem) {}, onTheWay: s.onTheWay()}
 	r.check = c
 	if err := r.all(ctx); err != nil {
 		return r.sum, err
@@ -92,6 +95,30 @@ func (r *repairer) close() {
 	for _, p := range r.places {
 		p.close()
 	}
+}
+
+// settle finishes renames that were killed half-way: until then the two sides
+// of a parcel have different names. One that cannot be finished is left alone.
+func (r *repairer) settle() error {
+	users, err := r.store.Users()
+	if err != nil || r.opts.DryRun {
+		return err
+	}
+	for _, name := range users {
+		u := r.store.userAt(name)
+		names, err := subdirs(u.lockRoot)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if p := u.parcel(n); exists(filepath.Join(p.lock, renameFile)) && parcel.CheckName(n) == nil {
+				if _, err := r.store.Parcel(name, n); err != nil {
+					r.failed = errors.Join(r.failed, err)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func (r *repairer) all(ctx context.Context) error {
@@ -122,7 +149,9 @@ func (r *repairer) all(ctx context.Context) error {
 			names = []string{only}
 		}
 		for _, n := range names {
-			ps = append(ps, u.parcel(n))
+			if p := u.parcel(n); !exists(filepath.Join(p.lock, renameFile)) && !r.check.onTheWay[p.content] {
+				ps = append(ps, p)
+			}
 		}
 		r.check.total += r.check.toRead(u)
 	}
@@ -174,7 +203,7 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 		return nil // as the check at the end says
 	}
 	tried := make(map[seal.Tag]bool)
-	for {
+	for swept := 0; ; {
 		var wanted []Problem
 		r.check.where = Problem{User: p.user.name, Parcel: p.name}
 		r.check.report = func(q Problem) {
@@ -190,11 +219,19 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 		done := int64(0)
 		// Not all at once: what was put back stays, if we are killed.
 		for batch := range slices.Chunk(wanted, batchSize) {
-			if err := r.objects(ctx, p, batch, func() {
+			err := r.objects(ctx, p, batch, func() {
 				if done++; r.opts.Fetched != nil {
 					r.opts.Fetched(done, int64(len(wanted)))
 				}
-			}); err != nil {
+			})
+			if errors.Is(err, fs.ErrNotExist) && swept < 3 {
+				// A release or a gc swept the staging area under us.
+				swept++
+				before = -1
+				for _, q := range batch {
+					delete(tried, q.Tag)
+				}
+			} else if err != nil {
 				return err
 			}
 		}
@@ -480,7 +517,7 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 	}
 	cfg, err := p.Config()
 	if errors.Is(err, parcel.ErrNoParcel) || errors.Is(err, parcel.ErrDamaged) {
-		if replica == nil {
+		if replica == nil || !p.agrees(from, recorded) {
 			return nil
 		}
 		// What was committed since the replica was made has records here: the
@@ -517,6 +554,19 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 		from = nil // none, or another parcel of that name
 	}
 	return r.versions(p, cfg.Version, recorded, from)
+}
+
+// agrees reports whether no record here contradicts one of the replica's: then
+// that would be another parcel, of the same name.
+func (p *Parcel) agrees(from *supply, recorded []int) bool {
+	for _, v := range recorded {
+		here, err := p.version(v)
+		there, terr := from.version(p.user.name, p.name, v)
+		if err == nil && terr == nil && here.keyroot != there.keyroot {
+			return false
+		}
+	}
+	return true
 }
 
 // versions puts back the records of the versions in want, of those that have a

@@ -265,6 +265,69 @@ func TestRepairRecords(t *testing.T) {
 	}
 }
 
+// A parcel that took the name of another is not taken for it, even if its own
+// parcel.cfg is lost; and a rename that was killed is finished first.
+func TestRepairOfRenamed(t *testing.T) {
+	s, p := threeVersions(t)
+	replica := replicaOf(t, s)
+	if err := s.DelParcel("alice", "winxp", false); err != nil {
+		t.Fatal(err)
+	}
+	p = newParcel(t, s)
+	commit(t, p, change{1: chunkOf("another")})
+	os.Remove(filepath.Join(p.lock, configFile))
+	if sum, ms, _ := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors == 0 || sum.Mended != 0 {
+		t.Errorf("another of that name: mended %v", ms)
+	}
+
+	s, p = threeVersions(t)
+	replica = replicaOf(t, s)
+	q := p.user.parcel("xp")
+	mark := "USER:=alice\nPARCEL:=winxp\n"
+	os.WriteFile(filepath.Join(p.lock, renameFile), []byte(mark), 0o600)
+	if err := os.Rename(p.lock, q.lock); err != nil { // and killed
+		t.Fatal(err)
+	}
+	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p.withLock(q), 3)[0][0])))
+	mend(t, s, RepairOptions{From: []string{replica}, DryRun: true})
+	if exists(p.lock) || exists(q.content) {
+		t.Error("the dry run made a side of it")
+	}
+	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 {
+		t.Errorf("half renamed: mended %v, left %v", ms, ps)
+	}
+	if names, err := s.Parcels("alice"); len(names) != 1 || names[0] != "xp" || exists(p.content) {
+		t.Errorf("parcels: %v, %v", names, err)
+	}
+}
+
+// withLock is p with the lock side of q.
+func (p *Parcel) withLock(q *Parcel) *Parcel {
+	c := *p
+	c.lock = q.lock
+	return &c
+}
+
+// A release or a gc that sweeps the staging area in the middle costs a second
+// try, no more.
+func TestRepairSweptUnder(t *testing.T) {
+	s, p := threeVersions(t)
+	replica := replicaOf(t, s)
+	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
+	sweeps := 0
+	old := step
+	t.Cleanup(func() { step = old })
+	step = func(name string) {
+		if name == "sync" && sweeps == 0 {
+			sweeps++
+			p.clearStaging()
+		}
+	}
+	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 || sweeps != 1 {
+		t.Errorf("swept %d times: mended %v, left %v", sweeps, ms, ps)
+	}
+}
+
 // A place may be anybody's: it is not left, not waited for, and not believed.
 func TestRepairHostilePlace(t *testing.T) {
 	s, p := threeVersions(t)

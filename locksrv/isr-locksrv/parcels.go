@@ -217,6 +217,13 @@ type parcelDelete struct {
 
 func (c *parcelDelete) Run(ctx context.Context, e *env) error {
 	s, p, err := e.openParcel(c.owned)
+	if errors.Is(err, parcel.ErrNoParcel) && s.Unfinished(c.User, c.Parcel) {
+		if err := e.confirm(c.Yes, "delete what there is of parcel %s, which was never finished?", c.owned); err != nil {
+			return err
+		}
+		what := event.Event{Op: event.ParcelDel, User: c.User, Parcel: c.Parcel, What: "unfinished"}
+		return e.act(ctx, s, what, func(context.Context) error { return s.DelParcel(c.User, c.Parcel, false) })
+	}
 	if err != nil {
 		return err
 	}
