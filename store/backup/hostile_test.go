@@ -164,6 +164,8 @@ func TestHostileRecords(t *testing.T) {
 
 // Lists that lie are refused, and cost little.
 func TestHostileList(t *testing.T) {
+	defer func(old int) { maxLine = old }(maxLine)
+	maxLine = 1 << 16
 	sum := strings.Repeat("ab", 32)
 	head := "FORMAT:=1\nREALM:=test\nTIME:=2026-11-26T14:03:11Z\nHOST:=h\nSEALED:=no\nRECORDS:=" + sum + " 1\nOBJECTS:=0\nBYTES:=0\n"
 	list := func(text string) []byte {
