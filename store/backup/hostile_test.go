@@ -296,7 +296,7 @@ func FuzzRecords(f *testing.F) {
 }
 
 func FuzzStandby(f *testing.F) {
-	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILES:=ab\nFILE:=motd\nPARCEL:=alice winxp ab 1\n"))
+	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILE:=ab motd\nPARCEL:=alice winxp ab 1\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseStandby(b)
 		if err != nil {
