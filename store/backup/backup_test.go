@@ -565,7 +565,7 @@ func TestBackupWhileInUse(t *testing.T) {
 			}
 		})
 	}
-	for round := range 5 {
+	for round := range 3 {
 		heads := make(map[string]int)
 		for i := range 3 {
 			name := fmt.Sprint("p", i)

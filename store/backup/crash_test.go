@@ -102,7 +102,7 @@ func (c crash) killed(t *testing.T) bool {
 func someSteps(t *testing.T, op string, atLeast int, prepare func(*testing.T) crash, after func(*testing.T, crash)) {
 	t.Run(op, func(t *testing.T) {
 		t.Parallel()
-		for n := 0; ; n += 1 + n/2 {
+		for n := 0; ; n += 1 + n {
 			c := prepare(t)
 			c.Op, c.Step = op, n
 			killed := c.killed(t)

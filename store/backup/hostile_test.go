@@ -164,6 +164,8 @@ func TestHostileRecords(t *testing.T) {
 
 // Lists that lie are refused, and cost little.
 func TestHostileList(t *testing.T) {
+	defer func(old int) { maxLine = old }(maxLine)
+	maxLine = 1 << 16
 	sum := strings.Repeat("ab", 32)
 	head := "FORMAT:=1\nREALM:=test\nTIME:=2026-11-26T14:03:11Z\nHOST:=h\nSEALED:=no\nRECORDS:=" + sum + " 1\nOBJECTS:=0\nBYTES:=0\n"
 	list := func(text string) []byte {
@@ -294,7 +296,7 @@ func FuzzRecords(f *testing.F) {
 }
 
 func FuzzStandby(f *testing.F) {
-	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILES:=ab\nFILE:=motd\nPARCEL:=alice winxp ab 1\n"))
+	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILE:=ab motd\nPARCEL:=alice winxp ab 1\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := parseStandby(b)
 		if err != nil {

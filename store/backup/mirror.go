@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,9 +54,8 @@ type Mirrored struct {
 // tree in the realm's stead removes it.
 type standby struct {
 	realm, from string
-	time        time.Time // of the last whole pass; zero: none yet
-	digest      string    // of what is beside the parcels
-	files       []string  // the names of that
+	time        time.Time         // of the last whole pass; zero: none yet
+	files       map[string]string // what is beside the parcels, with digests
 	parcels     map[[2]string]noted
 }
 
@@ -70,10 +70,15 @@ func parseStandby(text []byte) (*standby, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &standby{realm: r.Get("REALM"), from: r.Get("FROM"), digest: r.Get("FILES"), files: r.All("FILE"), parcels: make(map[[2]string]noted)}
+	b := &standby{realm: r.Get("REALM"), from: r.Get("FROM"), files: make(map[string]string), parcels: make(map[[2]string]noted)}
 	if t := r.Get("TIME"); t != "" {
 		if b.time, err = time.Parse(time.RFC3339, t); err != nil {
 			return nil, err
+		}
+	}
+	for _, line := range r.All("FILE") {
+		if sum, name, ok := strings.Cut(line, " "); ok && fs.ValidPath(name) {
+			b.files[name] = sum
 		}
 	}
 	for _, line := range r.All("PARCEL") {
@@ -97,10 +102,10 @@ func parseStandby(text []byte) (*standby, error) {
 func (b *standby) encode() ([]byte, error) {
 	r := parcel.Record{{Key: "REALM", Value: b.realm}, {Key: "FROM", Value: b.from}}
 	if !b.time.IsZero() {
-		r = append(r, parcel.Field{Key: "TIME", Value: b.time.UTC().Format(time.RFC3339)}, parcel.Field{Key: "FILES", Value: b.digest})
+		r = append(r, parcel.Field{Key: "TIME", Value: b.time.UTC().Format(time.RFC3339)})
 	}
-	for _, name := range b.files {
-		r = append(r, parcel.Field{Key: "FILE", Value: name})
+	for _, name := range slices.Sorted(maps.Keys(b.files)) {
+		r = append(r, parcel.Field{Key: "FILE", Value: b.files[name] + " " + name})
 	}
 	keys := make([][2]string, 0, len(b.parcels))
 	for key := range b.parcels {
@@ -122,7 +127,7 @@ func (b *standby) encode() ([]byte, error) {
 func digest(files []file) string {
 	h := sha256.New()
 	for _, f := range files {
-		fmt.Fprintf(h, "%d %s %d\n%s", len(f.name), f.name, len(f.data), f.data)
+		fmt.Fprintf(h, "%d %s %o %d\n%s", len(f.name), f.name, f.mode, len(f.data), f.data)
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
@@ -212,7 +217,7 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 		}
 	}
 	host, _ := os.Hostname()
-	m.next = &standby{realm: m.s.Realm(), from: parcel.Clean(host + ":" + m.s.Root()), parcels: make(map[[2]string]noted)}
+	m.next = &standby{realm: m.s.Realm(), from: parcel.Clean(host + ":" + m.s.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
 	text, err := read(ctx, m.tree, standbyFile, maxRootFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -223,7 +228,7 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 			return nil, parcel.NewError(parcel.Conflict, "%s: has files, %s first, and is no mirror: file standby is missing", m.tree, parcel.Clean(e.Name)).
 				WithHint("mirror into an empty directory; a mirror that was promoted is one no more")
 		}
-		m.old = &standby{realm: m.next.realm, from: m.next.from, parcels: make(map[[2]string]noted)}
+		m.old = &standby{realm: m.next.realm, from: m.next.from, files: make(map[string]string), parcels: make(map[[2]string]noted)}
 		return c.files, m.note(ctx, m.old)
 	case err != nil:
 		return nil, err
@@ -653,32 +658,36 @@ func (m *mirror) remove(ctx context.Context, name string) {
 
 // end puts what is beside the parcels, and notes what the mirror has now.
 func (m *mirror) end(ctx context.Context, files []file) error {
-	m.next.time, m.next.digest = time.Now().UTC().Truncate(time.Second), digest(files)
+	m.next.time = time.Now().UTC().Truncate(time.Second)
+	var hooks []file
 	for _, f := range files {
-		if !f.mode.IsDir() && f.name == parcel.Clean(f.name) {
-			m.next.files = append(m.next.files, f.name)
-		}
-	}
-	if m.next.digest != m.old.digest {
-		for _, f := range files {
-			var err error
-			if f.mode.IsDir() {
-				for _, dir := range []string{".isr", "isr"} {
-					if err == nil {
-						err = m.tree.Mkdir(ctx, f.name+dir)
-					}
+		var err error
+		sum := digest([]file{f})
+		switch {
+		case f.mode.IsDir():
+			for _, dir := range []string{".isr", "isr"} {
+				if err == nil {
+					err = m.tree.Mkdir(ctx, f.name+dir)
 				}
-			} else if f.name != "realm.cfg" {
-				err = m.tree.Put(ctx, f.name, f.data)
 			}
-			if err != nil {
-				return err
+		case f.name == "realm.cfg" || f.name != parcel.Clean(f.name):
+			continue
+		case m.old.files[f.name] != sum:
+			err = m.tree.Put(ctx, f.name, f.data)
+			if strings.HasPrefix(f.name, "hooks/") && f.mode&0o100 != 0 {
+				hooks = append(hooks, f)
 			}
+		}
+		if err != nil {
+			return err
+		}
+		if !f.mode.IsDir() {
+			m.next.files[f.name] = sum
 		}
 	}
 	// A key or a password that was taken away lets nobody in there either.
-	for _, name := range m.old.files {
-		if !slices.Contains(m.next.files, name) && fs.ValidPath(name) && !strings.HasPrefix(name, "log/") {
+	for name := range m.old.files {
+		if _, ok := m.next.files[name]; !ok && !strings.HasPrefix(name, "log/") {
 			m.remove(ctx, name)
 		}
 	}
@@ -705,11 +714,9 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 	if err := m.tree.Sync(ctx); err != nil {
 		return err
 	}
-	for _, f := range files {
-		if m.next.digest != m.old.digest && strings.HasPrefix(f.name, "hooks/") && f.mode&0o100 != 0 {
-			if err := m.tree.Chmod(ctx, f.name, 0o700); err != nil {
-				return err
-			}
+	for _, f := range hooks {
+		if err := m.tree.Chmod(ctx, f.name, 0o700); err != nil {
+			return err
 		}
 	}
 	// Without it nobody serves an unfinished mirror.

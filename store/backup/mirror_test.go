@@ -143,7 +143,7 @@ func TestMirrorRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mark = append(mark, "FILE:=../out\nFILE:="+out+"\nPARCEL:=.. x 00\nPARCEL:=alice ../../out 00\n"...)
+	mark = append(mark, "FILE:=00 ../out\nFILE:=00 "+out+"\nPARCEL:=.. x 00\nPARCEL:=alice ../../out 00\n"...)
 	if err := os.WriteFile(filepath.Join(place.name, standbyFile), mark, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func (m model) matches(r *rapid.T, t *testing.T, s *store.Store, locks bool) {
 func TestModel(t *testing.T) {
 	// A round makes and hashes some hundred files; more of them by -rapid.checks.
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
-		checks.Value.Set("15")
+		checks.Value.Set("8")
 		defer checks.Value.Set(checks.DefValue)
 	}
 	round := 0

@@ -10,13 +10,16 @@ import (
 	"io/fs"
 	"iter"
 	"net/url"
+	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
@@ -29,11 +32,15 @@ type SFTP struct {
 	place          string // as people write it
 	dir            string // where on the host
 	cmd            *exec.Cmd
+	out            *os.File      // of ssh
+	ended          chan struct{} // ssh has
 	errs           *tail
 	noSync, noLink bool // the server cannot
 
-	mu   sync.Mutex
-	made map[string]bool
+	flushing sync.Mutex
+	mu       sync.Mutex
+	made     map[string]bool
+	pending  []written
 }
 
 // sshPlace is a place on another host.
@@ -87,26 +94,36 @@ func OpenSFTP(ctx context.Context, place string, command []string, create bool, 
 	}
 	args = append(args, "-oServerAliveInterval=30", "-s", "--", p.host, "sftp")
 	cmd := exec.Command(command[0], args...)
-	t := &SFTP{place: place, dir: p.dir, cmd: cmd, errs: &tail{w: errs}, made: make(map[string]bool)}
+	t := &SFTP{place: place, dir: p.dir, cmd: cmd, errs: &tail{w: errs}, made: make(map[string]bool), ended: make(chan struct{})}
 	cmd.Stderr = t.errs
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
+	// A pipe of our own: Wait would close the other kind under who reads it.
+	out, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	t.out, cmd.Stdout = out, w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		out.Close()
 		return nil, fmt.Errorf("%s: %w", place, err)
 	}
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	defer stop()
 	t.Client, err = sftp.NewClientPipe(out, in, sftp.UseConcurrentWrites(true), sftp.UseConcurrentReads(true))
-	stop()
+	go func() {
+		cmd.Wait()
+		close(t.ended)
+	}()
 	if err != nil {
 		in.Close()
 		cmd.Process.Kill()
-		cmd.Wait()
+		<-t.ended
+		out.Close()
 		return nil, parcel.NewError(parcel.Unreachable, "%s: no SFTP: %s", place, cmp.Or(t.errs.last(), err.Error()))
 	}
 	if _, ok := t.HasExtension("posix-rename@openssh.com"); !ok {
@@ -134,7 +151,7 @@ func OpenSFTP(ctx context.Context, place string, command []string, create bool, 
 // tail passes on what ssh says, and remembers the end of it.
 type tail struct {
 	w    io.Writer
-	mu   sync.Mutex
+	mu   sync.Mutex // ssh writes from a goroutine
 	text []byte
 }
 
@@ -163,17 +180,13 @@ func (t *SFTP) String() string { return t.place }
 func (t *SFTP) Width() int { return 32 }
 
 func (t *SFTP) Close() error {
-	err := t.Client.Close()
-	done := make(chan struct{})
-	go func() {
-		t.cmd.Wait()
-		close(done)
-	}()
+	err := t.Client.Close() // and the input of ssh
+	defer t.out.Close()
 	select {
-	case <-done:
+	case <-t.ended:
 	case <-time.After(5 * time.Second):
 		t.cmd.Process.Kill()
-		<-done
+		<-t.ended
 	}
 	return err
 }
@@ -182,11 +195,23 @@ func (t *SFTP) path(name string) string { return path.Join(t.dir, name) }
 
 // wrap says where an error happened, and what a lost connection is.
 func (t *SFTP) wrap(err error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, sftp.ErrSSHFxConnectionLost):
-		return parcel.NewError(parcel.Unreachable, "%s: connection lost", t.place).WithHint("run it again: it goes on from there")
+	}
+	var status *sftp.StatusError
+	if errors.As(err, &status) && status.FxCode() != sftp.ErrSSHFxConnectionLost || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) ||
+		errors.Is(err, fs.ErrPermission) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s: %w", t.place, err)
+	}
+	lost := errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, io.EOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, os.ErrClosed)
+	select {
+	case <-t.ended:
+		lost = true
+	default:
+	}
+	if lost {
+		return parcel.NewError(parcel.Unreachable, "%s: connection lost: %s", t.place, cmp.Or(t.errs.last(), err.Error())).
+			WithHint("run it again: it goes on from there")
 	}
 	return fmt.Errorf("%s: %w", t.place, err)
 }
@@ -238,6 +263,14 @@ func (t *SFTP) put(ctx context.Context, name string, r io.Reader, size int64) er
 		return err
 	}
 	temp := t.path(path.Join(path.Dir(name), atomicfile.TempPrefix+path.Base(name)))
+	t.mu.Lock()
+	waits := slices.ContainsFunc(t.pending, func(p written) bool { return p.from == temp })
+	t.mu.Unlock()
+	if waits {
+		if err := t.flush(ctx); err != nil {
+			return err
+		}
+	}
 	t.Client.Remove(temp) // so that nothing is written through a link
 	f, err := t.Create(temp)
 	if err != nil {
@@ -250,21 +283,55 @@ func (t *SFTP) put(ctx context.Context, name string, r io.Reader, size int64) er
 	if err == nil {
 		err = f.Chmod(fileMode(name))
 	}
-	if err == nil && !t.noSync {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
 	if err != nil {
+		f.Close()
 		t.Client.Remove(temp)
 		return err
 	}
-	return t.PosixRename(temp, t.path(name))
+	t.mu.Lock()
+	t.pending = append(t.pending, written{f, temp, t.path(name)})
+	full := len(t.pending) >= maxOpen
+	t.mu.Unlock()
+	if full {
+		return t.flush(ctx)
+	}
+	return nil
 }
 
-// Sync does nothing: every file was made durable as it came.
-func (t *SFTP) Sync(context.Context) error { return nil }
+// written is a file that waits under another name to be durable.
+type written struct {
+	f          *sftp.File
+	from, name string
+}
+
+// maxOpen bounds what waits, files: the server has that many open.
+const maxOpen = 128
+
+// Sync makes what waits durable, then gives it its name.
+func (t *SFTP) Sync(ctx context.Context) error { return t.wrap(t.flush(ctx)) }
+
+// flush is Sync. When files were written together, the fsync of the first one
+// takes the others to the disk too, and theirs cost next to nothing.
+func (t *SFTP) flush(ctx context.Context) error {
+	t.flushing.Lock()
+	defer t.flushing.Unlock()
+	t.mu.Lock()
+	pending := t.pending
+	t.pending = nil
+	t.mu.Unlock()
+	return parallel(ctx, t.Width(), slices.Values(pending), func(_ context.Context, p written) (err error) {
+		if !t.noSync {
+			err = p.f.Sync()
+		}
+		if cerr := p.f.Close(); err == nil {
+			err = cerr
+		}
+		if err == nil {
+			err = t.PosixRename(p.from, p.name)
+		}
+		return err
+	})
+}
 
 func (t *SFTP) Get(_ context.Context, name string) (io.ReadCloser, error) {
 	f, err := t.Open(t.path(name))

@@ -82,7 +82,6 @@ func idTime(id string) time.Time {
 // Limits of what is read from a backup.
 const (
 	maxParcels  = 1 << 20
-	maxLine     = 1 << 24     // of a set: all parcels may share an object
 	maxList     = 1 << 36     // bytes of a list
 	maxRecords  = 1 << 32     // bytes of an archive
 	maxHeader   = 1 << 28     // bytes of a list before the objects
@@ -220,6 +219,10 @@ func recordsName(id string, sealed bool) string {
 	}
 	return name
 }
+
+// maxLine bounds the line of a set, bytes: all parcels may share an object.
+// Tests lower it.
+var maxLine = 1 << 24
 
 // listReader reads a snapshot's list.
 type listReader struct {
