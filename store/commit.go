@@ -501,16 +501,18 @@ func rewrite(path string, encode func() ([]byte, error)) {
 
 // clearStaging removes all that waits in the staging area. Who is still
 // writing there will be told, at Close.
-func (p *Parcel) clearStaging() { p.clearStagingOf(func(string) bool { return true }) }
+func (p *Parcel) clearStaging() { p.clearStagingOf(func(fs.DirEntry) bool { return true }) }
 
 // clearStaged removes what waits in the staging area and was not committed,
 // but not what is still being written.
-func (p *Parcel) clearStaged() { p.clearStagingOf(func(name string) bool { return !isTemp(name) }) }
+func (p *Parcel) clearStaged() {
+	p.clearStagingOf(func(e fs.DirEntry) bool { return !isTemp(e.Name()) })
+}
 
-func (p *Parcel) clearStagingOf(which func(string) bool) {
+func (p *Parcel) clearStagingOf(which func(fs.DirEntry) bool) {
 	entries, _ := os.ReadDir(p.staging())
 	for _, e := range entries {
-		if which(e.Name()) {
+		if which(e) {
 			os.RemoveAll(filepath.Join(p.staging(), e.Name()))
 		}
 	}

@@ -106,8 +106,16 @@ func copied(src *Parcel, o CopyOptions) fill {
 		for _, im := range root.Images {
 			total += im.Size
 		}
+		// A block may be referred to any number of times.
+		walked := make(map[levelKey]bool)
 		for _, im := range root.Images {
 			err := keyring.Walk(ctx, cfg.Sealer(), made.before(src), im, func(level int, n int64, ref seal.Ref) error {
+				if at := (levelKey{keyOf(ref.Tag), int8(level)}); level > 0 {
+					if walked[at] {
+						return keyring.SkipBelow
+					}
+					walked[at] = true
+				}
 				if level == 0 && o.Progress != nil {
 					o.Progress(before+n*int64(im.ChunkSize), total)
 				}

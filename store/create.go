@@ -389,7 +389,7 @@ func (b *building) begin() error {
 		return err
 	}
 	b.again = true
-	b.p.clearStagingOf(func(name string) bool { return name != filepath.Base(b.dir) })
+	b.p.clearStagingOf(func(e fs.DirEntry) bool { return e.Name() != filepath.Base(b.dir) })
 	return nil
 }
 

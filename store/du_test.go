@@ -264,4 +264,8 @@ func TestReachBomb(t *testing.T) {
 	if d := parcels["alice/bomb"]; d.Error != nil || d.Data != testChunk<<32+256*testChunk || d.Garbage != 0 {
 		t.Errorf("du: %+v", d)
 	}
+	if _, err := s.Fork(ctx, "alice", "bomb", 2, "fork", "", "h", "id"); err != nil {
+		t.Errorf("fork: %v", err)
+	}
+	wantSound(t, s)
 }

@@ -129,8 +129,13 @@ func (s *Store) clearLeftovers(users []selection) error {
 		}
 		for _, n := range names {
 			if p := u.parcel(n); p.unfinished() {
-				if _, err := p.clearUnfinished(false); err != nil && !errors.Is(err, parcel.ErrBusy) {
+				// An import that was killed may be gone on with.
+				unlock, err := p.clearUnfinished(true)
+				if err != nil && !errors.Is(err, parcel.ErrBusy) {
 					return err
+				}
+				if unlock != nil {
+					unlock()
 				}
 			}
 		}
@@ -353,7 +358,8 @@ func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
 	}
 	p.repair(cfg, head)
 	if lock, err := p.held(); lock == nil && err == nil {
-		p.clearStaging()
+		// A directory may be one of a repair at work, which needs no lock.
+		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !isTemp(e.Name()) })
 	}
 	recorded, err := p.recorded()
 	if err != nil {

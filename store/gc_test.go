@@ -642,3 +642,42 @@ func (k *kept) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 	k.objects[tag] = sealed
 	return nil
 }
+
+// What was half made or removed goes, but for an import that can be gone on
+// with; what others are at work on stays.
+func TestGCOfLeftovers(t *testing.T) {
+	s := newStore(t)
+	p := newParcel(t, s)
+	u := s.userAt("alice")
+	for name, mark := range map[string]string{"halfmade": "", "imported": "PART:=1\n"} {
+		dir := u.parcel(name).lock
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		os.WriteFile(filepath.Join(dir, unfinishedFile), []byte(mark), 0o600)
+	}
+	for _, dir := range []string{u.lockRoot, filepath.Join(s.root, usersDir), p.lock, p.content} {
+		os.WriteFile(filepath.Join(dir, ".tmp-left"), nil, 0o600)
+	}
+	busy := u.parcel("busy")
+	os.Mkdir(busy.lock, 0o700)
+	os.WriteFile(filepath.Join(busy.lock, unfinishedFile), nil, 0o600)
+	unlock, err := lockFile(filepath.Join(busy.lock, flockFile), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Mkdir(filepath.Join(p.staging(), ".tmp-repair"), 0o700)
+	os.WriteFile(filepath.Join(p.staging(), ".tmp-upload"), nil, 0o600)
+	if got := collect(t, s, GCOptions{}); len(got) != 1 || got["alice/winxp"].Error != nil {
+		t.Errorf("got %+v", got)
+	}
+	unlock()
+	for path, want := range map[string]bool{u.parcel("halfmade").lock: false, u.parcel("imported").lock: true, busy.lock: true,
+		filepath.Join(u.lockRoot, ".tmp-left"): false, filepath.Join(s.root, usersDir, ".tmp-left"): false,
+		filepath.Join(p.lock, ".tmp-left"): false, filepath.Join(p.content, ".tmp-left"): false,
+		filepath.Join(p.staging(), ".tmp-repair"): true, filepath.Join(p.staging(), ".tmp-upload"): false} {
+		if _, err := os.Lstat(path); (err == nil) != want {
+			t.Errorf("%s: there %v, want %v", path, err == nil, want)
+		}
+	}
+}
