@@ -149,29 +149,46 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 	if err != nil {
 		return Committed{}, fmt.Errorf("parcel %s: staged %w", st.Parcel, err)
 	}
-	done, err := s.upload(ctx, root)
-	if err != nil {
-		return done, err
-	}
-	req := proto.CommitRequest{Nonce: co.nonceText(), Parent: st.Version, Keyroot: st.staged, ID: st.staged.Tag.String()}
-	done.Version, err = srv.Commit(ctx, st.Parcel, req)
-	if errors.Is(err, parcel.ErrConflict) {
-		// While the lock is ours nobody else commits: the head is an earlier
-		// commit of this checkout, whose answer was lost before it went on.
-		cfg, _, cerr := srv.Config(ctx, st.Parcel)
-		if cerr == nil && cfg.UUID == st.UUID && cfg.Version > st.Version {
-			req.Parent = cfg.Version
-			done.Version, err = srv.Commit(ctx, st.Parcel, req)
+	var done Committed
+	for try := 1; ; try++ {
+		sent, err := s.upload(ctx, root)
+		done.Objects, done.Bytes, done.sending = done.Objects+sent.Objects, done.Bytes+sent.Bytes, done.sending+sent.sending
+		if err != nil {
+			return done, err
 		}
-	}
-	if err != nil {
-		return done, co.lost(err)
+		done.Version, err = s.commit(ctx)
+		if err == nil {
+			break
+		}
+		// What the server said it had belonged to no version, and was collected
+		// since: it is all here, and goes there again.
+		if !errors.Is(err, parcel.ErrNoObject) || try == 3 {
+			return done, co.lost(err)
+		}
+		ui.Detail("parcel %s: %v; once more", st.Parcel, err)
 	}
 	done.New = true
 	if err := s.promote(sealed, root, done.Version); err != nil {
 		return done, err
 	}
 	return done, co.rescued()
+}
+
+// commit makes a version of what is staged, and sent.
+func (s *session) commit(ctx context.Context) (int, error) {
+	st := &s.co.State
+	req := proto.CommitRequest{Nonce: s.co.nonceText(), Parent: st.Version, Keyroot: st.staged, ID: st.staged.Tag.String()}
+	version, err := s.srv.Commit(ctx, st.Parcel, req)
+	if errors.Is(err, parcel.ErrConflict) {
+		// While the lock is ours nobody else commits: the head is an earlier
+		// commit of this checkout, whose answer was lost before it went on.
+		cfg, _, cerr := s.srv.Config(ctx, st.Parcel)
+		if cerr == nil && cfg.UUID == st.UUID && cfg.Version > st.Version {
+			req.Parent = cfg.Version
+			version, err = s.srv.Commit(ctx, st.Parcel, req)
+		}
+	}
+	return version, err
 }
 
 // rescued ends a rescue, if one was going on: all of it is on the server.

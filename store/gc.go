@@ -28,7 +28,6 @@ type Collected struct {
 	Parcel  string `json:"parcel"`
 	Objects int64  `json:"objects"` // that no version leads to, removed
 	Freed   int64  `json:"freed"`   // bytes of the disk; none for an object that another parcel has too
-	Waiting int64  `json:"waiting"` // objects put aside: the next commit or release removes them
 	Error   error  `json:"-"`       // why the parcel was left alone
 }
 
@@ -39,8 +38,8 @@ type Collected struct {
 // It never races anybody: a parcel's versions are walked, and its objects
 // listed, while it is in use; then under its flock what was committed
 // meanwhile is walked, and what is left of the list removed, some at a time.
-// While somebody holds the parcel, objects are put aside, not removed: who was
-// told that the parcel has one, and refers to it in a commit, is right.
+// Who was told that the parcel has an object which no version needs, and refers
+// to it in a commit, is told that it is gone, puts it, and commits again.
 func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) error {
 	users, err := s.selected(o.User, o.Parcel)
 	if err != nil {
@@ -255,8 +254,6 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
 		return p.wrap(err)
 	}
-	lock, err := p.held()
-	free := lock == nil && err == nil
 	for _, tag := range batch {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -265,25 +262,16 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 			continue
 		}
 		step("sweep")
-		if err := g.remove(c, content, tag, free); err != nil {
+		if err := g.remove(c, content, tag); err != nil {
 			return p.wrap(err)
 		}
 	}
 	return nil
 }
 
-// remove removes an object, or puts it aside.
-func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag, free bool) error {
+// remove removes an object.
+func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag) error {
 	name := filepath.Join("hdk", objectName(tag))
-	if !free {
-		err := content.Rename(name, filepath.Join("staging", tag.String()))
-		if err == nil {
-			c.Waiting++
-		} else if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-		return err
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	fi, err := content.Lstat(name)

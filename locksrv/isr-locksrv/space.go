@@ -70,7 +70,6 @@ type pruned struct {
 	Pruned  []int  `json:"pruned"`
 	Objects int64  `json:"objects"`
 	Freed   int64  `json:"freed"`
-	Waiting int64  `json:"waiting"`
 }
 
 func (c *parcelPrune) Run(ctx context.Context, e *env) error {
@@ -210,10 +209,10 @@ func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruni
 		}
 		ev.What = versionsText(gone)
 		if c.JSON {
-			json.NewEncoder(e.stdout).Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed, got.Waiting})
+			json.NewEncoder(e.stdout).Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed})
 			return err
 		}
-		fmt.Fprintf(e.stdout, "%s/%s: pruned %s: %s\n", w.p.User(), w.p.Name(), ev.What, removed(got.Objects, got.Freed, got.Waiting))
+		fmt.Fprintf(e.stdout, "%s/%s: pruned %s: %s\n", w.p.User(), w.p.Name(), ev.What, removed(got.Objects, got.Freed))
 		return err
 	})
 }
@@ -307,15 +306,15 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 	lines := json.NewEncoder(e.stdout)
 	var sum store.Collected
 	for _, got := range all {
-		sum.Objects, sum.Freed, sum.Waiting = sum.Objects+got.Objects, sum.Freed+got.Freed, sum.Waiting+got.Waiting
+		sum.Objects, sum.Freed = sum.Objects+got.Objects, sum.Freed+got.Freed
 		switch {
 		case c.JSON:
 			lines.Encode(struct {
 				store.Collected
 				Error string `json:"error,omitempty"`
 			}{got, errorText(got.Error)})
-		case got.Objects+got.Waiting > 0:
-			fmt.Fprintf(e.stdout, "%s/%s: %s\n", got.User, got.Parcel, removed(got.Objects, got.Freed, got.Waiting))
+		case got.Objects > 0:
+			fmt.Fprintf(e.stdout, "%s/%s: %s\n", got.User, got.Parcel, removed(got.Objects, got.Freed))
 		}
 		if got.Error != nil {
 			failed.named(e, got.User, got.Parcel, got.Error)
@@ -326,7 +325,7 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 		if c.DryRun {
 			would = "would be "
 		}
-		fmt.Fprintf(e.stdout, "%d parcels: %s%s\n", len(all), would, removed(sum.Objects, sum.Freed, sum.Waiting))
+		fmt.Fprintf(e.stdout, "%s: %s%s\n", count(int64(len(all)), "parcel"), would, removed(sum.Objects, sum.Freed))
 	}
 	if err != nil {
 		return err
@@ -335,12 +334,8 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 }
 
 // removed says what a collection did.
-func removed(objects, freed, waiting int64) string {
-	text := fmt.Sprintf("%d objects removed, %s freed", objects, iec(freed))
-	if waiting > 0 {
-		text += fmt.Sprintf("; %d put aside until the parcel is committed or released", waiting)
-	}
-	return text
+func removed(objects, freed int64) string {
+	return fmt.Sprintf("%s removed, %s freed", count(objects, "object"), iec(freed))
 }
 
 type du struct {
