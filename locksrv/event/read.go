@@ -47,6 +47,23 @@ func dayFile(name string) (day, ending string, ok bool) {
 	return day, ending, err == nil
 }
 
+// DayFile is the day, as 2026-11-26, of a file that is named like those of the
+// log.
+func DayFile(name string) (day string, ok bool) {
+	day, _, ok = dayFile(name)
+	return day, ok
+}
+
+// Unpack is the lines of a file of that name, which may have been compressed.
+// Call done when they are read.
+func Unpack(name string, r io.Reader) (lines io.Reader, done func(), err error) {
+	_, ending, ok := dayFile(name)
+	if !ok {
+		return nil, nil, fmt.Errorf("%s: is no day's file", name)
+	}
+	return packed[ending](r)
+}
+
 // Days are the days that there are files of, ascending.
 func (l *Log) Days() ([]time.Time, error) {
 	entries, err := os.ReadDir(l.dir)

@@ -345,7 +345,7 @@ func (g *gathering) readReports(ctx context.Context, src Source, from time.Time)
 			continue
 		}
 		for _, e := range days {
-			day, ok := strings.CutSuffix(e.Name(), ".jsonl")
+			day, ok := event.DayFile(e.Name())
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -366,7 +366,12 @@ func (g *gathering) readDay(root *os.Root, user, file string, warn func(string))
 		return err
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(f)
+	r, done, err := event.Unpack(file, f)
+	if err != nil {
+		return fmt.Errorf("%s/%s: %w", user, file, err)
+	}
+	defer done()
+	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for n := 1; lines.Scan(); n++ {
 		var k locksrv.Kept

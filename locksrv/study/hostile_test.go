@@ -2,8 +2,10 @@ package study
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,6 +70,14 @@ func TestHostileLogs(t *testing.T) {
 		strings.ReplaceAll(goodReport, `"parcel":"winxp"`, `"parcel":"../x"`)+"\n"+
 		strings.ReplaceAll(goodReport, `"seconds":5`, `"seconds":-5`)+"\n")
 	put(t, filepath.Join(reports, "bob", "2026-11-26.jsonl"), strings.ReplaceAll(goodReport, `"user":"alice"`, `"user":"bob"`)+"\n")
+	for name, id := range map[string]string{"2026-10-01.jsonl.gz": "1", "2026-10-02.jsonl.gz": ""} {
+		var b bytes.Buffer
+		if z := gzip.NewWriter(&b); id != "" { // the other is empty
+			fmt.Fprintln(z, strings.ReplaceAll(goodReport, strings.Repeat("0", 32), strings.Repeat(id, 32)))
+			z.Close()
+		}
+		put(t, filepath.Join(reports, "alice", name), b.String())
+	}
 	for link, to := range map[string]string{filepath.Join(reports, "alice", "2026-11-27.jsonl"): secret, filepath.Join(reports, "mallory"): filepath.Dir(secret)} {
 		if err := os.Symlink(to, link); err != nil {
 			t.Fatal(err)
@@ -80,7 +90,7 @@ func TestHostileLogs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Reports != 1 || len(said) < 8 {
+	if h.Reports != 2 || len(said) < 8 {
 		t.Errorf("%+v; said: %s", h, strings.Join(said, "\n"))
 	}
 	db, err := OpenDB(filepath.Join(dir, Database))
@@ -92,7 +102,7 @@ func TestHostileLogs(t *testing.T) {
 	if err := db.QueryRow("SELECT count(*) FROM sessions WHERE parcel = 'winxp' AND seconds = 3600").Scan(&n); err != nil || n != 1 {
 		t.Errorf("%d sessions, %v", n, err)
 	}
-	if err := db.QueryRow("SELECT count(*) FROM runs").Scan(&n); err != nil || n != 1 {
+	if err := db.QueryRow("SELECT count(*) FROM runs").Scan(&n); err != nil || n != 2 {
 		t.Errorf("%d runs, %v", n, err)
 	}
 	filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
