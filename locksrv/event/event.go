@@ -54,7 +54,7 @@ const (
 var Ops = []string{Lock, Release, Commit, Rollback, Fork,
 	UserAdd, UserDel, UserChange, UserPassword,
 	ParcelCreate, ParcelImport, ParcelCopy, ParcelRename, ParcelDel, ParcelExport, ParcelChange, ParcelPrune,
-	GC, Check, Repair, Backup, Restore, Harvest}
+	GC, Check, Repair, Backup, Restore, Harvest, Mirror, BackupPrune}
 
 // Event is one thing that happened, or, to a pre-hook, is about to.
 type Event struct {

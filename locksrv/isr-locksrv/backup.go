@@ -435,6 +435,10 @@ func (c *restore) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	// An empty directory that is the account's is to be a realm of the account's.
+	if err := e.become(root); err != nil {
+		return err
+	}
 	var s *store.Store
 	if c.User != "" {
 		if s, _, err = e.open(); err != nil {
