@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -271,10 +272,13 @@ func (t *SFTP) put(ctx context.Context, name string, r io.Reader, size int64) er
 			return err
 		}
 	}
-	t.Client.Remove(temp) // so that nothing is written through a link
-	f, err := t.Create(temp)
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL // through no link
+	f, err := t.OpenFile(temp, flags)
 	if err != nil {
-		return err
+		t.Client.Remove(temp) // of a run that was killed
+		if f, err = t.OpenFile(temp, flags); err != nil {
+			return err
+		}
 	}
 	n, err := f.ReadFrom(r)
 	if err == nil && n != size {
@@ -338,7 +342,28 @@ func (t *SFTP) Get(_ context.Context, name string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, t.wrap(err)
 	}
-	return f, nil
+	return &sftpReader{bufio.NewReaderSize(sftpErrors{t, f}, 160<<10), f}, nil
+}
+
+// sftpReader reads an object of the usual size in one go: each Read of a file
+// is a round trip.
+type sftpReader struct {
+	*bufio.Reader
+	io.Closer
+}
+
+// sftpErrors says where errors of reading happened.
+type sftpErrors struct {
+	t *SFTP
+	f *sftp.File
+}
+
+func (r sftpErrors) Read(p []byte) (int, error) {
+	n, err := r.f.Read(p)
+	if err != nil && err != io.EOF {
+		err = r.t.wrap(err)
+	}
+	return n, err
 }
 
 func (t *SFTP) List(ctx context.Context, dir string) iter.Seq2[Entry, error] {
