@@ -84,6 +84,9 @@ func (c *Client) CheckLocal(ctx context.Context, name string, o CheckOptions) (*
 	if co.State.Orphaned != "" {
 		out.bad("isr rescue "+name+" keeps its work as a new parcel", "orphaned: %s", co.State.Orphaned)
 	}
+	if co.State.Lost != "" {
+		out.bad("isr rescue "+name+" keeps what is here as a new parcel", "lost by the server: %s", co.State.Lost)
+	}
 	if err := co.unlock(ctx); err != nil {
 		if errors.Is(err, wrap.ErrNoMatch) || errors.Is(err, wrap.ErrNoSigner) {
 			return nil, err

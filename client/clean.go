@@ -80,6 +80,10 @@ func (c *Client) Discard(ctx context.Context, name string) error {
 	if err := co.unlock(ctx); err != nil {
 		return err
 	}
+	if st := &co.State; !st.base.IsNil() {
+		return parcel.NewError(parcel.Failed, "parcel %s: its rescue was interrupted, and version %d on the server is not what is here", name, st.Version).
+			WithHint("run isr rescue %s again, or give it up: isr clean %s", st.Rescue.From, name)
+	}
 	h, err := c.hoard()
 	if err != nil {
 		return err

@@ -117,6 +117,9 @@ func (c *Client) here(ls []Listed, server string) []Listed {
 		for _, co := range all {
 			if co.State.UUID == l.UUID && co.State.Server == server {
 				l.Here = co.Describe()
+				if co.State.Version > l.Version && co.State.Lost == "" && l.AsOf == nil && l.Error == "" {
+					l.Here += ", its version lost by the server"
+				}
 			}
 		}
 		if p, ok := pins[l.UUID]; ok {
@@ -230,6 +233,9 @@ func (co *Checkout) Describe() string {
 	}
 	if st.Orphaned != "" {
 		s += ", orphaned"
+	}
+	if st.Lost != "" {
+		s += ", its version lost by the server"
 	}
 	return s
 }

@@ -38,10 +38,12 @@ type Rescued struct {
 const maxNames = 100
 
 // Rescue makes a new parcel of a checkout that cannot be checked in: its lock
-// was taken, or it is damaged. On the server the new parcel begins as a copy
-// of the version that was pristine here; the checkout becomes its checkout,
-// less what is damaged, and what changed is committed as its next version,
-// with a comment that says where it came from. The old parcel stays as it is,
+// was taken, the server lost the version that it was made from, or it is
+// damaged. On the server the new parcel begins as a copy of the version that
+// was pristine here, or of the newest if that was lost; the checkout becomes
+// its checkout, less what is damaged, and what changed since, or what of the
+// lost version the server lacks, is committed as its next version, with a
+// comment that says where it came from. The old parcel stays as it is,
 // and if its lock is still held here it goes back. newName "" is NAME-rescued.
 func (c *Client) Rescue(ctx context.Context, name, newName string) (Rescued, error) {
 	if newName != "" {
@@ -93,6 +95,10 @@ func (c *Client) Rescue(ctx context.Context, name, newName string) (Rescued, err
 		if err := co.fork(ctx, srv); err != nil {
 			return Rescued{}, err
 		}
+	} else if !st.base.IsNil() && st.Status != Staged {
+		if err := co.wantWhole(ctx, srv, st.base); err != nil {
+			return Rescued{}, err
+		}
 	}
 	out := Rescued{Parcel: st.Parcel, Comment: st.Rescue.Comment}
 	out.Committed, err = co.sync(ctx, "")
@@ -120,6 +126,8 @@ func (c *Client) findRescued(name string) (*Checkout, error) {
 // troubles is why a checkout needs to be rescued, "" if nothing is known.
 func (co *Checkout) troubles() string {
 	switch st := &co.State; {
+	case st.Lost != "":
+		return lostReason
 	case st.Orphaned != "":
 		return "its lock was lost"
 	case st.Damaged != "":
@@ -133,11 +141,11 @@ func (co *Checkout) wantRescue(ctx context.Context, srv *remote.Server) error {
 	st := &co.State
 	if st.Orphaned == "" {
 		// It may not have been noticed yet.
-		err := co.checkLock(ctx, srv)
+		err := co.checkServer(ctx, srv)
 		if errors.Is(err, parcel.ErrNoParcel) {
 			return co.gone()
 		}
-		if err != nil && !errors.Is(err, parcel.ErrNotHolder) && !errors.Is(err, parcel.ErrDamaged) {
+		if err != nil && !errors.Is(err, parcel.ErrNotHolder) && !errors.Is(err, parcel.ErrDamaged) && st.Lost == "" {
 			return err
 		}
 		if errors.Is(err, parcel.ErrDamaged) {
@@ -155,7 +163,7 @@ func (co *Checkout) wantRescue(ctx context.Context, srv *remote.Server) error {
 	case len(bad) > 0:
 		return nil
 	}
-	return parcel.NewError(parcel.Failed, "parcel %s: neither damaged, nor is its lock lost", st.Parcel).
+	return parcel.NewError(parcel.Failed, "parcel %s: neither damaged, nor is its lock or its version lost", st.Parcel).
 		WithHint("isr sync %s saves it", st.Parcel)
 }
 
@@ -163,7 +171,7 @@ func (co *Checkout) wantRescue(ctx context.Context, srv *remote.Server) error {
 func (co *Checkout) gone() error {
 	st := &co.State
 	return parcel.NewError(parcel.NoParcel, "parcel %s: is no longer on the server, and its version %d with it", st.Parcel, st.Version).
-		WithHint("isr resume -d %s runs what is here of it", st.Parcel)
+		WithHint("ask the administrator to make one of that name (isr-locksrv parcel create %s %s), then run isr rescue %s again; isr resume -d %s runs what is here", st.User, st.Parcel, st.Parcel, st.Parcel)
 }
 
 // damaged is what is wrong with the overlays: chunks, by image. One that
@@ -237,23 +245,29 @@ func freeName(ctx context.Context, srv *remote.Server, name string) (string, err
 		WithHint("give it a name: isr rescue %s NAME", name)
 }
 
+// lostReason is why a checkout is rescued whose version the server lacks.
+const lostReason = "the server lost that version"
+
 // fork makes the new parcel on the server and turns the checkout into its.
 // Each step may be repeated, and the record that names the new parcel is the
 // last of them.
 func (co *Checkout) fork(ctx context.Context, srv *remote.Server) error {
 	c, st := co.client, &co.State
-	cfg, _, err := srv.Config(ctx, st.Parcel)
-	if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+	version, keyroot, err := co.origin(ctx, srv)
+	if err != nil {
 		return err
-	}
-	if err != nil || cfg.UUID != st.UUID {
-		return co.gone()
 	}
 	lost, err := co.salvage(ctx)
 	if err != nil {
 		return err
 	}
 	r := st.Rescue
+	if keyroot != st.pristine {
+		if err := co.wantWhole(ctx, srv, keyroot); err != nil {
+			return err
+		}
+		r.Reason = lostReason
+	}
 	if r.Reason == "" {
 		r.Reason = "damaged"
 	}
@@ -264,7 +278,7 @@ func (co *Checkout) fork(ctx context.Context, srv *remote.Server) error {
 	if err := co.save(); err != nil {
 		return err
 	}
-	lock, err := srv.Fork(ctx, st.Parcel, st.Version, r.Name, r.Comment, c.Host, r.Acquisition)
+	lock, err := srv.Fork(ctx, st.Parcel, version, r.Name, r.Comment, c.Host, r.Acquisition)
 	switch {
 	case errors.Is(err, parcel.ErrExists), errors.Is(err, parcel.ErrUsage):
 		// A name that will not do: let another be given.
@@ -291,6 +305,10 @@ func (co *Checkout) fork(ctx context.Context, srv *remote.Server) error {
 	if err != nil {
 		return err
 	}
+	// What it was made of the first time, if this is the second.
+	if keyroot, err = srv.Keyroot(ctx, r.Name, 1); err != nil {
+		return err
+	}
 	if err := co.keepLock(lock); err != nil {
 		return err
 	}
@@ -308,7 +326,14 @@ func (co *Checkout) fork(ctx context.Context, srv *remote.Server) error {
 		st.Status = Suspended
 	}
 	st.Parcel, st.UUID, st.Acquisition, st.Version = made.Parcel, made.UUID, r.Acquisition, 1
-	st.Orphaned, st.Damaged, st.staged = "", "", seal.Ref{}
+	st.Orphaned, st.Lost, st.Damaged, st.staged = "", "", "", seal.Ref{}
+	if keyroot != st.pristine {
+		// All of what is here is to be made a version of again.
+		st.base, st.Modified = keyroot, true
+		if st.Status == CheckedOut {
+			st.Status = Suspended
+		}
+	}
 	if err := co.save(); err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ func (co *Checkout) prepare(ctx context.Context, o *ResumeOptions) error {
 		return err
 	}
 	defer co.noteTraffic(srv)
-	return co.checkLock(ctx, srv)
+	return co.checkServer(ctx, srv)
 }
 
 // machine is what a driver is told of the parcel. o may be nil.

@@ -25,6 +25,7 @@ type session struct {
 	far    tally // what came from the sources
 	ladder *fetch.Ladder
 	root   *keyring.Root // of the pristine version
+	base   *keyring.Root // of the version on the server that the next is made from: root, but while a lost one is rescued
 	images map[string]*side
 }
 
@@ -71,6 +72,7 @@ func (co *Checkout) openSession(ctx context.Context, offline bool) (*session, er
 		s.close()
 		return nil, err
 	}
+	s.base = s.root
 	for _, name := range imageNames {
 		im, ok := s.root.Image(name)
 		if !ok {

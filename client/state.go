@@ -52,6 +52,7 @@ type State struct {
 	Memory      string // VMM whose memory image belongs to the state; "" = powered off
 	Requires    map[string]string
 	Orphaned    string  // who took the lock, if it was taken
+	Lost        string  // how the server lost Version, if it did
 	Damaged     string  // what is wrong, if something is
 	Mount       string  // directory of the running parcel's mount
 	Compression string  // profile that a resume asked for; "": none did
@@ -60,8 +61,9 @@ type State struct {
 
 	pristine seal.Ref // keyroot of Version
 	staged   seal.Ref // keyroot of what is staged
+	base     seal.Ref // what the server has as Version, while a rescue is to make pristine there again; nil: pristine
 	secret   []byte   // convergence secret
-	box      []byte   // the three above, under the checkout's key
+	box      []byte   // the four above, under the checkout's key
 }
 
 // boxed is the plaintext of the record's secret part.
@@ -69,6 +71,7 @@ type boxed struct {
 	Pristine seal.Ref `json:"pristine"`
 	Staged   seal.Ref `json:"staged"`
 	Secret   string   `json:"secret"`
+	Base     seal.Ref `json:"base,omitzero"`
 }
 
 // Checkout is a parcel on this host.
@@ -105,7 +108,7 @@ func (co *Checkout) load() error {
 	}
 	st := State{Status: Status(r.Get("STATUS")), Server: r.Get("SERVER"), User: r.Get("USER"),
 		Parcel: r.Get("PARCEL"), UUID: r.Get("UUID"), Acquisition: r.Get("ACQUISITION"),
-		Modified: r.Get("MODIFIED") == "yes", Memory: r.Get("MEMORY"), Orphaned: r.Get("ORPHANED"),
+		Modified: r.Get("MODIFIED") == "yes", Memory: r.Get("MEMORY"), Orphaned: r.Get("ORPHANED"), Lost: r.Get("LOST"),
 		Damaged: r.Get("DAMAGED"), Proof: r.Get("PROOF"), Mount: r.Get("MOUNT"), Compression: r.Get("COMPRESSION")}
 	if st.Version, err = strconv.Atoi(r.Get("VERSION")); err != nil {
 		return fmt.Errorf("checkout %s: state: VERSION: %w", co.Dir, err)
@@ -128,7 +131,7 @@ func (co *Checkout) load() error {
 	default:
 		return fmt.Errorf("checkout %s: state: STATUS %q", co.Dir, st.Status)
 	}
-	st.pristine, st.staged, st.secret = co.State.pristine, co.State.staged, co.State.secret
+	st.pristine, st.staged, st.base, st.secret = co.State.pristine, co.State.staged, co.State.base, co.State.secret
 	co.State = st
 	if co.key != nil {
 		return co.unbox()
@@ -146,7 +149,7 @@ func (co *Checkout) save() error {
 	st := &co.State
 	yes := map[bool]string{true: "yes", false: "no"}
 	if co.key != nil && !st.pristine.IsNil() {
-		p, err := json.Marshal(boxed{st.pristine, st.staged, hex.EncodeToString(st.secret)})
+		p, err := json.Marshal(boxed{st.pristine, st.staged, hex.EncodeToString(st.secret), st.base})
 		if err != nil {
 			return err
 		}
@@ -163,6 +166,9 @@ func (co *Checkout) save() error {
 		{Key: "REQUIRES", Value: string(requires)}, {Key: "ORPHANED", Value: parcel.Clean(st.Orphaned)},
 		{Key: "DAMAGED", Value: parcel.Clean(st.Damaged)}, {Key: "PROOF", Value: st.Proof}, {Key: "MOUNT", Value: st.Mount},
 		{Key: "COMPRESSION", Value: st.Compression}, {Key: "KEYS", Value: base64.StdEncoding.EncodeToString(st.box)}}
+	if st.Lost != "" {
+		r = append(r, parcel.Field{Key: "LOST", Value: parcel.Clean(st.Lost)})
+	}
 	if st.Rescue != nil {
 		v, err := json.Marshal(st.Rescue)
 		if err != nil {
@@ -194,7 +200,7 @@ func (co *Checkout) unbox() error {
 	if err := json.Unmarshal(p, &b); err != nil {
 		return fmt.Errorf("checkout %s: state: %w", co.Dir, err)
 	}
-	co.State.pristine, co.State.staged = b.Pristine, b.Staged
+	co.State.pristine, co.State.staged, co.State.base = b.Pristine, b.Staged, b.Base
 	co.State.secret, err = hex.DecodeString(b.Secret)
 	return err
 }

@@ -109,7 +109,7 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 		return Committed{}, err
 	}
 	defer co.noteTraffic(srv)
-	if err := co.checkLock(ctx, srv); err != nil {
+	if err := co.checkServer(ctx, srv); err != nil {
 		return Committed{}, err
 	}
 	if !st.Modified {
@@ -131,6 +131,11 @@ func (co *Checkout) sync(ctx context.Context, comment string) (Committed, error)
 		return Committed{}, err
 	}
 	defer s.close()
+	if !st.base.IsNil() {
+		if _, s.base, err = rootOf(ctx, st.Parcel, co.cfg, s.ladder, st.base); err != nil {
+			return Committed{}, err
+		}
+	}
 	if st.Status != Staged {
 		if err := s.stage(ctx, comment); err != nil {
 			return Committed{}, err
@@ -263,9 +268,12 @@ func (s *session) stage(ctx context.Context, comment string) error {
 	case !os.IsNotExist(err):
 		return err
 	}
-	if same(root, s.root) {
+	if same(root, s.base) {
 		// Written, but with what was there before: no version is made of it.
 		st.Status, st.Modified = CheckedOut, false
+		if !st.base.IsNil() {
+			st.pristine, st.base = st.base, seal.Ref{}
+		}
 		if err := co.save(); err != nil {
 			return err
 		}
@@ -297,7 +305,7 @@ func same(a, b *keyring.Root) bool {
 // upload sends the objects of root that the server lacks.
 func (s *session) upload(ctx context.Context, root *keyring.Root) (Committed, error) {
 	st := &s.co.State
-	tags, err := newTags(ctx, s.co.sealer(), s.ladder, s.root, st.staged, root)
+	tags, err := newTags(ctx, s.co.sealer(), s.ladder, s.base, st.staged, root)
 	if err != nil {
 		return Committed{}, fmt.Errorf("parcel %s: %w", st.Parcel, err)
 	}
@@ -338,12 +346,12 @@ func (s *session) promote(sealedRoot []byte, root *keyring.Root, version int) er
 	if err := atomicfile.Write(co.path("keys", "keyring"), sealedRoot, 0o600); err != nil {
 		return err
 	}
-	st.pristine, st.staged, st.Version = st.staged, seal.Ref{}, version
+	st.pristine, st.staged, st.base, st.Version = st.staged, seal.Ref{}, seal.Ref{}, version
 	st.Status, st.Modified = CheckedOut, false
 	if err := co.save(); err != nil {
 		return err
 	}
-	s.root = root
+	s.root, s.base = root, root
 	return co.tidy()
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -52,6 +53,13 @@ func TestRescueKilled(t *testing.T) {
 			}
 			w.ok(t, "B", "checkin", p+"-rescued")
 		}},
+		{"restored", func(t *testing.T, w *world, p string) {
+			// What is committed next is lost with all that came with it.
+			w.saved(t, p, "cp", "-a", "SIDE", "KEPT")
+			w.ok(t, "A", "sync", p)
+			w.saved(t, p, "rm", "-r", "SIDE")
+			w.saved(t, p, "mv", "KEPT", "SIDE")
+		}, func(t *testing.T, w *world, p string) { w.goesOn(t, "B", p+"-rescued", 3) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -98,7 +106,7 @@ func TestRescueKilled(t *testing.T) {
 					t.Errorf("killed at %v: the old parcel is held: %s", at, held)
 				}
 				versions := w.ok(t, "A", "ls", "-l", p+"-rescued").out
-				if !strings.Contains(versions, "rescued from "+p+" version 1 on hostA") {
+				if !strings.Contains(versions, "rescued from "+p+" version ") {
 					t.Errorf("killed at %v: it is not marked: %s", at, versions)
 				}
 				w.sound(t, p+"-rescued")
@@ -111,6 +119,22 @@ func TestRescueKilled(t *testing.T) {
 			t.Logf("%d of %d were killed", died, tried)
 			w.wantClean(t)
 		})
+	}
+}
+
+// saved runs a command on both sides of a parcel of alice on the server: SIDE
+// is its directory, KEPT one beside the users'.
+func (w *world) saved(t testing.TB, p string, words ...string) {
+	t.Helper()
+	for _, side := range []string{"isr", ".isr"} {
+		at := strings.NewReplacer("SIDE", filepath.Join(w.root, "users", "alice", side, p), "KEPT", filepath.Join(w.dir, p+side))
+		run := make([]string, len(words))
+		for i, word := range words {
+			run[i] = at.Replace(word)
+		}
+		if out, err := exec.Command(run[0], run[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", run, err, out)
+		}
 	}
 }
 

@@ -183,6 +183,8 @@ func (c *cleanCmd) Run(a *app) error {
 	switch {
 	case err == nil && co.State.Modified:
 		question = fmt.Sprintf("What changed in %s on this host since version %d will be lost. Clean it?", c.Parcel, co.State.Version)
+	case err == nil && cl.IsLost(a.ctx, co):
+		question = fmt.Sprintf("The server lost version %d of %s, which this host has; isr rescue %s saves it. Clean it all the same?", co.State.Version, c.Parcel, c.Parcel)
 	case err == nil && !c.Force:
 	case c.Force:
 		question = fmt.Sprintf("The lock of %s will be broken.%s Clean it?", c.Parcel, cl.HolderText(a.ctx, c.Parcel))
