@@ -131,8 +131,9 @@ type Adoption struct {
 }
 
 // Adopt makes a parcel of a user with the versions it had, under its name or
-// another. Who held it holds it still. parcel.ErrExists if there is one of
-// that name.
+// another. Who held it holds it still. The next acquisition's number is above
+// all that were given out after the files were read, and that they do not know
+// of. parcel.ErrExists if there is one of that name.
 func (s *Store) Adopt(ctx context.Context, userName, name string, a Adoption) (*Parcel, error) {
 	cfg, err := parcel.ParseConfig(a.Files[configFile])
 	if err != nil {
@@ -200,6 +201,9 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 			return err
 		}
 	}
+	if err := p.raiseEpoch(); err != nil {
+		return err
+	}
 	c := *cfg
 	c.User, c.Parcel = p.user.name, p.name
 	if a.Another {
@@ -225,6 +229,18 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 	step("derived")
 	p.repair(&c, head)
 	return nil
+}
+
+// raiseEpoch makes the epoch at least the seconds since 1970: no parcel is
+// acquired once a second for years, and one that is adopted again later has a
+// larger one again. What cannot be read stays as it is, for check to tell.
+func (p *Parcel) raiseEpoch() error {
+	epoch, err := p.epoch()
+	if err != nil {
+		return nil
+	}
+	epoch = max(epoch, now().Unix())
+	return os.WriteFile(filepath.Join(p.lock, epochFile), fmt.Appendf(nil, "%d\n", epoch), fileMode)
 }
 
 func cutKeys(name string) (version string, inKeys bool) {

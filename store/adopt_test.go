@@ -58,6 +58,21 @@ func TestAdopt(t *testing.T) {
 	}
 	wantChunk(t, q, 0, 1, "one")
 	wantChunk(t, q, 1, 1, "")
+	// The one that it is of may have been acquired often since.
+	for range 3 {
+		if _, err := p.Release("", true); err != nil {
+			t.Fatal(err)
+		}
+		if l, err = p.Acquire("alice", "desk", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := q.Release("", true); err != nil {
+		t.Fatal(err)
+	}
+	if next, err := q.Acquire("bob", "desk", ""); err != nil || next.Epoch <= l.Epoch {
+		t.Errorf("the next holder: %+v, %v; there was an epoch %d", next, err, l.Epoch)
+	}
 	a.Another = true
 	r, err := s.Adopt(ctx, "bob", "another", a)
 	if err != nil {
