@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/term"
-
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/atomicfile"
@@ -50,37 +48,6 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 		_, err := s.Import(ctx, c.User, c.Parcel, c.Image, o)
 		return err
 	})
-}
-
-// stages are the parts of something long, each with a bar of its own.
-type stages struct {
-	e       *env
-	current string
-	report  func(done, total int64)
-	done    func()
-}
-
-// of reports how far a stage is, and so that the one before it is over; nil if
-// nobody is shown.
-func (s *stages) of(name string) func(done, total int64) {
-	if !term.IsTerminal(int(s.e.stderr.Fd())) {
-		return nil
-	}
-	return func(done, total int64) {
-		if s.current != name {
-			s.end()
-			s.current = name
-			s.report, s.done = s.e.progress(name)
-		}
-		s.report(done, total)
-	}
-}
-
-func (s *stages) end() {
-	if s.done != nil {
-		s.done()
-	}
-	s.current, s.done = "", nil
 }
 
 type parcelExport struct {

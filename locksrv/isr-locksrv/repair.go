@@ -5,10 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
-
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/parcel"
@@ -129,27 +125,4 @@ func (c *repair) did() string {
 		return "would mend"
 	}
 	return "mended"
-}
-
-// counter shows a bar of things that are counted, on a terminal only.
-func (e *env) counter(what string) (report func(done, total int64), done func()) {
-	if !term.IsTerminal(int(e.stderr.Fd())) {
-		return func(int64, int64) {}, func() {}
-	}
-	var bars *mpb.Progress
-	var bar *mpb.Bar
-	return func(n, total int64) {
-			if bar == nil {
-				bars = mpb.New(mpb.WithOutput(e.stderr))
-				bar = bars.AddBar(0, mpb.PrependDecorators(decor.Name(what+" "), decor.CountersNoUnit("%d / %d")),
-					mpb.AppendDecorators(decor.AverageETA(decor.ET_STYLE_GO)))
-			}
-			bar.SetTotal(total, false)
-			bar.SetCurrent(n)
-		}, func() {
-			if bar != nil {
-				bar.Abort(false)
-				bars.Wait()
-			}
-		}
 }

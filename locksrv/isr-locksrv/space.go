@@ -465,13 +465,3 @@ func versionsText(vs []int) string {
 	}
 	return "versions " + b.String()
 }
-
-// eachParcel counts parcels as they are done, on a terminal only. done ends it.
-func (e *env) eachParcel(what string, total int) (one, done func()) {
-	n := int64(0)
-	count, done := e.counter(what + " parcels")
-	return func() {
-		n++
-		count(n, int64(total))
-	}, done
-}
