@@ -130,8 +130,7 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += ": snapshot " + snap.ID
 		if c.JSON {
-			e.stdout.rows().Encode(snapshotRow(snap, map[string]any{"sent_objects": res.Sent, "sent_bytes": res.Bytes,
-				"damaged": res.Damaged, "seconds": time.Since(start).Seconds()}))
+			e.stdout.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %s; sent %s of %s in %s\n", snap.ID, count(len(snap.Parcels), "parcel"),
 				count(snap.Objects, "object"), store.SizeText(snap.Bytes), count(res.Sent, "object"), store.SizeText(res.Bytes), tookText(start))
@@ -142,16 +141,6 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 		}
 		return err
 	})
-}
-
-// snapshotRow is a snapshot for --json.
-func snapshotRow(s *backup.Snapshot, more map[string]any) map[string]any {
-	row := map[string]any{"id": s.ID, "realm": s.Realm, "time": s.Time, "host": s.Host, "sealed": s.Sealed,
-		"parcels": len(s.Parcels), "objects": s.Objects, "bytes": s.Bytes}
-	for k, v := range more {
-		row[k] = v
-	}
-	return row
 }
 
 // recipients are public keys: age's, SSH's, or those in files.
@@ -237,7 +226,7 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 		}
 		for _, p := range s.Parcels {
 			if c.JSON {
-				err = lines.Encode(map[string]any{"user": p.User, "parcel": p.Name, "version": p.Version, "held": p.Held, "objects": p.Objects, "bytes": p.Bytes})
+				err = lines.Encode(backedUpParcel{p.User, p.Name, p.Version, p.Held, p.Objects, p.Bytes})
 			} else {
 				state := "released"
 				if p.Held != "" {
@@ -263,7 +252,7 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 			return err
 		}
 		if c.JSON {
-			err = lines.Encode(snapshotRow(s, nil))
+			err = lines.Encode(rowOfSnapshot(s))
 		} else {
 			table.row(s.ID, s.Realm, count(len(s.Parcels), "parcel"), count(s.Objects, "object"), store.SizeText(s.Bytes))
 		}
@@ -316,7 +305,7 @@ func (c *backupVerify) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	if c.JSON {
-		err = lines.Encode(map[string]any{"snapshots": v.Snapshots, "objects": v.Objects, "bytes": v.Bytes, "read": v.Read, "spare": v.Spare, "errors": v.Errors})
+		err = lines.Encode(verifiedBackup(*v))
 	} else {
 		_, err = fmt.Fprintf(e.stdout, "%s, %s of %s, %d read: %s\n", count(v.Snapshots, "snapshot"), count(v.Objects, "object"), store.SizeText(v.Bytes), v.Read, count(v.Errors, "error"))
 	}
@@ -365,7 +354,7 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 	table := e.stdout.columns()
 	row := func(id string, kept []string) {
 		if c.JSON {
-			lines.Encode(map[string]any{"id": id, "kept": kept, "goes": len(kept) == 0})
+			lines.Encode(plannedSnapshot{id, kept, len(kept) == 0})
 		} else {
 			table.row(id, keptText(kept))
 		}
@@ -374,7 +363,7 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 		row(k.ID, k.Why)
 	}
 	for _, id := range plan.Remove {
-		row(id, []string{})
+		row(id, nil)
 	}
 	table.print()
 	if c.DryRun {
@@ -396,7 +385,7 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 		ev.Objects, ev.Bytes = res.Objects, res.Bytes
 		ev.What += fmt.Sprintf(": %s", count(res.Snapshots, "snapshot"))
 		if c.JSON {
-			lines.Encode(map[string]any{"removed_snapshots": res.Snapshots, "removed_objects": res.Objects, "removed_bytes": res.Bytes})
+			lines.Encode(prunedBackup(*res))
 			return nil
 		}
 		fmt.Fprintf(e.stdout, "removed %s, %s of %s\n", count(res.Snapshots, "snapshot"), count(res.Objects, "object"), store.SizeText(res.Bytes))
@@ -482,14 +471,14 @@ func (c *restore) Run(ctx context.Context, e *env) error {
 		by := e.session()
 		ev.Time, ev.Seconds, ev.By, ev.Admin = time.Now(), time.Since(start).Seconds(), by.By, true
 		err = locksrv.NewService(s).Events.Append(ev)
+		e.acted = true
 	}
 	if err != nil {
 		return err
 	}
 	done()
 	if c.JSON {
-		err = e.stdout.rows().Encode(snapshotRow(res.Snapshot, map[string]any{"restored_parcels": res.Parcels, "fetched_objects": res.Fetched,
-			"fetched_bytes": res.Bytes, "kept_objects": res.Kept, "lacking": res.Lacking, "failed": res.Failed, "seconds": time.Since(start).Seconds()}))
+		err = e.stdout.rows().Encode(restoredRow{rowOfSnapshot(res.Snapshot), res.Parcels, res.Fetched, res.Bytes, res.Kept, res.Lacking, res.Failed, time.Since(start).Seconds()})
 	} else {
 		_, err = fmt.Fprintf(e.stdout, "snapshot %s: restored %s; fetched %s of %s in %s\n", res.Snapshot.ID, count(res.Parcels, "parcel"),
 			count(res.Fetched, "object"), store.SizeText(res.Bytes), tookText(start))
@@ -556,8 +545,7 @@ func (c *mirror) pass(ctx context.Context, e *env, s *store.Store, root string) 
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += fmt.Sprintf(": %s", count(res.Changed, "parcel"))
 		if c.JSON {
-			e.stdout.rows().Encode(map[string]any{"parcels": res.Parcels, "changed": res.Changed, "sent_objects": res.Sent, "sent_bytes": res.Bytes,
-				"linked_objects": res.Linked, "removed_files": res.Removed, "seconds": time.Since(start).Seconds()})
+			e.stdout.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %s, linked %d, removed %s in %s\n", count(res.Parcels, "parcel"), res.Changed,
 				count(res.Sent, "object"), store.SizeText(res.Bytes), res.Linked, count(res.Removed, "file"), tookText(start))
