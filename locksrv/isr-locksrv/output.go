@@ -165,7 +165,11 @@ func (c *columns) row(cells ...string) {
 
 // print prints the table.
 func (c *columns) print() error {
-	_, err := io.WriteString(c.out, cut(c.text(), c.out.width(), c.out.ascii))
+	width := c.out.width()
+	if c.right {
+		width = 0 // the names are at its end
+	}
+	_, err := io.WriteString(c.out, cut(c.text(), width, c.out.ascii))
 	return err
 }
 

@@ -1,15 +1,26 @@
 package main
 
 import (
+	"os"
+
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 	"golang.org/x/term"
 )
 
+// watched reports whether somebody sees standard error, on a terminal that can
+// draw over what it has shown.
+func (e *env) watched() bool {
+	if name := os.Getenv("TERM"); name == "" || name == "dumb" {
+		return false
+	}
+	return term.IsTerminal(int(e.stderr.Fd()))
+}
+
 // progress shows a bar while something long goes on, on a terminal only. done
 // ends it.
 func (e *env) progress(what string) (report func(done, total int64), done func()) {
-	if !term.IsTerminal(int(e.stderr.Fd())) {
+	if !e.watched() {
 		return nil, func() {}
 	}
 	bars := mpb.New(mpb.WithOutput(e.stderr))
@@ -26,7 +37,7 @@ func (e *env) progress(what string) (report func(done, total int64), done func()
 
 // counter shows a bar of things that are counted, on a terminal only.
 func (e *env) counter(what string) (report func(done, total int64), done func()) {
-	if !term.IsTerminal(int(e.stderr.Fd())) {
+	if !e.watched() {
 		return func(int64, int64) {}, func() {}
 	}
 	var bars *mpb.Progress
@@ -68,7 +79,7 @@ type stages struct {
 // of reports how far a stage is, and so that the one before it is over; nil if
 // nobody is shown.
 func (s *stages) of(name string) func(done, total int64) {
-	if !term.IsTerminal(int(s.e.stderr.Fd())) {
+	if !s.e.watched() {
 		return nil
 	}
 	return func(done, total int64) {
