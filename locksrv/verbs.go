@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"isr/locksrv/event"
@@ -553,6 +554,7 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 		var werr error
 		unseen := 0
 		sum, err := c.Store.Check(ctx, o, func(p store.Problem) {
+			p = inside(c.Store, p)
 			switch {
 			case p.Parcel != name && c.Rights.Parcels != nil:
 				if p.Severity == store.Bad { // the user's, or another parcel's
@@ -571,10 +573,32 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 		case werr != nil:
 			return werr
 		case sum.Errors > unseen:
-			return parcel.NewError(parcel.Damaged, "parcel %s: %d errors", name, sum.Errors-unseen)
+			return parcel.NewError(parcel.Damaged, "parcel %s: %s", name, errorCount(sum.Errors-unseen))
 		}
 		return nil
 	}
+}
+
+func errorCount(n int) string {
+	if n == 1 {
+		return "1 error"
+	}
+	return fmt.Sprintf("%d errors", n)
+}
+
+// inside is a problem as it is said to a user: where the realm is on the server
+// is not hers to know, so paths are those in her directory.
+func inside(s *store.Store, p store.Problem) store.Problem {
+	own, _, err := s.UserDirs(p.User)
+	if err != nil {
+		return p
+	}
+	for _, text := range []*string{&p.Msg, &p.Hint} {
+		home := filepath.Dir(own)
+		*text = strings.ReplaceAll(*text, home+"/", "")
+		*text = strings.ReplaceAll(*text, filepath.Dir(home)+"/", "") // a parcel may be on its way from another user
+	}
+	return p
 }
 
 // FindingOf is a problem as it is said to a client: what is wrong with an

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"isr/store/keep"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -77,7 +78,7 @@ func (c *crash) run() error {
 		err = s.GC(ctx, GCOptions{}, func(c Collected) { err = errors.Join(err, c.Error) })
 	case "prune":
 		var plan []Plan
-		if plan, err = p.Plan(Keep{Last: 2}); err == nil {
+		if plan, err = p.Plan(keep.Rules{Last: 2}); err == nil {
 			_, _, err = p.Prune(ctx, Prunable(plan))
 		}
 	case "repair":

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -14,8 +15,8 @@ import (
 
 // DiskOptions choose what Disk measures.
 type DiskOptions struct {
-	User, Parcel string // empty: all
-	Keep         Keep   // with rules: say what a prune by them would free
+	User, Parcel string     // empty: all
+	Keep         keep.Rules // with rules: say what a prune by them would free
 }
 
 // Disk is what one parcel takes of the disk. Its objects are Unique, Own and
@@ -138,7 +139,7 @@ func (t *diskTally) object(tag seal.Tag, st *unix.Stat_t, going bool) {
 // measurer measures one parcel.
 type measurer struct {
 	p        *Parcel
-	keep     Keep
+	keep     keep.Rules
 	cache    *blockCache
 	tallies  []*diskTally
 	siblings []*Parcel // other parcels of the same user

@@ -13,6 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/seal"
 )
@@ -160,7 +161,7 @@ func TestDiskFrees(t *testing.T) {
 				commit(t, p, c)
 			}
 		}
-		keep := Keep{Last: rapid.IntRange(1, 3).Draw(r, "keep")}
+		rules := keep.Rules{Last: rapid.IntRange(1, 3).Draw(r, "keep")}
 		dirs := []string{filepath.Join(s.root, "users/alice/isr"), filepath.Join(s.root, "users/bob/isr")}
 		objects := func() int64 {
 			var sum int64
@@ -180,11 +181,11 @@ func TestDiskFrees(t *testing.T) {
 			}
 			return sum
 		}
-		_, sums := disk(t, s, DiskOptions{Keep: keep})
+		_, sums := disk(t, s, DiskOptions{Keep: rules})
 		before, freed := objects(), int64(0)
 		for _, p := range parcels {
-			said, _ := disk(t, s, DiskOptions{User: p.User(), Parcel: p.Name(), Keep: keep})
-			plan, err := p.Plan(keep)
+			said, _ := disk(t, s, DiskOptions{User: p.User(), Parcel: p.Name(), Keep: rules})
+			plan, err := p.Plan(rules)
 			if err != nil {
 				r.Fatal(err)
 			}

@@ -16,6 +16,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -410,7 +411,7 @@ func TestGCModel(t *testing.T) {
 				}
 			},
 			"prune": func(r *rapid.T) {
-				plan, err := p.Plan(Keep{Last: rapid.IntRange(1, 4).Draw(r, "keep")})
+				plan, err := p.Plan(keep.Rules{Last: rapid.IntRange(1, 4).Draw(r, "keep")})
 				if err != nil {
 					r.Fatal(err)
 				}
@@ -540,7 +541,7 @@ func TestGCRace(t *testing.T) {
 				}); err != nil {
 					t.Error(err)
 				}
-				if plan, err := parcels[n%len(parcels)].Plan(Keep{Last: 2}); err != nil {
+				if plan, err := parcels[n%len(parcels)].Plan(keep.Rules{Last: 2}); err != nil {
 					t.Error(err)
 				} else if _, _, err := parcels[n%len(parcels)].Prune(ctx, Prunable(plan)); err != nil {
 					t.Error(err)

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"isr/store/atomicfile"
+	"isr/store/keep"
 	"isr/store/parcel"
 )
 
@@ -32,7 +34,7 @@ func Prunable(plan []Plan) []int {
 }
 
 // Plan says for each version, newest first, whether and why k keeps it.
-func (p *Parcel) Plan(k Keep) ([]Plan, error) {
+func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 	if err := k.Check(); err != nil {
 		return nil, err
 	}
@@ -54,7 +56,11 @@ func (p *Parcel) Plan(k Keep) ([]Plan, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, p.errorf(parcel.Damaged, "record of the last release: %v", err)
 	}
-	why := k.choose(infos)
+	times := make([]time.Time, len(infos))
+	for i, v := range infos {
+		times[i] = v.Time
+	}
+	why := k.Choose(times)
 	plan := make([]Plan, len(infos))
 	for i, v := range infos {
 		kept := why[i]
@@ -95,7 +101,7 @@ func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Colle
 	defer lock.Close()
 	err = p.exclusive(func() error {
 		// All rules would be at work again: only what always stays is asked for.
-		plan, err := p.Plan(Keep{})
+		plan, err := p.Plan(keep.Rules{})
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"isr/store/keep"
 	"isr/store/parcel"
 )
 
@@ -43,7 +44,7 @@ func TestPruneKeeps(t *testing.T) {
 	// A release in good order forgets who lost the lock before.
 	kept := func(want string) []Plan {
 		t.Helper()
-		plan, err := p.Plan(Keep{Last: 1})
+		plan, err := p.Plan(keep.Rules{Last: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -109,7 +110,7 @@ func TestPruneKeeps(t *testing.T) {
 		t.Errorf("lost keyroot: got %v", err)
 	}
 	os.Rename(p.versionFile(3)+".x", p.versionFile(3))
-	if _, err := p.Plan(Keep{Daily: -1}); parcel.KindOf(err) != parcel.Usage {
+	if _, err := p.Plan(keep.Rules{Daily: -1}); parcel.KindOf(err) != parcel.Usage {
 		t.Errorf("daily -1: got %v", err)
 	}
 	collect(t, s, GCOptions{})

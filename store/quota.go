@@ -224,16 +224,24 @@ func (u user) errQuota() error {
 // ErrQuota is the error for a user whose quota is used up.
 func (s *Store) ErrQuota(name string) error { return s.userAt(name).errQuota() }
 
-// SizeText is a number of bytes for people, in powers of 1024.
+// SizeText is a number of bytes for people: at most three digits that count and
+// a unit, powers of 1024, as sizes are typed: 512B, 1.50K, 20.0G. It is the one
+// way to print a size.
 func SizeText(n int64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d bytes", n)
+	if n < 1024 {
+		return fmt.Sprintf("%dB", n)
 	}
-	unit := -1
 	f := float64(n)
-	for f >= 1023.95 && unit < 4 {
-		f /= 1 << 10
-		unit++
+	for _, unit := range "KMGTP" {
+		f /= 1024
+		switch {
+		case f < 9.995:
+			return fmt.Sprintf("%.2f%c", f, unit)
+		case f < 99.95:
+			return fmt.Sprintf("%.1f%c", f, unit)
+		case f < 1023.5:
+			return fmt.Sprintf("%.0f%c", f, unit)
+		}
 	}
-	return strconv.FormatFloat(f, 'f', 1, 64) + " " + string("KMGTP"[unit]) + "iB"
+	return fmt.Sprintf("%.2fE", f/1024)
 }

@@ -53,7 +53,9 @@ func (e *env) act(ctx context.Context, s *store.Store, what event.Event, f func(
 
 // actOn is act of what f completes.
 func (e *env) actOn(ctx context.Context, s *store.Store, what *event.Event, f func(ctx context.Context) error) error {
-	return service(s).Act(ctx, e.session(), what, f)
+	err := service(s).Act(ctx, e.session(), what, f)
+	e.acted = e.acted || err == nil && what.Op != event.Check // which changes nothing
+	return err
 }
 
 // service answers an administrator. What a hook does runs no hooks, so that

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"filippo.io/age"
@@ -132,28 +130,17 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += ": snapshot " + snap.ID
 		if c.JSON {
-			err = json.NewEncoder(e.stdout).Encode(snapshotRow(snap, map[string]any{"sent_objects": res.Sent, "sent_bytes": res.Bytes,
-				"damaged": res.Damaged, "seconds": time.Since(start).Seconds()}))
+			e.stdout.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), time.Since(start).Seconds()})
 		} else {
-			_, err = fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %d bytes; sent %s of %d bytes in %v\n", snap.ID, count(int64(len(snap.Parcels)), "parcel"),
-				count(snap.Objects, "object"), snap.Bytes, count(res.Sent, "object"), res.Bytes, time.Since(start).Round(100*time.Millisecond))
+			fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %s; sent %s of %s in %s\n", snap.ID, count(len(snap.Parcels), "parcel"),
+				count(snap.Objects, "object"), store.SizeText(snap.Bytes), count(res.Sent, "object"), store.SizeText(res.Bytes), tookText(start))
 		}
 		if err == nil && res.Damaged > 0 {
-			err = parcel.NewError(parcel.Damaged, "backup: %s of this realm not whole, and not in it", count(int64(res.Damaged), "object")).
+			err = parcel.NewError(parcel.Damaged, "backup: %s of this realm not whole, and not in it", count(res.Damaged, "object")).
 				WithHint("isr-locksrv check -c says which parcels need them")
 		}
 		return err
 	})
-}
-
-// snapshotRow is a snapshot for --json.
-func snapshotRow(s *backup.Snapshot, more map[string]any) map[string]any {
-	row := map[string]any{"id": s.ID, "realm": s.Realm, "time": s.Time, "host": s.Host, "sealed": s.Sealed,
-		"parcels": len(s.Parcels), "objects": s.Objects, "bytes": s.Bytes}
-	for k, v := range more {
-		row[k] = v
-	}
-	return row
 }
 
 // recipients are public keys: age's, SSH's, or those in files.
@@ -226,9 +213,8 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	lines := json.NewEncoder(e.stdout)
+	table := e.stdout.columns()
+	lines := e.stdout.rows()
 	if c.Snapshot != "" {
 		id := c.Snapshot
 		if id == "latest" && len(ids) > 0 {
@@ -240,19 +226,19 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 		}
 		for _, p := range s.Parcels {
 			if c.JSON {
-				err = lines.Encode(map[string]any{"user": p.User, "parcel": p.Name, "version": p.Version, "held": p.Held, "objects": p.Objects, "bytes": p.Bytes})
+				err = lines.Encode(backedUpParcel{p.User, p.Name, p.Version, p.Held, p.Objects, p.Bytes})
 			} else {
 				state := "released"
 				if p.Held != "" {
 					state = "held by " + p.Held
 				}
-				_, err = fmt.Fprintf(table, "%s\t%s\tversion %d\t%d bytes\t%s\n", p.User, p.Name, p.Version, p.Bytes, state)
+				table.row(p.User, p.Name, fmt.Sprint("version ", p.Version), store.SizeText(p.Bytes), state)
 			}
 			if err != nil {
 				return err
 			}
 		}
-		return nil
+		return table.print()
 	}
 	var bad error
 	for _, id := range ids {
@@ -266,13 +252,16 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 			return err
 		}
 		if c.JSON {
-			err = lines.Encode(snapshotRow(s, nil))
+			err = lines.Encode(rowOfSnapshot(s))
 		} else {
-			_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d bytes\n", s.ID, s.Realm, count(int64(len(s.Parcels)), "parcel"), count(s.Objects, "object"), s.Bytes)
+			table.row(s.ID, s.Realm, count(len(s.Parcels), "parcel"), count(s.Objects, "object"), store.SizeText(s.Bytes))
 		}
 		if err != nil {
 			return err
 		}
+	}
+	if err := table.print(); err != nil {
+		return err
 	}
 	return bad
 }
@@ -302,7 +291,7 @@ func (c *backupVerify) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	defer t.Close()
-	lines := json.NewEncoder(e.stdout)
+	lines := e.stdout.rows()
 	progress, done := e.progress("verify")
 	v, err := backup.Verify(ctx, t, backup.VerifyOptions{Snapshot: c.Snapshot, Sample: float64(c.Sample), Progress: progress, Problem: func(text string) {
 		if c.JSON {
@@ -316,12 +305,12 @@ func (c *backupVerify) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	if c.JSON {
-		err = lines.Encode(map[string]any{"snapshots": v.Snapshots, "objects": v.Objects, "bytes": v.Bytes, "read": v.Read, "spare": v.Spare, "errors": v.Errors})
+		err = lines.Encode(verifiedBackup(*v))
 	} else {
-		_, err = fmt.Fprintf(e.stdout, "%s, %s of %d bytes, %d read: %s\n", count(int64(v.Snapshots), "snapshot"), count(v.Objects, "object"), v.Bytes, v.Read, count(int64(v.Errors), "error"))
+		_, err = fmt.Fprintf(e.stdout, "%s, %s of %s, %d read: %s\n", count(v.Snapshots, "snapshot"), count(v.Objects, "object"), store.SizeText(v.Bytes), v.Read, count(v.Errors, "error"))
 	}
 	if err == nil && v.Errors > 0 {
-		err = parcel.NewError(parcel.Damaged, "%s: %s", t, count(int64(v.Errors), "error")).
+		err = parcel.NewError(parcel.Damaged, "%s: %s", t, count(v.Errors, "error")).
 			WithHint("the next backup sends again what is missing, if the realm has it")
 	}
 	return err
@@ -329,22 +318,19 @@ func (c *backupVerify) Run(ctx context.Context, e *env) error {
 
 type backupPrune struct {
 	place
-	Keep        uint `help:"Keep the newest N." placeholder:"N"`
-	KeepDaily   uint `help:"Keep the newest of each of the last N days that have one." placeholder:"N"`
-	KeepWeekly  uint `help:"The same by weeks." placeholder:"N"`
-	KeepMonthly uint `help:"The same by months." placeholder:"N"`
-	KeepYearly  uint `help:"The same by years." placeholder:"N"`
-	DryRun      bool `help:"Say what would be done, and do nothing."`
-	Yes         bool `short:"y" help:"Do not ask."`
-	JSON        bool `name:"json" help:"Print an object a line."`
+	keepRules
+	sure
+	DryRun bool `short:"n" help:"Say what would go, and change nothing."`
+	JSON   bool `name:"json" help:"Print an object a line."`
 }
 
 func (c *backupPrune) Run(ctx context.Context, e *env) error {
-	const most = 1 << 20
-	keep := backup.Keep{Last: int(min(c.Keep, most)), Daily: int(min(c.KeepDaily, most)), Weekly: int(min(c.KeepWeekly, most)),
-		Monthly: int(min(c.KeepMonthly, most)), Yearly: int(min(c.KeepYearly, most))}
-	if keep.Zero() {
-		return parcel.NewError(parcel.Usage, "backup prune: want a rule: --keep N, --keep-daily N, …")
+	rules, err := c.rules()
+	if err != nil {
+		return err
+	}
+	if rules.Empty() {
+		return errNoRule("backup prune")
 	}
 	s, root, err := e.open()
 	if err != nil {
@@ -360,30 +346,31 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	defer t.Close()
-	plan, err := backup.PlanPrune(ctx, t, keep)
+	plan, err := backup.PlanPrune(ctx, t, rules)
 	if err != nil {
 		return err
 	}
-	lines := json.NewEncoder(e.stdout)
-	for _, k := range plan.Keep {
+	lines := e.stdout.rows()
+	table := e.stdout.columns()
+	row := func(id string, kept []string) {
 		if c.JSON {
-			lines.Encode(map[string]any{"id": k.ID, "keep": k.Why})
+			lines.Encode(plannedSnapshot{id, kept, len(kept) == 0})
 		} else {
-			fmt.Fprintf(e.stdout, "keep    %s  %s\n", k.ID, strings.Join(k.Why, ", "))
+			table.row(id, keptText(kept))
 		}
+	}
+	for _, k := range plan.Keep {
+		row(k.ID, k.Why)
 	}
 	for _, id := range plan.Remove {
-		if c.JSON {
-			lines.Encode(map[string]any{"id": id, "keep": []string{}})
-		} else {
-			fmt.Fprintf(e.stdout, "remove  %s\n", id)
-		}
+		row(id, nil)
 	}
+	table.print()
 	if c.DryRun {
 		return nil
 	}
 	if len(plan.Remove) > 0 {
-		if err := e.confirm(c.Yes, "remove %s of %d from %s?", count(int64(len(plan.Remove)), "snapshot"), len(plan.Remove)+len(plan.Keep), t); err != nil {
+		if err := e.confirm(c.Yes, "remove %s of %d from %s?", count(len(plan.Remove), "snapshot"), len(plan.Remove)+len(plan.Keep), t); err != nil {
 			return err
 		}
 	}
@@ -396,12 +383,13 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 			return err
 		}
 		ev.Objects, ev.Bytes = res.Objects, res.Bytes
-		ev.What += fmt.Sprintf(": %s", count(int64(res.Snapshots), "snapshot"))
+		ev.What += fmt.Sprintf(": %s", count(res.Snapshots, "snapshot"))
 		if c.JSON {
-			return lines.Encode(map[string]any{"removed_snapshots": res.Snapshots, "removed_objects": res.Objects, "removed_bytes": res.Bytes})
+			lines.Encode(prunedBackup(*res))
+			return nil
 		}
-		_, err = fmt.Fprintf(e.stdout, "removed %s, %s of %d bytes\n", count(int64(res.Snapshots), "snapshot"), count(res.Objects, "object"), res.Bytes)
-		return err
+		fmt.Fprintf(e.stdout, "removed %s, %s of %s\n", count(res.Snapshots, "snapshot"), count(res.Objects, "object"), store.SizeText(res.Bytes))
+		return nil
 	})
 }
 
@@ -483,20 +471,20 @@ func (c *restore) Run(ctx context.Context, e *env) error {
 		by := e.session()
 		ev.Time, ev.Seconds, ev.By, ev.Admin = time.Now(), time.Since(start).Seconds(), by.By, true
 		err = locksrv.NewService(s).Events.Append(ev)
+		e.acted = true
 	}
 	if err != nil {
 		return err
 	}
 	done()
 	if c.JSON {
-		err = json.NewEncoder(e.stdout).Encode(snapshotRow(res.Snapshot, map[string]any{"restored_parcels": res.Parcels, "fetched_objects": res.Fetched,
-			"fetched_bytes": res.Bytes, "kept_objects": res.Kept, "lacking": res.Lacking, "failed": res.Failed, "seconds": time.Since(start).Seconds()}))
+		err = e.stdout.rows().Encode(restoredRow{rowOfSnapshot(res.Snapshot), res.Parcels, res.Fetched, res.Bytes, res.Kept, res.Lacking, res.Failed, time.Since(start).Seconds()})
 	} else {
-		_, err = fmt.Fprintf(e.stdout, "snapshot %s: restored %s; fetched %s of %d bytes in %v\n", res.Snapshot.ID, count(int64(res.Parcels), "parcel"),
-			count(res.Fetched, "object"), res.Bytes, time.Since(start).Round(100*time.Millisecond))
+		_, err = fmt.Fprintf(e.stdout, "snapshot %s: restored %s; fetched %s of %s in %s\n", res.Snapshot.ID, count(res.Parcels, "parcel"),
+			count(res.Fetched, "object"), store.SizeText(res.Bytes), tookText(start))
 	}
 	if err == nil && res.Lacking+res.Failed > 0 {
-		err = parcel.NewError(parcel.Damaged, "restore: the backup lacks %s; %s not restored", count(int64(res.Lacking), "object"), count(int64(res.Failed), "parcel")).
+		err = parcel.NewError(parcel.Damaged, "restore: the backup lacks %s; %s not restored", count(res.Lacking, "object"), count(res.Failed, "parcel")).
 			WithHint("isr-locksrv check says which versions are whole")
 	}
 	return err
@@ -506,8 +494,8 @@ type mirror struct {
 	place
 	Every  time.Duration `help:"Go on, with so much time between passes, until told to stop: 5m." placeholder:"TIME"`
 	Delete bool          `help:"Remove from the mirror what this realm has no more."`
-	Yes    bool          `short:"y" help:"Do not ask."`
-	JSON   bool          `name:"json" help:"Print an object for each pass."`
+	sure
+	JSON bool `name:"json" help:"Print an object for each pass."`
 }
 
 func (c *mirror) Run(ctx context.Context, e *env) error {
@@ -553,14 +541,14 @@ func (c *mirror) pass(ctx context.Context, e *env, s *store.Store, root string) 
 	start := time.Now()
 	res, err := c.once(ctx, e, s, root)
 	if err == nil {
+		e.acted = true
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
-		ev.What += fmt.Sprintf(": %s", count(int64(res.Changed), "parcel"))
+		ev.What += fmt.Sprintf(": %s", count(res.Changed, "parcel"))
 		if c.JSON {
-			err = json.NewEncoder(e.stdout).Encode(map[string]any{"parcels": res.Parcels, "changed": res.Changed, "sent_objects": res.Sent, "sent_bytes": res.Bytes,
-				"linked_objects": res.Linked, "removed_files": res.Removed, "seconds": time.Since(start).Seconds()})
+			e.stdout.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, time.Since(start).Seconds()})
 		} else {
-			_, err = fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %d bytes, linked %d, removed %s in %v\n", count(int64(res.Parcels), "parcel"), res.Changed,
-				count(res.Sent, "object"), res.Bytes, res.Linked, count(res.Removed, "file"), time.Since(start).Round(100*time.Millisecond))
+			fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %s, linked %d, removed %s in %s\n", count(res.Parcels, "parcel"), res.Changed,
+				count(res.Sent, "object"), store.SizeText(res.Bytes), res.Linked, count(res.Removed, "file"), tookText(start))
 		}
 	}
 	if err != nil || c.Every == 0 || res.Changed > 0 {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"isr/locksrv"
@@ -40,6 +39,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	var sum store.CheckSummary
+	ctx = e.reading(ctx)
 	what := &event.Event{Op: event.Check, User: c.User, Parcel: c.Parcel, What: depth}
 	return e.actOn(ctx, s, what, func(ctx context.Context) error {
 		stages := &stages{e: e}
@@ -53,12 +53,12 @@ func (c *check) Run(ctx context.Context, e *env) error {
 		what.Objects, what.Bytes = sum.Read, sum.ReadBytes
 		what.What = depth + ": " + summary(sum)
 		if c.JSON {
-			json.NewEncoder(e.stdout).Encode(sum)
+			e.stdout.rows().Encode(sum)
 		} else {
 			fmt.Fprintln(e.stdout, summary(sum))
 		}
 		if sum.Errors > 0 {
-			return parcel.NewError(parcel.Damaged, "store: %s", count(int64(sum.Errors), "error")).
+			return parcel.NewError(parcel.Damaged, "store: %s", count(sum.Errors, "error")).
 				WithHint("isr-locksrv repair puts back what another place still has")
 		}
 		return nil
@@ -68,7 +68,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 // tell prints a problem of the store.
 func (e *env) tell(p store.Problem, asJSON bool) {
 	if asJSON {
-		json.NewEncoder(e.stdout).Encode(problemRow{p.User, p.Parcel, locksrv.FindingOf(p)})
+		e.stdout.rows().Encode(problemRow{p.User, p.Parcel, locksrv.FindingOf(p)})
 	} else {
 		fmt.Fprintln(e.stdout, locksrv.ProblemLine(p))
 	}
@@ -83,8 +83,8 @@ type problemRow struct {
 
 // summary is what was looked at, and what was found, on one line.
 func summary(s store.CheckSummary) string {
-	line := fmt.Sprintf("%s, %s, %s, %s: %s, %s", count(int64(s.Parcels), "parcel"), count(int64(s.Versions), "version"),
-		count(s.Objects, "object"), count(s.Bytes, "byte"), count(int64(s.Errors), "error"), count(int64(s.Notes), "note"))
+	line := fmt.Sprintf("%s, %s, %s, %s: %s, %s", count(s.Parcels, "parcel"), count(s.Versions, "version"),
+		count(s.Objects, "object"), store.SizeText(s.Bytes), count(s.Errors, "error"), count(s.Notes, "note"))
 	if s.Read > 0 && s.Bytes > 0 {
 		line += fmt.Sprintf("; read %s, %.3g%% of the bytes", count(s.Read, "object"), 100*float64(s.ReadBytes)/float64(s.Bytes))
 	}

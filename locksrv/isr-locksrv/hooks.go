@@ -1,10 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"text/tabwriter"
-
 	"isr/hooks"
 	"isr/locksrv"
 	"isr/store/parcel"
@@ -30,9 +26,8 @@ func (c *hooksCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	lines := json.NewEncoder(e.stdout)
+	table := e.stdout.columns()
+	lines := e.stdout.rows()
 	bad := 0
 	row := func(h hooks.Hook) error {
 		r := hookRow{Hook: parcel.Clean(h.Name), Path: h.Path}
@@ -45,13 +40,16 @@ func (c *hooksCmd) Run(e *env) error {
 		if c.JSON {
 			return lines.Encode(r)
 		}
-		_, err := fmt.Fprintf(table, "%s\t%s\n", r.Hook, state)
-		return err
+		table.row(r.Hook, state)
+		return nil
 	}
 	for _, h := range append(hs, idle...) {
 		if err := row(h); err != nil {
 			return err
 		}
+	}
+	if err := table.print(); err != nil {
+		return err
 	}
 	if bad > 0 {
 		return parcel.NewError(parcel.Failed, "hooks: %d of %d will not be run", bad, len(hs)+len(idle)).

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/term"
 
 	"isr/locksrv/event"
 	"isr/store"
@@ -53,37 +50,6 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 	})
 }
 
-// stages are the parts of something long, each with a bar of its own.
-type stages struct {
-	e       *env
-	current string
-	report  func(done, total int64)
-	done    func()
-}
-
-// of reports how far a stage is, and so that the one before it is over; nil if
-// nobody is shown.
-func (s *stages) of(name string) func(done, total int64) {
-	if !term.IsTerminal(int(s.e.stderr.Fd())) {
-		return nil
-	}
-	return func(done, total int64) {
-		if s.current != name {
-			s.end()
-			s.current = name
-			s.report, s.done = s.e.progress(name)
-		}
-		s.report(done, total)
-	}
-}
-
-func (s *stages) end() {
-	if s.done != nil {
-		s.done()
-	}
-	s.current, s.done = "", nil
-}
-
 type parcelExport struct {
 	owned
 	File    string `arg:"" help:"The image file to make; - is standard output, always raw."`
@@ -108,7 +74,7 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 			return parcel.NewError(parcel.Usage, "format %s: cannot be written to standard output", format).
 				WithHint("name a file, or convert the raw image at the other end")
 		}
-		if term.IsTerminal(int(e.stdout.Fd())) {
+		if e.stdout.tty {
 			return parcel.NewError(parcel.Usage, "standard output is a terminal")
 		}
 	}
@@ -130,7 +96,7 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 		stages := &stages{e: e}
 		defer stages.end()
 		if c.File == "-" {
-			return p.Stream(ctx, e.stdout, v.Version, stages.of(c.Parcel))
+			return p.Stream(ctx, e.stdout.bytes(), v.Version, stages.of(c.Parcel))
 		}
 		return writeImage(ctx, p, v.Version, c.File, format, c.Force, stages)
 	})
@@ -139,8 +105,8 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 // warnSuspended says that a disk was taken from under a running machine.
 func (e *env) warnSuspended(p *store.Parcel, v store.VersionInfo) {
 	if v.Suspended != "" {
-		fmt.Fprintf(e.stderr, "isr-locksrv: warning: parcel %s: version %d: the machine is suspended: its disk is as after a power cut, "+
-			"and what its programs had not written yet is not in it\n", p.Name(), v.Version)
+		e.warn("parcel %s: version %d: the machine is suspended: its disk is as after a power cut, "+
+			"and what its programs had not written yet is not in it", p.Name(), v.Version)
 	}
 }
 
@@ -274,18 +240,18 @@ func (c *userExport) Run(ctx context.Context, e *env) error {
 		}
 		rows = append(rows, row)
 		if c.JSON {
-			if err := json.NewEncoder(e.stdout).Encode(row); err != nil {
+			if err := e.stdout.rows().Encode(row); err != nil {
 				return err
 			}
 		} else {
-			fmt.Fprintf(e.stdout, "%s: version %d\n", row.File, row.Version)
+			fmt.Fprintf(e.stdout, "%s: version %d\n", row.File, row.Version) // if nobody reads it, the files are made all the same
 		}
 	}
 	if err := c.describe(rows, format); err != nil {
 		return err
 	}
 	if failed != nil {
-		return parcel.NewError(parcel.KindOf(failed), "user %s: %d of %s not exported", c.Name, len(names)-len(rows), count(int64(len(names)), "parcel"))
+		return parcel.NewError(parcel.KindOf(failed), "user %s: %d of %s not exported", c.Name, len(names)-len(rows), count(len(names), "parcel"))
 	}
 	return nil
 }
@@ -305,7 +271,7 @@ func (c *userExport) one(ctx context.Context, e *env, s *store.Store, row *expor
 		return err
 	}
 	e.warnSuspended(p, v)
-	row.Version, row.Time, row.Suspended, row.comment = v.Version, v.Time.UTC().Format("2006-01-02 15:04:05 MST"), v.Suspended != "", cfg.Comment
+	row.Version, row.Time, row.Suspended, row.comment = v.Version, stamp(v.Time), v.Suspended != "", cfg.Comment
 	row.Disk = cfg.DiskSize
 	stages := &stages{e: e}
 	defer stages.end()
@@ -374,12 +340,4 @@ func (c *userExport) describe(rows []exported, format string) error {
 		}
 	}
 	return nil
-}
-
-// count is a number and the noun that goes with it.
-func count(n int64, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }

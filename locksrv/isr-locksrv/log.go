@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"iter"
 	"slices"
@@ -13,6 +12,7 @@ import (
 
 	"isr/locksrv"
 	"isr/locksrv/event"
+	"isr/store"
 	"isr/store/parcel"
 )
 
@@ -57,12 +57,12 @@ func (c *logCommand) Run(ctx context.Context, e *env) error {
 		switch {
 		case err != nil:
 			damaged++
-			fmt.Fprintf(e.stderr, "isr-locksrv: warning: event log: %s\n", parcel.Clean(err.Error()))
+			e.warn("event log: %v", err)
 			return nil
 		case !wanted(ev):
 			return nil
 		case c.JSON:
-			return json.NewEncoder(e.stdout).Encode(ev)
+			return e.stdout.rows().Encode(ev)
 		}
 		_, err = fmt.Fprintln(e.stdout, eventLine(ev))
 		return err
@@ -187,8 +187,8 @@ func eventLine(e event.Event) string {
 		{e.Epoch > 0, fmt.Sprintf("epoch %d", e.Epoch)},
 		{e.Forced, "by force"},
 		{e.Holder != "", "held by " + e.Holder},
-		{e.Objects > 0, fmt.Sprintf("%d objects", e.Objects)},
-		{e.Bytes > 0, iec(max(0, e.Bytes)) + " bytes"},
+		{e.Objects > 0, count(e.Objects, "object")},
+		{e.Bytes > 0, store.SizeText(max(0, e.Bytes))},
 		{e.State != "", e.State},
 		{e.Host != "", "host " + e.Host},
 		{e.From != "" && e.From != e.Host, "from " + e.From},

@@ -28,6 +28,7 @@ func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 type cli struct {
 	Root string `help:"Directory of the realm. Default: $$ISR_ROOT, else ROOT of ${conf}, else ${root}." placeholder:"DIR" type:"path"`
 
+	// The groups and their order are those of isr-locksrv(8).
 	User struct {
 		Add    userAdd    `cmd:"" help:"Add a user, or keys to one."`
 		List   userList   `cmd:"" help:"List the users, and what they have."`
@@ -42,7 +43,7 @@ type cli struct {
 		} `cmd:"" help:"What lets a user in."`
 		Passwd userPasswd `cmd:"" help:"Give a user a password, or take it away."`
 		Export userExport `cmd:"" help:"Write the disks of all parcels of a user, for one who leaves."`
-	} `cmd:"" help:"Who may have parcels."`
+	} `cmd:"" group:"Users:" help:"Who may have parcels."`
 	Parcel struct {
 		Import parcelImport `cmd:"" help:"Make a parcel from a disk image: raw, qcow2, vmdk, vdi, vhd, vhdx, ova."`
 		Create parcelCreate `cmd:"" help:"Make a parcel with an empty disk."`
@@ -51,41 +52,49 @@ type cli struct {
 		Rename parcelRename `cmd:"" help:"Give a parcel another name, or owner."`
 		Delete parcelDelete `cmd:"" aliases:"del" help:"Remove a parcel and all its versions."`
 		Export parcelExport `cmd:"" help:"Write the disk of a parcel to an image file: raw, qcow2, vmdk, vdi, vpc, vhdx."`
+		Unlock parcelUnlock `cmd:"" help:"Break the lock of a parcel."`
 
-		History  parcelHistory  `cmd:"" help:"List the versions of a parcel."`
-		Diff     parcelDiff     `cmd:"" help:"Say how two versions differ."`
-		Tag      parcelTag      `cmd:"" help:"Give a version a name."`
-		Untag    parcelUntag    `cmd:"" help:"Take such a name away."`
-		Pin      parcelPin      `cmd:"" help:"Keep a version for ever."`
-		Unpin    parcelUnpin    `cmd:"" help:"Keep it no longer than others."`
-		Comment  parcelComment  `cmd:"" help:"Say what a version is, or a parcel."`
-		Rollback parcelRollback `cmd:"" help:"Make an old version the newest."`
-		Unlock   parcelUnlock   `cmd:"" help:"Break the lock of a parcel."`
-		Prune    parcelPrune    `cmd:"" help:"Remove old versions, by rules that say which are kept."`
-	} `cmd:"" help:"What there is to check out."`
-	Check   check    `cmd:"" help:"Verify the store; exit status 0 only if it is sound."`
-	Repair  repair   `cmd:"" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
-	Backup  backups  `cmd:"" help:"Copies of the realm elsewhere."`
-	Restore restore  `cmd:"" help:"Make a realm of a backup, or bring a parcel back from one."`
-	Mirror  mirror   `cmd:"" help:"Keep a copy of the realm that can be served at once."`
-	GC      gc       `cmd:"" name:"gc" help:"Remove what no version needs."`
-	Du      du       `cmd:"" help:"Say what parcels and users take of the disk."`
-	Usage   usage    `cmd:"" help:"Say who used which parcel last, and how much."`
-	Hooks   hooksCmd `cmd:"" help:"List the hooks, and what is wrong with them."`
-	Harvest harvest  `cmd:"" help:"Gather how the realm is used, for a study: the users who agreed to it."`
-	Report  report   `cmd:"" help:"Show what was harvested as a page of HTML."`
+		History  parcelHistory  `cmd:"" group:"Versions of a parcel:" help:"List the versions of a parcel."`
+		Diff     parcelDiff     `cmd:"" group:"Versions of a parcel:" help:"Say how two versions differ."`
+		Tag      parcelTag      `cmd:"" group:"Versions of a parcel:" help:"Give a version a name."`
+		Untag    parcelUntag    `cmd:"" group:"Versions of a parcel:" help:"Take such a name away."`
+		Pin      parcelPin      `cmd:"" group:"Versions of a parcel:" help:"Keep a version for ever."`
+		Unpin    parcelUnpin    `cmd:"" group:"Versions of a parcel:" help:"Keep it no longer than others."`
+		Comment  parcelComment  `cmd:"" group:"Versions of a parcel:" help:"Say what a version is, or a parcel."`
+		Rollback parcelRollback `cmd:"" group:"Versions of a parcel:" help:"Make an old version the newest."`
+		Prune    parcelPrune    `cmd:"" group:"Versions of a parcel:" help:"Remove old versions, by rules that say which are kept."`
+	} `cmd:"" group:"Parcels:" help:"What there is to check out."`
 
-	Status         statusCommand    `cmd:"" help:"Say how the realm is doing."`
-	Log            logCommand       `cmd:"" help:"Print what happened: who took and broke which lock, committed, administered."`
-	Serve          serve            `cmd:"" help:"Answer clients: the built-in SSH server."`
-	Shell          shell            `cmd:"" help:"Answer one session of sshd: the forced command of a user's key."`
-	AuthorizedKeys authorizedKeys   `cmd:"" help:"Print the keys of users as sshd wants them."`
-	Complete       complete         `cmd:"" hidden:""`
-	Completion     completionScript `cmd:"" help:"Print what a shell needs to complete command lines: bash, zsh or fish."`
-	Links          links            `cmd:"" help:"Make the pilot's script names as links to this program."`
-	Version        version          `cmd:"" help:"Print the version."`
-	Help           help             `cmd:"" help:"Describe the commands, or one." hidden:""`
+	Check  check  `cmd:"" group:"The store:" help:"Verify the store; exit status 0 only if it is sound."`
+	Repair repair `cmd:"" group:"The store:" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
+	GC     gc     `cmd:"" group:"The store:" name:"gc" help:"Remove what no version needs."`
+	Du     du     `cmd:"" group:"The store:" help:"Say what parcels and users take of the disk."`
+
+	Status statusCommand `cmd:"" group:"What happens:" help:"Say how the realm is doing."`
+	Log    logCommand    `cmd:"" group:"What happens:" help:"Print what happened: who took and broke which lock, committed, administered."`
+	Usage  usage         `cmd:"" group:"What happens:" help:"Say who used which parcel last, and how much."`
+	Hooks  hooksCmd      `cmd:"" group:"What happens:" help:"List the hooks, and what is wrong with them."`
+
+	Harvest harvest `cmd:"" group:"The study:" help:"Gather how the realm is used: the users who agreed to it."`
+	Report  report  `cmd:"" group:"The study:" help:"Show what was harvested as a page of HTML."`
+
+	Backup  backups `cmd:"" group:"Backup:" help:"Copies of the realm elsewhere."`
+	Restore restore `cmd:"" group:"Backup:" help:"Make a realm of a backup, or bring a parcel back from one."`
+	Mirror  mirror  `cmd:"" group:"Backup:" help:"Keep a copy of the realm that can be served at once."`
+
+	Serve          serve          `cmd:"" group:"Serving:" help:"Answer clients: the built-in SSH server."`
+	Shell          shell          `cmd:"" group:"Serving:" help:"Answer one session of sshd: the forced command of a user's key."`
+	AuthorizedKeys authorizedKeys `cmd:"" group:"Serving:" help:"Print the keys of users as sshd wants them."`
+
+	Links      links            `cmd:"" group:"Other:" help:"Make the pilot's script names as links to this program."`
+	Completion completionScript `cmd:"" group:"Other:" help:"Print what a shell needs to complete command lines: bash, zsh or fish."`
+	Version    version          `cmd:"" group:"Other:" help:"Print the version."`
+	Help       help             `cmd:"" group:"Other:" help:"Describe the commands, or one."`
+	Complete   complete         `cmd:"" hidden:""`
 }
+
+// programName is what messages begin with.
+const programName = "isr-locksrv"
 
 // endings are the signals that ask the program to end.
 var endings = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
@@ -99,7 +108,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	root, rest, err := leadingRoot(argv[1:])
 	switch {
 	case err != nil:
-		return complain(stderr, "isr-locksrv", err)
+		return complain(stderr, programName, err)
 	case strings.HasPrefix(name, scriptPrefix):
 		return script(root, append([]string{name}, rest...), stdout, stderr)
 	case len(rest) > 0 && strings.HasPrefix(rest[0], scriptPrefix):
@@ -110,27 +119,33 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	ctx, stop := signal.NotifyContext(context.Background(), endings...)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	out := newResults(stdout)
 	defer func() {
 		if p := recover(); p != nil {
 			code, ok := p.(exited)
 			if !ok {
 				panic(p)
 			}
-			status = int(code)
+			if status = int(code); out.err != nil { // kong's help
+				status = (&env{stdout: out, stderr: stderr}).end(nil)
+			}
 		}
 	}()
 	var c cli
+	// A reader that is gone is an error to tell of, where there is something to
+	// tell; else the first word to it would end what is at work.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	parser, err := kong.New(&c,
-		kong.Name("isr-locksrv"),
+		kong.Name(programName),
 		kong.Description("Keeps the parcels of Internet Suspend/Resume, and their locks."),
 		kong.Vars{"conf": confFile, "root": defaultRoot()},
-		kong.Writers(stdout, stderr),
+		kong.Writers(out, stderr),
 		kong.Exit(func(code int) { panic(exited(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if err != nil {
-		return complain(stderr, "isr-locksrv", err)
+		return complain(stderr, programName, err)
 	}
 	args := argv[1:]
 	if len(args) == 0 {
@@ -138,10 +153,13 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		return complain(stderr, "isr-locksrv", parcel.NewError(parcel.Usage, "%v", err).
-			WithHint("isr-locksrv help describes the commands"))
+		if out.err == nil { // else it is not the command line that is wrong
+			err = usageError(err)
+		}
+		return (&env{stdout: out, stderr: stderr}).end(err)
 	}
-	err = parsed.Run(&env{root: c.Root, stdout: stdout, stderr: stderr, parser: parser})
+	e := &env{root: c.Root, stdout: out, stderr: stderr, parser: parser}
+	err = parsed.Run(e)
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(status_)) {
 		stopped := parcel.NewError(parcel.Interrupted, "interrupted")
 		if e := new(parcel.Error); errors.As(err, &e) && e.Kind == parcel.Interrupted {
@@ -149,7 +167,39 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		}
 		err = stopped
 	}
-	return complain(stderr, "isr-locksrv", err)
+	return e.end(err)
+}
+
+// usageError is err of a command line, with how that command is called.
+func usageError(err error) error {
+	hint := "isr-locksrv help describes the commands"
+	var pe *kong.ParseError
+	if errors.As(err, &pe) && pe.Context != nil {
+		if node := pe.Context.Selected(); node != nil {
+			hint = "usage: " + programName + " " + node.Summary()
+		}
+	}
+	return parcel.NewError(parcel.Usage, "%v", err).WithHint("%s", hint)
+}
+
+// end says what has to be said of a command's end, and returns the status.
+func (e *env) end(err error) int {
+	lost := e.stdout.err
+	if lost == nil {
+		return complain(e.stderr, programName, err)
+	}
+	status := int(parcel.Failed)
+	if err != nil && !errors.As(err, new(*lostOutput)) && !errors.Is(err, context.Canceled) {
+		status = complain(e.stderr, programName, err)
+	} else if lost.gone && !e.acted {
+		return readerGone
+	}
+	unheard := parcel.NewError(parcel.Failed, "%v", lost)
+	if e.acted {
+		unheard = unheard.WithHint("what was done is done, and isr-locksrv log has it")
+	}
+	complain(e.stderr, programName, unheard)
+	return status
 }
 
 // status_ is an exit status about which all was said already.
@@ -177,10 +227,12 @@ func complain(w io.Writer, program string, err error) int {
 
 // env is what every command has.
 type env struct {
-	root           string // as --root says; "": not said
-	by             string // who works, if not who we are: see become
-	stdout, stderr *os.File
-	parser         *kong.Kong
+	root   string // as --root says; "": not said
+	by     string // who works, if not who we are: see become
+	stdout *results
+	stderr *os.File
+	parser *kong.Kong
+	acted  bool // something was changed
 }
 
 // leadingRoot takes --root from the front of args, for the scripts, whose
@@ -207,5 +259,8 @@ type help struct {
 
 func (h *help) Run(e *env) error {
 	_, err := e.parser.Parse(append(h.Command, "--help"))
+	if err != nil && e.stdout.err == nil {
+		err = usageError(err)
+	}
 	return err
 }

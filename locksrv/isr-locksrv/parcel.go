@@ -3,10 +3,6 @@ package main
 import (
 	"context"
 
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
-
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/parcel"
@@ -77,22 +73,4 @@ func (c *parcelCreate) Run(ctx context.Context, e *env) error {
 		_, err := s.Create(ctx, c.User, c.Parcel, o)
 		return err
 	})
-}
-
-// progress shows a bar while something long goes on, on a terminal only. done
-// ends it.
-func (e *env) progress(what string) (report func(done, total int64), done func()) {
-	if !term.IsTerminal(int(e.stderr.Fd())) {
-		return nil, func() {}
-	}
-	bars := mpb.New(mpb.WithOutput(e.stderr))
-	bar := bars.AddBar(0, mpb.PrependDecorators(decor.Name(what+" "), decor.CountersKibiByte("% .1f / % .1f")),
-		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), "% .1f "), decor.AverageETA(decor.ET_STYLE_GO)))
-	return func(n, total int64) {
-			bar.SetTotal(total, false)
-			bar.SetCurrent(n)
-		}, func() {
-			bar.Abort(false)
-			bars.Wait()
-		}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,7 +17,7 @@ import (
 // The commands about whole parcels: list, copy, rename, delete, rollback and
 // unlock.
 
-// sure answers the question of a command that destroys something.
+// sure is the --yes of every command that destroys something.
 type sure struct {
 	Yes bool `short:"y" help:"Do not ask."`
 }
@@ -60,8 +59,8 @@ func (c *parcelList) Run(e *env) error {
 			return err
 		}
 	}
-	table := newColumns("USER", "PARCEL", "VERSION", "KEPT", "NEW", "COMMITTED", "STATE")
-	lines := json.NewEncoder(e.stdout)
+	table := e.stdout.columns("USER", "PARCEL", "VERSION", "KEPT", "NEW", "COMMITTED", "STATE")
+	lines := e.stdout.rows()
 	empty := true
 	for _, user := range users {
 		names, err := s.Parcels(user)
@@ -101,15 +100,15 @@ func (c *parcelList) Run(e *env) error {
 			}
 			committed := "-"
 			if !l.Committed.IsZero() {
-				committed = l.Committed.UTC().Format(time.DateOnly)
+				committed = timeText(l.Committed)
 			}
-			table.row(user, name, fmt.Sprint(l.Version), fmt.Sprint(l.Kept), sizeText(l.Bytes), committed, state)
+			table.row(user, name, fmt.Sprint(l.Version), fmt.Sprint(l.Kept), store.SizeText(l.Bytes), committed, state)
 		}
 	}
 	if empty {
 		return nil
 	}
-	return table.print(e.stdout)
+	return table.print()
 }
 
 type parcelCopy struct {
@@ -176,7 +175,7 @@ func (c *parcelCopy) mayCut(ctx context.Context, e *env, p *store.Parcel, o stor
 		return err
 	}
 	return e.confirm(c.Yes, "copy %s with a disk of %s instead of %s, which cuts off %s of data?",
-		c.owned, sizeText(o.DiskSize), sizeText(disk.Size), counted(n, "chunk"))
+		c.owned, store.SizeText(o.DiskSize), store.SizeText(disk.Size), count(n, "chunk"))
 }
 
 type parcelRename struct {
@@ -204,7 +203,7 @@ func (c *parcelRename) Run(ctx context.Context, e *env) error {
 	what := event.Event{Op: event.ParcelRename, User: c.User, Parcel: c.Parcel, To: to.String()}
 	err = e.act(ctx, s, what, func(context.Context) error { return s.Rename(c.User, c.Parcel, to.User, to.Parcel) })
 	if err == nil && len(cfg.Src) > 0 {
-		e.session().Warn(fmt.Sprintf("parcel %s: its sources are as they were: %s", to.Parcel, strings.Join(cfg.Src, " ")))
+		e.warn("parcel %s: its sources are as they were: %s", to.Parcel, strings.Join(cfg.Src, " "))
 	}
 	return err
 }
@@ -238,7 +237,7 @@ func (c *parcelDelete) Run(ctx context.Context, e *env) error {
 	versions, verr := p.Versions(0)
 	size, serr := p.Size()
 	if verr == nil && serr == nil {
-		question += fmt.Sprintf(" %s, %s, of which %s only here;", counted(int64(len(versions)), "version"), sizeText(size.Bytes), sizeText(size.Own))
+		question += fmt.Sprintf(" %s, %s, of which %s only here;", count(len(versions), "version"), store.SizeText(size.Bytes), store.SizeText(size.Own))
 	}
 	if held != nil {
 		question += fmt.Sprintf(" held by %s;", held)

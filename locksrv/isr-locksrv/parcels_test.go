@@ -38,12 +38,6 @@ func commit(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func TestTexts(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1: "1 B", 1023: "1023 B", 1024: "1.0 KiB", 1 << 20: "1.0 MiB", 1<<20 - 1: "1.0 MiB",
-		3328599654: "3.1 GiB", 1 << 50: "1.0 PiB", 1<<63 - 1: "8.0 EiB"} {
-		if got := sizeText(n); got != want {
-			t.Errorf("%d: got %s, want %s", n, got, want)
-		}
-	}
 	now := time.Now()
 	for d, want := range map[time.Duration]string{0: "just now", -time.Hour: "just now", 119 * time.Second: "just now", 2 * time.Minute: "2 minutes ago",
 		119 * time.Minute: "119 minutes ago", 47 * time.Hour: "47 hours ago", 100 * 24 * time.Hour: "100 days ago"} {
@@ -51,10 +45,13 @@ func TestTexts(t *testing.T) {
 			t.Errorf("%v: got %s, want %s", d, got, want)
 		}
 	}
-	if got, want := cut("USER  STAT   \nälice  held by älice\n", 10), "USER  STAT\nälice  he…\n"; got != want {
+	if got, want := cut("älice\n", 4, true), "...\n"; got != want && got != "ä...\n" {
+		t.Errorf("cut for ASCII: got %q", got)
+	}
+	if got, want := cut("USER  STAT   \nälice  held by älice\n", 10, false), "USER  STAT\nälice  he…\n"; got != want {
 		t.Errorf("cut: got %q, want %q", got, want)
 	}
-	if got, want := cut("a  \nb\n", 0), "a\nb\n"; got != want {
+	if got, want := cut("a  \nb\n", 0, false), "a\nb\n"; got != want {
 		t.Errorf("not cut: got %q, want %q", got, want)
 	}
 }

@@ -2,13 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
-
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"isr/locksrv/event"
 	"isr/store"
@@ -19,9 +14,9 @@ type repair struct {
 	User   string   `arg:"" optional:"" help:"Only the parcels of one user."`
 	Parcel string   `arg:"" optional:"" help:"Only this one of them."`
 	From   []string `help:"A directory that may have what is lacking: a copy of the realm, a parcel, a hoard, any with objects; may come more than once." placeholder:"PLACE" type:"path" sep:"none"`
-	DryRun bool     `help:"Only say what would be put back."`
-	Yes    bool     `short:"y" help:"Ask nothing."`
-	JSON   bool     `name:"json" help:"Print an object a line."`
+	sure
+	DryRun bool `short:"n" help:"Say what would be put back, and change nothing."`
+	JSON   bool `name:"json" help:"Print an object a line."`
 }
 
 // maxTold is how many objects are named that were put back: of a directory
@@ -54,13 +49,13 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 		},
 		Discard: func(user, name string, n int) bool {
 			stages.end()
-			err := e.confirm(c.Yes, "%s/%s: remove %s, damaged and needed by no version?", user, name, count(int64(n), "object"))
+			err := e.confirm(c.Yes, "%s/%s: remove %s, damaged and needed by no version?", user, name, count(n, "object"))
 			if err != nil {
 				declined = err
 			}
 			return err == nil
 		}}
-	lines := json.NewEncoder(e.stdout)
+	lines := e.stdout.rows()
 	objects := 0
 	run := func(ctx context.Context) (sum store.RepairSummary, err error) {
 		defer fetchedAll()
@@ -88,9 +83,9 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 			lines.Encode(sum)
 		} else {
 			if objects > maxTold {
-				fmt.Fprintf(e.stdout, "%s: %s more; --json names them all\n", c.did(), count(int64(objects-maxTold), "object"))
+				fmt.Fprintf(e.stdout, "%s: %s more; --json names them all\n", c.did(), count(objects-maxTold, "object"))
 			}
-			fmt.Fprintf(e.stdout, "%s: %s, %s", c.did(), count(sum.Mended, "thing"), count(sum.Bytes, "byte"))
+			fmt.Fprintf(e.stdout, "%s: %s, %s", c.did(), count(sum.Mended, "thing"), store.SizeText(sum.Bytes))
 			if sum.Removed > 0 {
 				fmt.Fprintf(e.stdout, "; removed: %s", count(sum.Removed, "object"))
 			}
@@ -99,10 +94,10 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 		if sum.Left.Errors == 0 {
 			return sum, nil
 		}
-		left := parcel.NewError(parcel.Damaged, "store: %s left", count(int64(sum.Left.Errors), "error"))
+		left := parcel.NewError(parcel.Damaged, "store: %s left", count(sum.Left.Errors, "error"))
 		switch {
 		case c.DryRun:
-			left = parcel.NewError(parcel.Damaged, "store: %s, and nothing was done", count(int64(sum.Left.Errors), "error"))
+			left = parcel.NewError(parcel.Damaged, "store: %s, and nothing was done", count(sum.Left.Errors, "error"))
 		case declined != nil:
 			left = left.WithHint("--yes answers the question in scripts")
 		case len(c.From) == 0:
@@ -120,7 +115,7 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 	return e.actOn(ctx, s, what, func(ctx context.Context) error {
 		sum, err := run(ctx)
 		what.Objects, what.Bytes = sum.Mended, sum.Bytes
-		what.What = fmt.Sprintf("from %s: %s left", strings.Join(c.From, ", "), count(int64(sum.Left.Errors), "error"))
+		what.What = fmt.Sprintf("from %s: %s left", strings.Join(c.From, ", "), count(sum.Left.Errors, "error"))
 		return err
 	})
 }
@@ -130,27 +125,4 @@ func (c *repair) did() string {
 		return "would mend"
 	}
 	return "mended"
-}
-
-// counter shows a bar of things that are counted, on a terminal only.
-func (e *env) counter(what string) (report func(done, total int64), done func()) {
-	if !term.IsTerminal(int(e.stderr.Fd())) {
-		return func(int64, int64) {}, func() {}
-	}
-	var bars *mpb.Progress
-	var bar *mpb.Bar
-	return func(n, total int64) {
-			if bar == nil {
-				bars = mpb.New(mpb.WithOutput(e.stderr))
-				bar = bars.AddBar(0, mpb.PrependDecorators(decor.Name(what+" "), decor.CountersNoUnit("%d / %d")),
-					mpb.AppendDecorators(decor.AverageETA(decor.ET_STYLE_GO)))
-			}
-			bar.SetTotal(total, false)
-			bar.SetCurrent(n)
-		}, func() {
-			if bar != nil {
-				bar.Abort(false)
-				bars.Wait()
-			}
-		}
 }

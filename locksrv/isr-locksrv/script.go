@@ -52,7 +52,7 @@ func script(root string, words []string, stdout, stderr *os.File) int {
 		if err := parcel.CheckName(user); err != nil {
 			return err
 		}
-		e := &env{root: root, stdout: stdout, stderr: stderr}
+		e := &env{root: root, stdout: newResults(stdout), stderr: stderr}
 		s, _, err := e.open()
 		if err != nil {
 			return err

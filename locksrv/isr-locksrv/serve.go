@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"isr/locksrv"
 	"isr/locksrv/proto"
@@ -22,7 +23,7 @@ type shell struct {
 }
 
 func (c *shell) Run(e *env) error {
-	signal.Reset(endings...)
+	signal.Reset(append(endings, syscall.SIGPIPE)...)
 	if c.User == "" {
 		if err := c.own(e); err != nil {
 			return status_(proto.WriteError(e.stderr, err))
@@ -45,7 +46,7 @@ func (c *shell) Run(e *env) error {
 	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Rights: authkey.Rights{ReadOnly: c.ReadOnly, Parcels: c.Parcel},
 		Host: host, From: host, Begin: unstoppable, Log: log,
 		Warn: func(text string) { proto.WriteWarning(e.stderr, text) }},
-		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout, e.stderr})
+		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout.f, e.stderr})
 	if status != 0 {
 		return status_(status)
 	}

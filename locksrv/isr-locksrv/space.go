@@ -3,16 +3,15 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"isr/locksrv/event"
 	"isr/store"
+	"isr/store/keep"
 	"isr/store/parcel"
 )
 
@@ -24,26 +23,39 @@ type some struct {
 
 // keepRules are the rules of a prune.
 type keepRules struct {
-	Keep        int        `help:"Keep so many of the newest versions." placeholder:"N"`
-	KeepDaily   int        `help:"Keep the newest version of each of so many days that have one." placeholder:"N"`
-	KeepWeekly  int        `help:"The same for weeks." placeholder:"N"`
-	KeepMonthly int        `help:"The same for months." placeholder:"N"`
-	KeepYearly  int        `help:"The same for years." placeholder:"N"`
-	KeepWithin  store.Span `help:"Keep all that are no older than this, seen from the newest: 30d, 1y6m." placeholder:"TIME"`
+	Keep        int       `help:"Keep the newest, so many." placeholder:"N"`
+	KeepDaily   int       `help:"Keep the newest of each of so many days that have one." placeholder:"N"`
+	KeepWeekly  int       `help:"The same for weeks." placeholder:"N"`
+	KeepMonthly int       `help:"The same for months." placeholder:"N"`
+	KeepYearly  int       `help:"The same for years." placeholder:"N"`
+	KeepWithin  keep.Span `help:"Keep all that are no older than this, seen from the newest: 30d, 1y6m." placeholder:"TIME"`
 }
 
-func (r keepRules) rules() (store.Keep, error) {
-	k := store.Keep{Last: r.Keep, Daily: r.KeepDaily, Weekly: r.KeepWeekly, Monthly: r.KeepMonthly, Yearly: r.KeepYearly, Within: r.KeepWithin}
+func (r keepRules) rules() (keep.Rules, error) {
+	k := keep.Rules{Last: r.Keep, Daily: r.KeepDaily, Weekly: r.KeepWeekly, Monthly: r.KeepMonthly, Yearly: r.KeepYearly, Within: r.KeepWithin}
 	return k, k.Check()
+}
+
+// errNoRule refuses a prune without a rule.
+func errNoRule(command string) error {
+	return parcel.NewError(parcel.Usage, "%s: without a rule", command).WithHint("--keep 4 keeps the newest four; --keep-daily and others add to it")
+}
+
+// keptText says whether something goes, or by which rules it is kept.
+func keptText(kept []string) string {
+	if len(kept) == 0 {
+		return "goes"
+	}
+	return "kept: " + strings.Join(kept, ", ")
 }
 
 type parcelPrune struct {
 	some
 	All bool `help:"Every parcel, or every one of the user."`
 	keepRules
+	sure
 	DryRun bool `short:"n" help:"Say what would go, and change nothing."`
 	JSON   bool `name:"json" help:"Print an object a line."`
-	Yes    bool `short:"y" help:"Do not ask."`
 }
 
 // pruning is one parcel on its way to fewer versions.
@@ -73,13 +85,13 @@ type pruned struct {
 }
 
 func (c *parcelPrune) Run(ctx context.Context, e *env) error {
-	keep, err := c.rules()
+	rules, err := c.rules()
 	if err != nil {
 		return err
 	}
 	switch {
-	case keep.Empty():
-		return parcel.NewError(parcel.Usage, "prune without a rule").WithHint("--keep 4 keeps the newest four; --keep-daily and others add to it")
+	case rules.Empty():
+		return errNoRule("parcel prune")
 	case c.All && c.Parcel != "":
 		return parcel.NewError(parcel.Usage, "--all with a parcel")
 	case !c.All && c.Parcel == "":
@@ -90,7 +102,7 @@ func (c *parcelPrune) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	var failed worst
-	work, err := c.plan(s, keep, e, &failed)
+	work, err := c.plan(s, rules, e, &failed)
 	if err != nil {
 		return err
 	}
@@ -103,7 +115,7 @@ func (c *parcelPrune) Run(ctx context.Context, e *env) error {
 		return failed.err
 	}
 	if c.DryRun || !c.Yes {
-		question, err := c.question(ctx, s, keep, work)
+		question, err := c.question(ctx, s, rules, work)
 		if err != nil {
 			return err
 		}
@@ -113,7 +125,7 @@ func (c *parcelPrune) Run(ctx context.Context, e *env) error {
 			}
 			return failed.err
 		}
-		if err := e.confirm(false, "%s?", question); err != nil {
+		if err := e.confirm(c.Yes, "%s?", question); err != nil {
 			return err
 		}
 	}
@@ -132,14 +144,14 @@ func (c *parcelPrune) Run(ctx context.Context, e *env) error {
 }
 
 // plan looks at the parcels that were named.
-func (c *parcelPrune) plan(s *store.Store, keep store.Keep, e *env, failed *worst) ([]pruning, error) {
+func (c *parcelPrune) plan(s *store.Store, rules keep.Rules, e *env, failed *worst) ([]pruning, error) {
 	parcels, err := chosen(s, c.some)
 	if err != nil {
 		return nil, err
 	}
 	var work []pruning
 	for _, p := range parcels {
-		plan, err := p.Plan(keep)
+		plan, err := p.Plan(rules)
 		if err != nil {
 			if !c.All {
 				return nil, err
@@ -155,9 +167,8 @@ func (c *parcelPrune) plan(s *store.Store, keep store.Keep, e *env, failed *wors
 // list prints what is to stay and what to go; of all parcels, those only of
 // which something goes.
 func (c *parcelPrune) list(e *env, work []pruning) {
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	lines := json.NewEncoder(e.stdout)
+	table := e.stdout.columns()
+	lines := e.stdout.rows()
 	for _, w := range work {
 		if c.All && len(w.gone) == 0 && !c.JSON {
 			continue
@@ -167,19 +178,16 @@ func (c *parcelPrune) list(e *env, work []pruning) {
 				lines.Encode(planned{w.p.User(), w.p.Name(), v.Version, v.Time, v.Kept, len(v.Kept) == 0})
 				continue
 			}
-			what := "goes"
-			if len(v.Kept) > 0 {
-				what = "kept: " + strings.Join(v.Kept, ", ")
-			}
-			fmt.Fprintf(table, "%s\t%s\tversion %d\t%s\t%s\n", w.p.User(), w.p.Name(), v.Version, v.Time.UTC().Format("2006-01-02 15:04"), what)
+			table.row(w.p.User(), w.p.Name(), fmt.Sprint("version ", v.Version), timeText(v.Time), keptText(v.Kept))
 		}
 	}
+	table.print()
 }
 
 // question says what is about to be done.
-func (c *parcelPrune) question(ctx context.Context, s *store.Store, keep store.Keep, work []pruning) (string, error) {
+func (c *parcelPrune) question(ctx context.Context, s *store.Store, rules keep.Rules, work []pruning) (string, error) {
 	var frees int64
-	o := store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: keep}
+	o := store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: rules}
 	err := s.Disk(ctx, o, func(store.Disk) {}, func(user string, sum store.DiskSum) {
 		if user == c.User {
 			frees = sum.Frees
@@ -190,18 +198,18 @@ func (c *parcelPrune) question(ctx context.Context, s *store.Store, keep store.K
 	}
 	if len(work) == 1 {
 		w := work[0]
-		return fmt.Sprintf("prune %s of %s/%s and keep %d, which frees %s", versionsText(w.gone), w.p.User(), w.p.Name(), len(w.plan)-len(w.gone), iec(frees)), nil
+		return fmt.Sprintf("prune %s of %s/%s and keep %d, which frees %s", versionsText(w.gone), w.p.User(), w.p.Name(), len(w.plan)-len(w.gone), store.SizeText(frees)), nil
 	}
 	n := 0
 	for _, w := range work {
 		n += len(w.gone)
 	}
-	return fmt.Sprintf("prune %d versions of %d parcels, which frees %s", n, len(work), iec(frees)), nil
+	return fmt.Sprintf("prune %s of %s, which frees %s", count(n, "version"), count(len(work), "parcel"), store.SizeText(frees)), nil
 }
 
 func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruning) error {
 	ev := event.Event{Op: event.ParcelPrune, User: w.p.User(), Parcel: w.p.Name(), What: versionsText(w.gone)}
-	return service(s).Act(ctx, e.session(), &ev, func(ctx context.Context) error {
+	return e.actOn(ctx, s, &ev, func(ctx context.Context) error {
 		gone, got, err := w.p.Prune(ctx, w.gone)
 		ev.Objects, ev.Bytes = got.Objects, got.Freed
 		if len(gone) == 0 {
@@ -209,7 +217,7 @@ func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruni
 		}
 		ev.What = versionsText(gone)
 		if c.JSON {
-			json.NewEncoder(e.stdout).Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed})
+			e.stdout.rows().Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed})
 			return err
 		}
 		fmt.Fprintf(e.stdout, "%s/%s: pruned %s: %s\n", w.p.User(), w.p.Name(), ev.What, removed(got.Objects, got.Freed))
@@ -297,13 +305,13 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 	if c.DryRun {
 		err = collect(ctx)
 	} else {
-		err = service(s).Act(ctx, e.session(), &ev, collect)
+		err = e.actOn(ctx, s, &ev, collect)
 	}
 	// What was done is told, however it ended.
 	slices.SortFunc(all, func(a, b store.Collected) int {
 		return cmp.Or(strings.Compare(a.User, b.User), strings.Compare(a.Parcel, b.Parcel))
 	})
-	lines := json.NewEncoder(e.stdout)
+	lines := e.stdout.rows()
 	var sum store.Collected
 	for _, got := range all {
 		sum.Objects, sum.Freed = sum.Objects+got.Objects, sum.Freed+got.Freed
@@ -325,7 +333,7 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 		if c.DryRun {
 			would = "would be "
 		}
-		fmt.Fprintf(e.stdout, "%s: %s%s\n", count(int64(len(all)), "parcel"), would, removed(sum.Objects, sum.Freed))
+		fmt.Fprintf(e.stdout, "%s: %s%s\n", count(len(all), "parcel"), would, removed(sum.Objects, sum.Freed))
 	}
 	if err != nil {
 		return err
@@ -335,7 +343,7 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 
 // removed says what a collection did.
 func removed(objects, freed int64) string {
-	return fmt.Sprintf("%s removed, %s freed", count(objects, "object"), iec(freed))
+	return fmt.Sprintf("%s removed, %s freed", count(objects, "object"), store.SizeText(freed))
 }
 
 type du struct {
@@ -346,7 +354,7 @@ type du struct {
 }
 
 func (c *du) Run(ctx context.Context, e *env) error {
-	keep, err := c.rules()
+	rules, err := c.rules()
 	if err != nil {
 		return err
 	}
@@ -358,27 +366,30 @@ func (c *du) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	ctx = e.reading(ctx)
 	var failed worst
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
-	lines := json.NewEncoder(e.stdout)
+	table := e.stdout.columns()
+	table.right = true
+	lines := e.stdout.rows()
 	// Numbers first, as du(1) has it: names may be long.
 	row := func(name string, cells ...any) {
-		if keep.Empty() {
+		if rules.Empty() {
 			cells = cells[:len(cells)-1]
 		}
+		var line []string
 		for _, cell := range cells {
 			if n, ok := cell.(int64); ok {
-				cell = iec(n)
+				cell = store.SizeText(n)
 			}
-			fmt.Fprintf(table, "%v\t", cell)
+			line = append(line, fmt.Sprint(cell))
 		}
-		fmt.Fprintf(table, "  %s\n", name)
+		table.row(append(line, name)...)
 	}
 	if !c.JSON {
 		row("PARCEL", "VERSIONS", "LOGICAL", "DATA", "UNIQUE", "OWN", "SHARED", "GARBAGE", "FREES")
 	}
 	report, done := e.eachParcel("du", len(parcels))
-	err = s.Disk(ctx, store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: keep}, func(d store.Disk) {
+	err = s.Disk(ctx, store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: rules}, func(d store.Disk) {
 		report()
 		switch {
 		case c.Summary:
@@ -394,10 +405,8 @@ func (c *du) Run(ctx context.Context, e *env) error {
 			}
 			for _, v := range d.Versions {
 				name := fmt.Sprint("  version ", v.Version)
-				if len(v.Kept) > 0 {
-					name += "  kept: " + strings.Join(v.Kept, ", ")
-				} else if !keep.Empty() {
-					name += "  goes"
+				if !rules.Empty() {
+					name += "  " + keptText(v.Kept)
 				}
 				row(name, "", "", "", v.Only, "", "", "", "")
 			}
@@ -418,7 +427,9 @@ func (c *du) Run(ctx context.Context, e *env) error {
 		}
 	})
 	done()
-	table.Flush()
+	if perr := table.print(); err == nil {
+		err = perr
+	}
 	if err != nil {
 		return err
 	}
@@ -453,34 +464,4 @@ func versionsText(vs []int) string {
 		return "version " + b.String()
 	}
 	return "versions " + b.String()
-}
-
-// iec prints a size for people: three digits and K, M, G or T, powers of 1024.
-func iec(n int64) string {
-	if n < 1024 {
-		return fmt.Sprint(n)
-	}
-	f := float64(n)
-	for _, unit := range "KMGTPE" {
-		f /= 1024
-		switch {
-		case f < 9.995:
-			return fmt.Sprintf("%.2f%c", f, unit)
-		case f < 99.95:
-			return fmt.Sprintf("%.1f%c", f, unit)
-		case f < 1023.5:
-			return fmt.Sprintf("%.0f%c", f, unit)
-		}
-	}
-	return fmt.Sprint(n)
-}
-
-// eachParcel counts parcels as they are done, on a terminal only. done ends it.
-func (e *env) eachParcel(what string, total int) (one, done func()) {
-	n := int64(0)
-	count, done := e.counter(what + " parcels")
-	return func() {
-		n++
-		count(n, int64(total))
-	}, done
 }

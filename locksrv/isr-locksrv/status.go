@@ -2,16 +2,13 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
-	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"isr/locksrv"
 	"isr/locksrv/health"
-	"isr/store/parcel"
+	"isr/store"
 )
 
 type statusCommand struct {
@@ -30,7 +27,7 @@ func (c *statusCommand) Run(e *env) error {
 	}
 	st.Version = programVersion()
 	if c.JSON {
-		err = json.NewEncoder(e.stdout).Encode(st)
+		err = e.stdout.rows().Encode(st)
 	} else {
 		err = printStatus(e.stdout, st)
 	}
@@ -40,14 +37,9 @@ func (c *statusCommand) Run(e *env) error {
 	return err
 }
 
-// stamp is a time as people read it here.
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
-
-func printStatus(w io.Writer, st health.Status) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	row := func(what, format string, args ...any) {
-		fmt.Fprintf(t, "%s\t%s\n", what, parcel.Clean(fmt.Sprintf(format, args...)))
-	}
+func printStatus(out *results, st health.Status) error {
+	t := out.columns()
+	row := func(what, format string, args ...any) { t.row(what, fmt.Sprintf(format, args...)) }
 	row("realm", "%s, in %s, isr-locksrv %s", st.Realm, st.Root, st.Version)
 	row("users", "%d%s", st.Users, lockedText(st.LockedOut))
 	row("parcels", "%d, %d of them held", st.Parcels, len(st.Held))
@@ -62,7 +54,7 @@ func printStatus(w io.Writer, st health.Status) error {
 			row(l.Op, "%s", stamp(l.Time))
 		}
 	}
-	row("disk", "%s free of %s, %.0f %% used", iec(int64(st.Disk.Free)), iec(int64(st.Disk.Size)), 100*st.Disk.Used())
+	row("disk", "%s free of %s, %.0f %% used", store.SizeText(int64(st.Disk.Free)), store.SizeText(int64(st.Disk.Size)), 100*st.Disk.Used())
 	if st.Disk.Files > 0 {
 		row("inodes", "%d free of %d, %.0f %% used", st.Disk.FilesFree, st.Disk.Files, 100*st.Disk.FilesUsed())
 	}
@@ -73,7 +65,7 @@ func printStatus(w io.Writer, st health.Status) error {
 	for _, warning := range st.Warnings {
 		row("warning", "%s", warning)
 	}
-	return t.Flush()
+	return t.print()
 }
 
 // lockedText says who is locked out, if anybody is.

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/term"
 
 	"isr/locksrv"
 	"isr/locksrv/event"
@@ -75,7 +72,7 @@ func (c *harvest) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	if c.JSON {
-		return json.NewEncoder(e.stdout).Encode(struct {
+		return e.stdout.rows().Encode(struct {
 			study.Harvested
 			Imported int `json:"imported"`
 		}{done, imported})
@@ -161,7 +158,7 @@ func (c *report) Run(ctx context.Context, e *env) error {
 	case dir == "":
 		return err
 	}
-	if c.Out == "" && term.IsTerminal(int(e.stdout.Fd())) {
+	if c.Out == "" && e.stdout.tty {
 		return parcel.NewError(parcel.Usage, "report: standard output is a terminal").WithHint("--out FILE.html says where the page goes")
 	}
 	d, err := study.Open(dir)
@@ -203,7 +200,7 @@ func (c *report) Run(ctx context.Context, e *env) error {
 	}
 	defer db.Close()
 	if c.Out == "" {
-		return page.Write(ctx, e.stdout, db, o)
+		return page.Write(ctx, e.stdout.bytes(), db, o)
 	}
 	out, err := atomicfile.Create(c.Out, 0o600)
 	if err != nil {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"path/filepath"
-	"text/tabwriter"
 	"time"
 
 	"isr/locksrv/event"
@@ -61,27 +59,23 @@ func (c *usage) Run(e *env) error {
 	}
 	known := c.log(e, root)
 	var failed worst
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	lines := json.NewEncoder(e.stdout)
-	if !c.JSON {
-		fmt.Fprintln(table, "USER\tPARCEL\tLAST LOCK\tLAST COMMIT\tVERSIONS\tBYTES\tLOCKS\tCOMMITS\tHOST")
-	}
+	table := e.stdout.columns("USER", "PARCEL", "LAST LOCK", "LAST COMMIT", "VERSIONS", "BYTES", "LOCKS", "COMMITS", "HOST")
+	lines := e.stdout.rows()
 	show := func(u used) {
 		if c.JSON {
 			lines.Encode(u)
 			return
 		}
 		if u.Parcel == "" {
-			fmt.Fprintf(table, "%s\t-\n", u.User)
+			table.row(u.User, "-")
 			return
 		}
 		host := u.Host
 		if u.Held {
 			host += " (held)"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%s\n", u.User, u.Parcel, date(u.LastLock), date(u.LastCommit),
-			u.Versions, iec(u.Bytes), u.Locks, u.Commits, parcel.Clean(host))
+		table.row(u.User, u.Parcel, date(u.LastLock), date(u.LastCommit), fmt.Sprint(u.Versions), store.SizeText(u.Bytes),
+			fmt.Sprint(u.Locks), fmt.Sprint(u.Commits), host)
 	}
 	for _, user := range users {
 		parcels, err := chosen(s, some{User: user})
@@ -99,6 +93,11 @@ func (c *usage) Run(e *env) error {
 				failed.add(e, p, err)
 			}
 			show(u)
+		}
+	}
+	if !c.JSON {
+		if err := table.print(); err != nil {
+			return err
 		}
 	}
 	return failed.err
@@ -150,7 +149,7 @@ func (c *usage) log(e *env, root string) map[[2]string]logged {
 	now := time.Now()
 	for ev, err := range event.NewLog(filepath.Join(root, "log")).Read(now.AddDate(0, 0, -c.Days), now) {
 		if err != nil {
-			fmt.Fprintf(e.stderr, "isr-locksrv: warning: event log: %s\n", parcel.Clean(err.Error()))
+			e.warn("event log: %v", err)
 			continue
 		}
 		at := [2]string{ev.User, ev.Parcel}
@@ -177,5 +176,5 @@ func date(t *time.Time) string {
 	if t == nil {
 		return "never"
 	}
-	return t.UTC().Format("2006-01-02 15:04")
+	return timeText(*t)
 }

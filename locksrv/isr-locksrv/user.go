@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"isr/locksrv/event"
@@ -127,16 +125,14 @@ func (c *userList) Run(ctx context.Context, e *env) error {
 	}
 	if c.Quiet {
 		for _, name := range names {
-			fmt.Fprintln(e.stdout, name)
+			if _, err := fmt.Fprintln(e.stdout, name); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
-	out := json.NewEncoder(e.stdout)
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	defer table.Flush()
-	if !c.JSON && len(names) > 0 {
-		fmt.Fprintln(table, "USER\tKEYS\tPARCELS\tHELD\tUSED\tQUOTA\tGROUPS\tSTATE")
-	}
+	out := e.stdout.rows()
+	table := e.stdout.columns("USER", "KEYS", "PARCELS", "HELD", "USED", "QUOTA", "GROUPS", "STATE")
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -148,10 +144,13 @@ func (c *userList) Run(ctx context.Context, e *env) error {
 			}
 			continue
 		}
-		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", r.User, r.Keys, r.Parcels, r.Held,
-			store.SizeText(r.Bytes), quota(r.Quota), orDash(strings.Join(r.Groups, ",")), orDash(r.state()))
+		table.row(r.User, fmt.Sprint(r.Keys), fmt.Sprint(r.Parcels), fmt.Sprint(r.Held), store.SizeText(r.Bytes),
+			quota(r.Quota).String(), orDash(strings.Join(r.Groups, ",")), orDash(r.state()))
 	}
-	return nil
+	if c.JSON || len(names) == 0 {
+		return nil
+	}
+	return table.print()
 }
 
 // orDash shows that nothing is there.
@@ -347,7 +346,7 @@ type userDel struct {
 	Name    string `arg:"" help:"The user."`
 	Parcels bool   `help:"Remove her parcels too."`
 	Force   bool   `help:"Even those that are checked out."`
-	Yes     bool   `short:"y" help:"Do not ask."`
+	sure
 }
 
 func (c *userDel) Run(ctx context.Context, e *env) error {
@@ -378,7 +377,7 @@ func (c *userDel) Run(ctx context.Context, e *env) error {
 			of += ", though checked out: " + strings.Join(held, " ")
 		}
 	}
-	if err := e.confirm(c.Yes, "Remove user %s%s?", c.Name, of); err != nil {
+	if err := e.confirm(c.Yes, "remove user %s%s?", c.Name, of); err != nil {
 		return err
 	}
 	for _, n := range names {

@@ -3,13 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -128,7 +126,7 @@ func terms(k authkey.Key) string {
 		if time.Now().After(k.Expires) {
 			verb = "expired "
 		}
-		t = append(t, verb+k.Expires.UTC().Format("2006-01-02 15:04 MST"))
+		t = append(t, verb+timeText(k.Expires)+" UTC")
 	}
 	return strings.Join(t, ", ")
 }
@@ -162,7 +160,7 @@ func (c *keyList) Run(e *env) error {
 		return err
 	}
 	if c.JSON {
-		out := json.NewEncoder(e.stdout)
+		out := e.stdout.rows()
 		for i, l := range lines {
 			if err := out.Encode(rowOf(i+1, l)); err != nil {
 				return err
@@ -170,15 +168,15 @@ func (c *keyList) Run(e *env) error {
 		}
 		return nil
 	}
-	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	table := e.stdout.columns()
 	for i, l := range lines {
 		if l.Err != nil {
-			fmt.Fprintf(table, "%d\t-\t-\t-\tlets nobody in: %s\n", i+1, parcel.Clean(l.Err.Error()))
+			table.row(fmt.Sprint(i+1), "-", "-", "-", "lets nobody in: "+l.Err.Error())
 			continue
 		}
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", i+1, ssh.FingerprintSHA256(l.Key), l.Key.Type(), orDash(l.Key.Comment), orDash(terms(l.Key)))
+		table.row(fmt.Sprint(i+1), ssh.FingerprintSHA256(l.Key), l.Key.Type(), orDash(l.Key.Comment), orDash(terms(l.Key)))
 	}
-	return table.Flush()
+	return table.print()
 }
 
 func rowOf(number int, l authkey.Line) keyRow {
@@ -200,7 +198,7 @@ func rowOf(number int, l authkey.Line) keyRow {
 type keyDel struct {
 	Name string `arg:"" help:"The user."`
 	Key  string `arg:"" help:"Its fingerprint, its number in the list, or its file."`
-	Yes  bool   `short:"y" help:"Do not ask."`
+	sure
 }
 
 func (c *keyDel) Run(ctx context.Context, e *env) error {
@@ -236,9 +234,9 @@ func (c *keyDel) Run(ctx context.Context, e *env) error {
 		return parcel.NewError(parcel.Failed, "user %s: has no such key", c.Name).
 			WithHint("isr-locksrv user key list %s has all of them", c.Name)
 	}
-	question := fmt.Sprintf("Remove key %s of user %s?", strings.Join(of, ", "), c.Name)
+	question := fmt.Sprintf("remove key %s of user %s?", strings.Join(of, ", "), c.Name)
 	if has, err := s.HasPassword(c.Name); err == nil && last && !has {
-		question = "Nothing else lets her in. " + question
+		question = "nothing else lets her in: " + question
 	}
 	if err := e.confirm(c.Yes, "%s", question); err != nil {
 		return err

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -35,8 +34,8 @@ func (c *parcelHistory) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	table := newColumns("VERSION", "COMMITTED", "HOST", "NEW", "OBJECTS", "STATE", "ABOUT")
-	lines := json.NewEncoder(e.stdout)
+	table := e.stdout.columns("VERSION", "COMMITTED", "HOST", "NEW", "OBJECTS", "STATE", "ABOUT")
+	lines := e.stdout.rows()
 	for _, v := range versions {
 		if c.JSON {
 			row := struct {
@@ -49,12 +48,12 @@ func (c *parcelHistory) Run(e *env) error {
 			}
 			continue
 		}
-		table.row(fmt.Sprint(v.Version), timeText(v.Time), v.Host, sizeText(v.Bytes), fmt.Sprint(v.Objects), stateOf(v), about(v))
+		table.row(fmt.Sprint(v.Version), timeText(v.Time), v.Host, store.SizeText(v.Bytes), fmt.Sprint(v.Objects), stateOf(v), about(v))
 	}
 	if c.JSON {
 		return nil
 	}
-	return table.print(e.stdout)
+	return table.print()
 }
 
 // stateOf is what the machine is in a version.
@@ -142,20 +141,20 @@ func (c *parcelDiff) Run(ctx context.Context, e *env) error {
 			line.Images = append(line.Images, imageLine{im.Name, im.FromSize, im.ToSize, im.ChunkSize, im.Changed, im.Added, im.Zeroed,
 				im.Chunks() * int64(im.ChunkSize), append(keyring.Ranges{}, im.Ranges...)})
 		}
-		return json.NewEncoder(e.stdout).Encode(line)
+		return e.stdout.rows().Encode(line)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: version %d to version %d\n", c.owned, v[0], v[1])
 	for _, im := range d.Images {
 		b.WriteString(parcel.Clean(im.Name) + ": ")
 		if im.FromSize != im.ToSize {
-			fmt.Fprintf(&b, "%s, was %s; ", sizeText(im.ToSize), sizeText(im.FromSize))
+			fmt.Fprintf(&b, "%s, was %s; ", store.SizeText(im.ToSize), store.SizeText(im.FromSize))
 		}
 		if im.Chunks() == 0 {
 			b.WriteString("no chunk differs\n")
 			continue
 		}
-		fmt.Fprintf(&b, "%s, %s: %d changed, %d added, %d zeroed\n", counted(im.Chunks(), "chunk"), sizeText(im.Chunks()*int64(im.ChunkSize)),
+		fmt.Fprintf(&b, "%s, %s: %d changed, %d added, %d zeroed\n", count(im.Chunks(), "chunk"), store.SizeText(im.Chunks()*int64(im.ChunkSize)),
 			im.Changed, im.Added, im.Zeroed)
 		ranges, more := im.Ranges, ""
 		if len(ranges) > shownRanges && !c.Verbose {
@@ -170,8 +169,8 @@ func (c *parcelDiff) Run(ctx context.Context, e *env) error {
 	if from, to := stateOf(d.From), stateOf(d.To); from != to {
 		fmt.Fprintf(&b, "machine: %s, was %s\n", to, from)
 	}
-	fmt.Fprintf(&b, "new: %s, %s\n", counted(d.Objects, "object"), sizeText(d.Bytes))
-	_, err = e.stdout.WriteString(b.String())
+	fmt.Fprintf(&b, "new: %s, %s\n", count(d.Objects, "object"), store.SizeText(d.Bytes))
+	_, err = e.stdout.Write([]byte(b.String()))
 	return err
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store"
+	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -879,7 +880,7 @@ func TestPrune(t *testing.T) {
 			forget(t, p, v-1)
 		}
 	}
-	plan, err := PlanPrune(ctx, target, Keep{Last: 2})
+	plan, err := PlanPrune(ctx, target, keep.Rules{Last: 2})
 	if err != nil || !slices.Equal(plan.Remove, ids[:2]) || len(plan.Keep) != 2 {
 		t.Fatalf("%+v, %v", plan, err)
 	}
@@ -905,25 +906,29 @@ func TestPrune(t *testing.T) {
 	}
 }
 
-func TestKeep(t *testing.T) {
-	ids := []string{"20250101T000000Z-a", "20251231T235959Z-b", "20260101T000000Z-c", "20260102T010000Z-d", "20260102T020000Z-e", "20260105T000000Z-f"}
-	for _, c := range []struct {
-		keep Keep
-		want string
-	}{
-		{Keep{Last: 2}, "ef"}, {Keep{Last: 100}, "abcdef"}, {Keep{Daily: 2}, "ef"}, {Keep{Daily: 4}, "bcef"},
-		{Keep{Weekly: 2}, "ef"}, // the first of January 2026 is a Thursday
-		{Keep{Weekly: 3}, "aef"}, {Keep{Monthly: 2}, "bf"}, {Keep{Yearly: 9}, "bf"}, {Keep{Last: 1, Yearly: 2}, "bf"}, {Keep{}, ""},
-	} {
-		var got string
-		for _, id := range ids {
-			if c.keep.keeps(ids)[id] != nil {
-				got += id[len(id)-1:]
-			}
+// Rules count snapshots from the newest, which stays whatever they say.
+func TestPlanPrune(t *testing.T) {
+	target := memPlace(t)
+	for _, id := range []string{"20250101T000000Z-aaaaaaaa", "20251231T235959Z-bbbbbbbb", "20260101T000000Z-cccccccc", "20260102T010000Z-dddddddd"} {
+		if err := target.Put(ctx, snapshotName(id), []byte("a list")); err != nil || target.Sync(ctx) != nil {
+			t.Fatal(err)
 		}
-		if got != c.want {
-			t.Errorf("%+v: got %s, want %s", c.keep, got, c.want)
+	}
+	for want, rules := range map[string]keep.Rules{"cd": {Last: 2}, "bd": {Yearly: 2}, "bcd": {Daily: 3}, "d": {}} {
+		plan, err := PlanPrune(ctx, target, rules)
+		if err != nil {
+			t.Fatal(err)
 		}
+		got := ""
+		for _, k := range plan.Keep {
+			got += k.ID[len(k.ID)-1:]
+		}
+		if got != want || len(plan.Keep)+len(plan.Remove) != 4 {
+			t.Errorf("%+v: keeps %s, want %s", rules, got, want)
+		}
+	}
+	if _, err := PlanPrune(ctx, target, keep.Rules{Last: -1}); !errors.Is(err, parcel.ErrUsage) {
+		t.Errorf("a number below none: %v", err)
 	}
 }
 

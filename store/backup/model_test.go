@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/keep"
 	"isr/store/parcel"
 )
 
@@ -206,7 +207,7 @@ func TestModel(t *testing.T) {
 				snaps[res.Snapshot.ID] = m.clone()
 			},
 			"prune": func(r *rapid.T) {
-				plan, err := PlanPrune(ctx, place, Keep{Last: rapid.IntRange(1, 3).Draw(r, "keep")})
+				plan, err := PlanPrune(ctx, place, keep.Rules{Last: rapid.IntRange(1, 3).Draw(r, "keep")})
 				if err != nil {
 					r.Fatal(err)
 				}

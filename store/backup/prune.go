@@ -9,46 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"isr/store/keep"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
-
-// Keep says which snapshots stay: those that any rule keeps.
-type Keep struct {
-	Last                           int // the newest
-	Daily, Weekly, Monthly, Yearly int // the newest of each of so many days, …, that have any
-}
-
-// Zero reports whether there is no rule.
-func (k Keep) Zero() bool { return k == Keep{} }
-
-// keeps are those of the snapshots, oldest first, that stay, with why.
-func (k Keep) keeps(ids []string) map[string][]string {
-	why := make(map[string][]string)
-	for _, rule := range []struct {
-		name   string
-		count  int
-		period func(t time.Time, n int) [2]int
-	}{
-		{"last", k.Last, func(_ time.Time, n int) [2]int { return [2]int{n} }},
-		{"daily", k.Daily, func(t time.Time, _ int) [2]int { return [2]int{t.Year(), t.YearDay()} }},
-		{"weekly", k.Weekly, func(t time.Time, _ int) [2]int { y, w := t.ISOWeek(); return [2]int{y, w} }},
-		{"monthly", k.Monthly, func(t time.Time, _ int) [2]int { return [2]int{t.Year(), int(t.Month())} }},
-		{"yearly", k.Yearly, func(t time.Time, _ int) [2]int { return [2]int{t.Year()} }},
-	} {
-		left, last := rule.count, [2]int{-1, -1}
-		for n, id := range slices.Backward(ids) {
-			p := rule.period(idTime(id), n)
-			if left == 0 || p == last {
-				continue
-			}
-			last = p
-			left--
-			why[id] = append(why[id], rule.name)
-		}
-	}
-	return why
-}
 
 // Plan is what a prune would do.
 type Plan struct {
@@ -64,17 +28,25 @@ type Kept struct {
 
 // PlanPrune says which snapshots would stay and go by the rules. The newest
 // one stays in any case.
-func PlanPrune(ctx context.Context, t Target, k Keep) (*Plan, error) {
+func PlanPrune(ctx context.Context, t Target, k keep.Rules) (*Plan, error) {
 	ids, err := IDs(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	why := k.keeps(ids)
+	if err := k.Check(); err != nil {
+		return nil, err
+	}
+	var times []time.Time
+	for _, id := range slices.Backward(ids) {
+		times = append(times, idTime(id))
+	}
+	why := k.Choose(times)
+	slices.Reverse(why)
 	p := new(Plan)
 	for n, id := range ids {
 		switch {
-		case why[id] != nil:
-			p.Keep = append(p.Keep, Kept{id, why[id]})
+		case why[n] != nil:
+			p.Keep = append(p.Keep, Kept{id, why[n]})
 		case n == len(ids)-1:
 			p.Keep = append(p.Keep, Kept{id, []string{"newest"}})
 		default:

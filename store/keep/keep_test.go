@@ -1,4 +1,4 @@
-package store
+package keep
 
 import (
 	"errors"
@@ -12,15 +12,28 @@ import (
 	"isr/store/parcel"
 )
 
+// version is something that is kept or not.
+type version struct {
+	Version int
+	Time    time.Time
+}
+
+func timesOf(vs []version) (times []time.Time) {
+	for _, v := range vs {
+		times = append(times, v.Time)
+	}
+	return times
+}
+
 // versionsAt are versions with these times, newest first.
-func versionsAt(times ...string) []VersionInfo {
-	var vs []VersionInfo
+func versionsAt(times ...string) []version {
+	var vs []version
 	for i, t := range times {
 		at, err := time.Parse("2006-01-02 15:04", t)
 		if err != nil {
 			panic(err)
 		}
-		vs = append(vs, VersionInfo{Version: len(times) - i, Time: at})
+		vs = append(vs, version{len(times) - i, at})
 	}
 	return vs
 }
@@ -36,31 +49,31 @@ func TestKeep(t *testing.T) {
 		return span
 	}
 	for _, c := range []struct {
-		keep Keep
+		keep Rules
 		want string // versions that are kept
 	}{
-		{Keep{}, ""},
-		{Keep{Last: 1}, "9"},
-		{Keep{Last: 3}, "9 8 7"},
-		{Keep{Last: 99}, "9 8 7 6 5 4 3 2 1"},
-		{Keep{Daily: 1}, "9"},
-		{Keep{Daily: 3}, "9 8 6"},
-		{Keep{Weekly: 2}, "9 8"},       // the 1st of March 2026 was a Sunday
-		{Keep{Weekly: 4}, "9 8 5 4"},   // 5 is of week 5; 4 and 3 of week 1 of 2026
-		{Keep{Weekly: 5}, "9 8 5 4 2"}, // 2 is of week 52 of 2025
-		{Keep{Monthly: 3}, "9 6 5"},    // of March, February, January
-		{Keep{Yearly: 2}, "9 4"},       // of 2026 and 2025
-		{Keep{Yearly: 9}, "9 4 1"},     // there are no more years
-		{Keep{Last: 2, Yearly: 2}, "9 8 4"},
-		{Keep{Within: within("1d")}, "9 8 7"},
-		{Keep{Within: within("1h")}, "9 8"},
-		{Keep{Within: within("2d")}, "9 8 7 6"},
-		{Keep{Within: within("1m")}, "9 8 7 6"},
-		{Keep{Within: within("1y")}, "9 8 7 6 5 4 3 2"},
-		{Keep{Within: within("9999y")}, "9 8 7 6 5 4 3 2 1"},
+		{Rules{}, ""},
+		{Rules{Last: 1}, "9"},
+		{Rules{Last: 3}, "9 8 7"},
+		{Rules{Last: 99}, "9 8 7 6 5 4 3 2 1"},
+		{Rules{Daily: 1}, "9"},
+		{Rules{Daily: 3}, "9 8 6"},
+		{Rules{Weekly: 2}, "9 8"},       // the 1st of March 2026 was a Sunday
+		{Rules{Weekly: 4}, "9 8 5 4"},   // 5 is of week 5; 4 and 3 of week 1 of 2026
+		{Rules{Weekly: 5}, "9 8 5 4 2"}, // 2 is of week 52 of 2025
+		{Rules{Monthly: 3}, "9 6 5"},    // of March, February, January
+		{Rules{Yearly: 2}, "9 4"},       // of 2026 and 2025
+		{Rules{Yearly: 9}, "9 4 1"},     // there are no more years
+		{Rules{Last: 2, Yearly: 2}, "9 8 4"},
+		{Rules{Within: within("1d")}, "9 8 7"},
+		{Rules{Within: within("1h")}, "9 8"},
+		{Rules{Within: within("2d")}, "9 8 7 6"},
+		{Rules{Within: within("1m")}, "9 8 7 6"},
+		{Rules{Within: within("1y")}, "9 8 7 6 5 4 3 2"},
+		{Rules{Within: within("9999y")}, "9 8 7 6 5 4 3 2 1"},
 	} {
 		var got []string
-		for i, why := range c.keep.choose(versions) {
+		for i, why := range c.keep.Choose(timesOf(versions)) {
 			if len(why) > 0 {
 				got = append(got, string(rune('0'+versions[i].Version)))
 			}
@@ -69,13 +82,13 @@ func TestKeep(t *testing.T) {
 			t.Errorf("%+v: got %s, want %s", c.keep, strings.Join(got, " "), c.want)
 		}
 	}
-	if why := (Keep{Last: 1, Daily: 1, Weekly: 1, Monthly: 1, Yearly: 1, Within: within("1h")}).choose(versions)[0]; strings.Join(why, " ") != "last daily weekly monthly yearly within" {
+	if why := (Rules{Last: 1, Daily: 1, Weekly: 1, Monthly: 1, Yearly: 1, Within: within("1h")}).Choose(timesOf(versions))[0]; strings.Join(why, " ") != "last daily weekly monthly yearly within" {
 		t.Errorf("rules of the newest: %v", why)
 	}
-	if got := (Keep{Last: 1}).choose(nil); len(got) != 0 {
+	if got := (Rules{Last: 1}).Choose(nil); len(got) != 0 {
 		t.Errorf("no versions: %v", got)
 	}
-	for _, k := range []Keep{{Last: -1}, {Daily: -1}, {Weekly: -2}, {Monthly: -1 << 63}, {Yearly: -1}} {
+	for _, k := range []Rules{{Last: -1}, {Daily: -1}, {Weekly: -2}, {Monthly: -1 << 63}, {Yearly: -1}} {
 		if err := k.Check(); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("%+v: got %v", k, err)
 		}
@@ -85,15 +98,15 @@ func TestKeep(t *testing.T) {
 // Whatever the times: a rule keeps the newest of each of the newest periods,
 // no more than it says, and more of a rule never keeps less.
 func TestKeepProperties(t *testing.T) {
-	day := func(v VersionInfo) string { return v.Time.Format("2006-01-02") }
+	day := func(v version) string { return v.Time.Format("2006-01-02") }
 	rapid.Check(t, func(r *rapid.T) {
 		at := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
-		var vs []VersionInfo
+		var vs []version
 		for i, n := 0, rapid.IntRange(0, 40).Draw(r, "versions"); i < n; i++ {
-			vs = append(vs, VersionInfo{Version: 100 - i, Time: at})
+			vs = append(vs, version{100 - i, at})
 			at = at.Add(-time.Duration(rapid.IntRange(0, 3000).Draw(r, "minutes")) * time.Minute)
 		}
-		k := Keep{Daily: rapid.IntRange(0, 12).Draw(r, "daily")}
+		k := Rules{Daily: rapid.IntRange(0, 12).Draw(r, "daily")}
 		var want []int
 		days := make(map[string]bool)
 		for _, v := range vs {
@@ -102,8 +115,8 @@ func TestKeepProperties(t *testing.T) {
 				want = append(want, v.Version)
 			}
 		}
-		kept := func(k Keep) (got []int) {
-			for i, why := range k.choose(vs) {
+		kept := func(k Rules) (got []int) {
+			for i, why := range k.Choose(timesOf(vs)) {
 				if len(why) > 0 {
 					got = append(got, vs[i].Version)
 				}

@@ -1,4 +1,8 @@
-package store
+// Package keep has the rules by which old things of a row are kept or go:
+// versions of a parcel, snapshots of a backup. It says which rules keep each of
+// them, of their times alone; it removes nothing, and what stays whatever the
+// rules say, as a head or a pin, is its callers' to know.
+package keep
 
 import (
 	"fmt"
@@ -9,33 +13,34 @@ import (
 	"isr/store/parcel"
 )
 
-// Keep says which versions of a parcel a prune leaves. The rules add up: a
-// version that any of them keeps stays. Days, weeks (from Monday), months and
-// years are those of UTC, as all times of the store.
-type Keep struct {
+// Rules say what a prune leaves. They add up: what any of them keeps stays.
+// Days, weeks (from Monday), months and years are those of UTC, as all times of
+// the store.
+type Rules struct {
 	Last                           int  // so many of the newest
 	Daily, Weekly, Monthly, Yearly int  // the newest of each of so many days that have one, …
 	Within                         Span // all that are no older than that, seen from the newest
 }
 
-// Empty reports whether k has no rule; then it would keep only what every
-// prune does.
-func (k Keep) Empty() bool { return k == Keep{} }
+// Empty reports whether there is no rule; then only what every prune keeps
+// would stay.
+func (k Rules) Empty() bool { return k == Rules{} }
 
 // Check refuses what cannot be a rule.
-func (k Keep) Check() error {
+func (k Rules) Check() error {
 	for _, n := range []int{k.Last, k.Daily, k.Weekly, k.Monthly, k.Yearly} {
 		if n < 0 {
-			return parcel.NewError(parcel.Usage, "keep %d versions: want 0 or more", n)
+			return parcel.NewError(parcel.Usage, "keep %d: want 0 or more", n)
 		}
 	}
 	return nil
 }
 
-// choose says for each of the versions, newest first, which rules keep it.
-func (k Keep) choose(versions []VersionInfo) [][]string {
-	why := make([][]string, len(versions))
-	if len(versions) == 0 {
+// Choose says for each of the times, newest first, which rules keep what is of
+// it.
+func (k Rules) Choose(times []time.Time) [][]string {
+	why := make([][]string, len(times))
+	if len(times) == 0 {
 		return why
 	}
 	periods := []struct {
@@ -53,9 +58,9 @@ func (k Keep) choose(versions []VersionInfo) [][]string {
 		{rule: "monthly", left: k.Monthly, of: func(_ int, t time.Time) string { return t.Format("2006-01") }},
 		{rule: "yearly", left: k.Yearly, of: func(_ int, t time.Time) string { return t.Format("2006") }},
 	}
-	since := k.Within.before(versions[0].Time.UTC())
-	for n, v := range versions {
-		t := v.Time.UTC()
+	since := k.Within.before(times[0].UTC())
+	for n, t := range times {
+		t = t.UTC()
 		for i := range periods {
 			p := &periods[i]
 			if of := p.of(n, t); p.left > 0 && of != p.last {
