@@ -11,6 +11,7 @@ import (
 
 	"isr/locksrv"
 	"isr/locksrv/health"
+	"isr/store/backup"
 	"isr/store/parcel"
 )
 
@@ -20,7 +21,7 @@ type statusCommand struct {
 }
 
 func (c *statusCommand) Run(e *env) error {
-	s, _, err := e.open()
+	s, root, err := e.open()
 	if err != nil {
 		return err
 	}
@@ -29,6 +30,9 @@ func (c *statusCommand) Run(e *env) error {
 		return err
 	}
 	st.Version = programVersion()
+	if st.Standby, err = standbyText(root); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
 	if c.JSON {
 		err = json.NewEncoder(e.stdout).Encode(st)
 	} else {
@@ -49,6 +53,9 @@ func printStatus(w io.Writer, st health.Status) error {
 		fmt.Fprintf(t, "%s\t%s\n", what, parcel.Clean(fmt.Sprintf(format, args...)))
 	}
 	row("realm", "%s, in %s, isr-locksrv %s", st.Realm, st.Root, st.Version)
+	if st.Standby != "" {
+		row("standby", "%s", st.Standby)
+	}
 	row("users", "%d%s", st.Users, lockedText(st.LockedOut))
 	row("parcels", "%d, %d of them held", st.Parcels, len(st.Held))
 	row("commits", "%d today, %d in 7 days", st.Commits.Today, st.Commits.Week)
@@ -74,6 +81,18 @@ func printStatus(w io.Writer, st health.Status) error {
 		row("warning", "%s", warning)
 	}
 	return t.Flush()
+}
+
+// standbyText says what the realm in root is a mirror of, if it is one.
+func standbyText(root string) (string, error) {
+	from, asOf, err := backup.StandbyOf(root)
+	switch {
+	case err != nil || from == "":
+		return "", err
+	case asOf.IsZero():
+		return "of " + from + ", not whole yet", nil
+	}
+	return "of " + from + ", as of " + stamp(asOf), nil
 }
 
 // lockedText says who is locked out, if anybody is.
