@@ -284,6 +284,7 @@ func TestServeRefusesSettings(t *testing.T) {
 		{1, []string{"--listen", "127.0.0.1:0", "--listen", taken.Addr().String()}},
 		{1, []string{"--config", filepath.Join(r.Root, "none")}},
 		{2, []string{"--config", write(t, filepath.Join(t.TempDir(), "conf"), "LISTEN:=x\n")}},
+		{2, []string{"--config", write(t, filepath.Join(t.TempDir(), "conf"), "FOO:=x\n")}},
 	} {
 		cmd := exec.Command(program(t), append([]string{"--root", r.Root, "serve"}, test.args...)...)
 		out, _ := cmd.CombinedOutput()
