@@ -155,7 +155,7 @@ func (c *collector) parcel(lockDir, user, name string) error {
 	defer dir.Close()
 	return c.tree(dir, ".", lockSide(user, name), func(name string) bool {
 		switch name {
-		case "flock", "unfinished", "lockholder", "keys/keyroot":
+		case "flock", "unfinished", "renaming", "usage", "lockholder", "keys/keyroot":
 			return false
 		}
 		return true
