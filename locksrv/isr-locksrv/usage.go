@@ -59,6 +59,11 @@ func (c *usage) Run(e *env) error {
 			return err
 		}
 	}
+	if c.User != "" {
+		if _, err := chosen(s, some{User: c.User}); err != nil {
+			return err
+		}
+	}
 	known := c.log(e, root)
 	var failed worst
 	table := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
