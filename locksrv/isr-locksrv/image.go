@@ -53,16 +53,13 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 			return err
 		}
 		// What no format knows is taken as raw: a compressed image, or a letter.
-		if cfg, err := p.Config(); err == nil && cfg.DiskSize%sector != 0 {
+		if cfg, err := p.Config(); err == nil && cfg.DiskSize%512 != 0 {
 			stages.end()
 			e.warn("image %s: %d bytes are no whole sectors: is it a disk?", c.Image, cfg.DiskSize)
 		}
 		return nil
 	})
 }
-
-// sector is what every disk has a whole number of, bytes.
-const sector = 512
 
 // stages are the parts of something long, each with a bar of its own.
 type stages struct {

@@ -11,7 +11,6 @@ import (
 
 	"isr/locksrv"
 	"isr/locksrv/health"
-	"isr/store/backup"
 	"isr/store/parcel"
 )
 
@@ -81,18 +80,6 @@ func printStatus(w io.Writer, st health.Status) error {
 		row("warning", "%s", warning)
 	}
 	return t.Flush()
-}
-
-// standbyText says what the realm in root is a mirror of, if it is one.
-func standbyText(root string) (string, error) {
-	from, asOf, err := backup.StandbyOf(root)
-	switch {
-	case err != nil || from == "":
-		return "", err
-	case asOf.IsZero():
-		return "of " + from + ", not whole yet", nil
-	}
-	return "of " + from + ", as of " + stamp(asOf), nil
 }
 
 // lockedText says who is locked out, if anybody is.
