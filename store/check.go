@@ -133,7 +133,7 @@ func (c *checker) all(ctx context.Context) error {
 		c.private(filepath.Join(c.store.root, realmFile))
 		c.private(filepath.Join(c.store.root, usersDir))
 		// The last are the server's, and of backups and mirrors.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "log", "study", "study.key", "backup.flock", "standby")
+		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
 		c.known(filepath.Join(c.store.root, usersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {

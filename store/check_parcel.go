@@ -275,8 +275,12 @@ func (c *parcelCheck) version(ctx context.Context, v int) {
 	c.tellPlaces()
 	if damaged > 0 {
 		c.damaged = true
+		places := "one place"
+		if damaged > 1 {
+			places = fmt.Sprintf("%d places", damaged)
+		}
 		c.problem(Bad, "put the objects back from a backup, a client's hoard or a copy of the parcel",
-			"cannot be restored whole: damage in %d places", damaged)
+			"cannot be restored whole: damage in %s", places)
 	}
 	c.directory(rec, root, damaged == 0)
 }

@@ -74,7 +74,7 @@ func TestCheck(t *testing.T) {
 		"keyroot garbled": {func(t *testing.T, s *Store, p *Parcel) { os.WriteFile(p.versionFile(2), []byte("KEYROOT:=x\n"), 0o600) },
 			1, 1, []string{"version 2: error: version 2: record of its keyroot: KEYROOT: "}},
 		"chunk missing in the head": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(chunk(t, p, 3)) },
-			2, 0, []string{"version 3: error: disk: chunk 1: object ", "version 3: error: cannot be restored whole: damage in 1 places"}},
+			2, 0, []string{"version 3: error: disk: chunk 1: object ", "version 3: error: cannot be restored whole: damage in one place"}},
 		"chunk missing that two versions share": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(object(p, tagsOf(t, p, 3)[0][1])) },
 			3, 0, []string{"version 3: error: disk: chunk 300: object ", "version 2: error: cannot be restored whole"}},
 		"chunk flipped": {func(t *testing.T, s *Store, p *Parcel) { flip(t, chunk(t, p, 2)) },

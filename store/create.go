@@ -91,8 +91,11 @@ func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
 	if _, err := seal.ParseCodec(string(c.Compress)); err != nil {
 		return nil, parcel.NewError(parcel.Usage, "%v", err)
 	}
-	if c.DiskSize < 1 || c.DiskSize > maxImage || c.MemSize < 0 || c.MemSize > maxImage {
-		return nil, parcel.NewError(parcel.Usage, "disk of %d bytes, memory of %d bytes", c.DiskSize, c.MemSize)
+	if c.DiskSize < 1 || c.DiskSize > maxImage {
+		return nil, parcel.NewError(parcel.Usage, "disk of %d bytes: want 1 to %d", c.DiskSize, int64(maxImage))
+	}
+	if c.MemSize < 0 || c.MemSize > maxImage {
+		return nil, parcel.NewError(parcel.Usage, "memory of %d bytes: want 0 to %d", c.MemSize, int64(maxImage))
 	}
 	return c, nil
 }

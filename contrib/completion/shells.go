@@ -5,7 +5,7 @@ package completion
 
 // bash breaks words at = and : too; the program gets them whole, and of what
 // it answers bash gets what stands behind the last break.
-const bash = `# Completion of PROGRAM(1) for bash; made by: PROGRAM completion bash
+const bash = `# Completion of PROGRAM for bash; made by: PROGRAM completion bash
 _NAME() {
 	local words=() joined=1 i piece line tail
 	for ((i = 1; i <= COMP_CWORD; i++)); do
@@ -37,7 +37,7 @@ complete -F _NAME PROGRAM
 `
 
 const zsh = `#compdef PROGRAM
-# Completion of PROGRAM(1) for zsh; made by: PROGRAM completion zsh
+# Completion of PROGRAM for zsh; made by: PROGRAM completion zsh
 _NAME() {
 	local line word tab=$'\t' files dirs
 	local -a answer described
@@ -64,7 +64,7 @@ else
 fi
 `
 
-const fish = `# Completion of PROGRAM(1) for fish; made by: PROGRAM completion fish
+const fish = `# Completion of PROGRAM for fish; made by: PROGRAM completion fish
 function __NAME_complete
 	set -l words (commandline -opc) (commandline -ct)
 	for line in ($words[1] complete -- $words[2..] 2>/dev/null </dev/null)

@@ -24,7 +24,8 @@ import (
 type Status struct {
 	Realm     string     `json:"realm"`
 	Root      string     `json:"root"`
-	Version   string     `json:"version"` // of the program
+	Version   string     `json:"version"`           // of the program
+	Standby   string     `json:"standby,omitempty"` // what it is a mirror of, in words: for who asks for it to fill in
 	Time      time.Time  `json:"time"`
 	Users     int        `json:"users"`
 	LockedOut []string   `json:"lockedout,omitempty"`

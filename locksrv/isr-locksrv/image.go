@@ -45,8 +45,16 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 	o.Copying, o.Progress = stages.of("converting"), stages.of(c.Parcel)
 	what := event.Event{Op: event.ParcelImport, User: c.User, Parcel: c.Parcel}
 	return e.act(ctx, s, what, func(ctx context.Context) error {
-		_, err := s.Import(ctx, c.User, c.Parcel, c.Image, o)
-		return err
+		p, err := s.Import(ctx, c.User, c.Parcel, c.Image, o)
+		if err != nil {
+			return err
+		}
+		// What no format knows is taken as raw: a compressed image, or a letter.
+		if cfg, err := p.Config(); err == nil && cfg.DiskSize%512 != 0 {
+			stages.end()
+			e.warn("image %s: %d bytes are no whole sectors: is it a disk?", c.Image, cfg.DiskSize)
+		}
+		return nil
 	})
 }
 

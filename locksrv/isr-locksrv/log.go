@@ -43,6 +43,11 @@ func (c *logCommand) Run(ctx context.Context, e *env) error {
 	if c.Follow && c.Until != "" {
 		return parcel.NewError(parcel.Usage, "--follow has no end: leave out --until")
 	}
+	for _, op := range c.Op {
+		if !slices.Contains(event.Ops, op) {
+			return parcel.NewError(parcel.Usage, "--op %s: no kind of event", op).WithHint("it is one of %s", strings.Join(event.Ops, ", "))
+		}
+	}
 	wanted, err := c.filter()
 	if err != nil {
 		return err

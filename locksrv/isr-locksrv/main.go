@@ -105,6 +105,12 @@ type exited int
 // run is the program: it returns the exit status.
 func run(argv []string, stdout, stderr *os.File) (status int) {
 	name := filepath.Base(argv[0])
+	for i, arg := range argv {
+		// A variable that is not set must not mean the working directory.
+		if arg == "--root=" || arg == "" && i > 0 && argv[i-1] == "--root" {
+			return complain(stderr, name, parcel.NewError(parcel.Usage, "--root: want a directory"))
+		}
+	}
 	root, rest, err := leadingRoot(argv[1:])
 	switch {
 	case err != nil:

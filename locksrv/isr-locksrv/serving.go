@@ -96,6 +96,12 @@ func (c *serve) Run(ctx context.Context, e *env) error {
 		}
 		v.log.Info("metrics", "at", "http://"+addr.String()+"/metrics")
 	}
+	// What users do here would part the mirror from its realm for good.
+	if of, err := standbyText(root); err != nil {
+		v.log.Warn("standby", "error", err)
+	} else if of != "" {
+		v.log.Warn("this is a standby: remove its file to make it the realm", "file", filepath.Join(root, "standby"), "standby", of)
+	}
 	for _, key := range v.d.HostKeys {
 		v.log.Info("host key", "type", key.PublicKey().Type(), "fingerprint", ssh.FingerprintSHA256(key.PublicKey()))
 	}

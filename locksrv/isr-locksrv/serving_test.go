@@ -284,6 +284,7 @@ func TestServeRefusesSettings(t *testing.T) {
 		{1, []string{"--listen", "127.0.0.1:0", "--listen", taken.Addr().String()}},
 		{1, []string{"--config", filepath.Join(r.Root, "none")}},
 		{2, []string{"--config", write(t, filepath.Join(t.TempDir(), "conf"), "LISTEN:=x\n")}},
+		{2, []string{"--config", write(t, filepath.Join(t.TempDir(), "conf"), "FOO:=x\n")}},
 	} {
 		cmd := exec.Command(program(t), append([]string{"--root", r.Root, "serve"}, test.args...)...)
 		out, _ := cmd.CombinedOutput()
@@ -456,6 +457,15 @@ func TestStop(t *testing.T) {
 }
 
 // A real scrape of a real server, and its health.
+// A mirror that is served without being made the realm says so.
+func TestServeStandby(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	write(t, filepath.Join(r.Root, "standby"), "REALM:=test\nFROM:=old:/var/lib/isr\nTIME:=2026-11-26T10:00:00Z\n")
+	s := startServe(t, r, 1, nil, "--listen", "127.0.0.1:0")
+	s.wait(t, `msg="this is a standby`, 1)
+	s.wait(t, `standby="of old:/var/lib/isr, as of 2026-11-26 10:00:00 UTC"`, 1)
+}
+
 func TestServeMetrics(t *testing.T) {
 	r := locksrvtest.NewRealm(t)
 	s := startServe(t, r, 1, nil, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--log", "json")

@@ -3,11 +3,13 @@ package main
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -118,16 +120,20 @@ func parseSettings(text []byte) (s settings, root string, err error) {
 	if err != nil {
 		return s, "", err
 	}
+	parser, err := kong.New(&s, kong.Name("settings"), kong.NoDefaultHelp(), kong.Exit(func(int) {}))
+	if err != nil {
+		return s, "", err
+	}
 	var args []string
 	for _, f := range r {
 		if f.Key == "ROOT" {
 			continue
 		}
-		args = append(args, "--"+strings.ReplaceAll(strings.ToLower(f.Key), "_", "-")+"="+f.Value)
-	}
-	parser, err := kong.New(&s, kong.Name("settings"), kong.NoDefaultHelp(), kong.Exit(func(int) {}))
-	if err != nil {
-		return s, "", err
+		name := strings.ReplaceAll(strings.ToLower(f.Key), "_", "-")
+		if !slices.ContainsFunc(parser.Model.Flags, func(o *kong.Flag) bool { return o.Name == name }) {
+			return s, "", fmt.Errorf("%s: no such setting", f.Key)
+		}
+		args = append(args, "--"+name+"="+f.Value)
 	}
 	if _, err := parser.Parse(args); err != nil {
 		return s, "", errors.New(strings.TrimSpace(err.Error()))

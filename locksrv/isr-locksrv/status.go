@@ -17,7 +17,7 @@ type statusCommand struct {
 }
 
 func (c *statusCommand) Run(e *env) error {
-	s, _, err := e.open()
+	s, root, err := e.open()
 	if err != nil {
 		return err
 	}
@@ -26,6 +26,9 @@ func (c *statusCommand) Run(e *env) error {
 		return err
 	}
 	st.Version = programVersion()
+	if st.Standby, err = standbyText(root); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
 	if c.JSON {
 		err = e.stdout.rows().Encode(st)
 	} else {
@@ -41,6 +44,9 @@ func printStatus(out *results, st health.Status) error {
 	t := out.columns()
 	row := func(what, format string, args ...any) { t.row(what, fmt.Sprintf(format, args...)) }
 	row("realm", "%s, in %s, isr-locksrv %s", st.Realm, st.Root, st.Version)
+	if st.Standby != "" {
+		row("standby", "%s", st.Standby)
+	}
 	row("users", "%d%s", st.Users, lockedText(st.LockedOut))
 	row("parcels", "%d, %d of them held", st.Parcels, len(st.Held))
 	row("commits", "%d today, %d in 7 days", st.Commits.Today, st.Commits.Week)

@@ -57,6 +57,11 @@ func (c *usage) Run(e *env) error {
 			return err
 		}
 	}
+	if c.User != "" {
+		if _, err := chosen(s, some{User: c.User}); err != nil {
+			return err
+		}
+	}
 	known := c.log(e, root)
 	var failed worst
 	table := e.stdout.columns("USER", "PARCEL", "LAST LOCK", "LAST COMMIT", "VERSIONS", "BYTES", "LOCKS", "COMMITS", "HOST")
