@@ -161,6 +161,9 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 			return nil, nil, err
 		}
 	}
+	if err := u.ownDirs(); err != nil {
+		return nil, nil, err
+	}
 	removeTemps(u.lockRoot)
 	if err := s.settleInto(p); err != nil {
 		return nil, nil, err
@@ -379,6 +382,9 @@ func (b *building) take(bytes int64) error {
 
 // begin makes the directory, or takes over that of a killed import.
 func (b *building) begin() error {
+	if err := b.p.ownDirs(); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(b.p.hdk()); err == nil { // killed right before the end
 		if err := os.Rename(b.p.hdk(), b.dir); err != nil {
 			return err
@@ -397,7 +403,7 @@ func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, objec
 
 // Get is an object that was put. It makes building a keyring.Getter.
 func (b *building) Get(_ context.Context, tag seal.Tag) ([]byte, error) {
-	f, err := os.Open(b.path(tag))
+	f, err := openOwn(b.path(tag))
 	if err != nil {
 		return nil, err
 	}
