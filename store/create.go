@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/google/uuid"
@@ -79,6 +80,18 @@ func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
 	}
 	if c.Compress == "" {
 		c.Compress = seal.Gzip
+	}
+	// What parcel.cfg is not read with is not written.
+	if err := parcel.CheckName(c.VMM); err != nil {
+		return nil, fmt.Errorf("vmm: %w", err)
+	}
+	for _, src := range c.Src {
+		if !strings.Contains(src, "://") || parcel.Clean(src) != src || len(src) > maxText {
+			return nil, parcel.NewError(parcel.Usage, "source %.80q: want SCHEME://… of at most %d bytes", src, maxText)
+		}
+	}
+	if err := checkText("comment", c.Comment); err != nil {
+		return nil, err
 	}
 	for _, n := range []int{c.ChunkSize, c.MemChunk} {
 		if err := keyring.CheckChunkSize(n); err != nil {

@@ -107,6 +107,9 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
 	}
+	if err := cfg.checkTexts(); err != nil {
+		return fmt.Errorf("user %s: %w", name, err)
+	}
 	cfg.Created = now()
 	record, err := cfg.encode()
 	if err != nil {
