@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -207,5 +208,28 @@ func TestAbsurdDaemon(t *testing.T) {
 	}
 	if _, errs, status := locksrvtest.Exec(c, "isr_list_parcels", nil); status != 0 {
 		t.Errorf("afterwards: exit status %d, %s", status, errs)
+	}
+}
+
+// TestMotdPlanted: nobody waits for a message of the day that is a pipe, and a
+// huge one is cut.
+func TestMotdPlanted(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	alice := locksrvtest.Direct{Service: r.Service, Session: locksrv.Session{User: "alice"}}
+	motd := filepath.Join(r.Root, "motd")
+	if err := syscall.Mkfifo(motd, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, errs, status := alice.Exec("isr_motd", nil); status == 0 || !strings.Contains(string(errs), "is no file") {
+		t.Errorf("a pipe: exit status %d, %s", status, errs)
+	}
+	if err := os.Remove(motd); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(motd, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, status := alice.Exec("isr_motd", nil); status != 0 || len(out) > 64<<10 {
+		t.Errorf("a huge one: exit status %d, %d bytes", status, len(out))
 	}
 }

@@ -106,7 +106,7 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := os.ReadFile(filepath.Join(root, realmFile))
+	p, err := readOwn(filepath.Join(root, realmFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", parcel.NewError(parcel.Failed, "store %s: no realm.cfg", root).
 			WithHint("isr-locksrv --root %s user add NAME makes a store", root), fs.ErrNotExist)

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"isr/locksrv"
@@ -106,9 +107,13 @@ func TestPlanted(t *testing.T) {
 		}
 		return out.String()
 	}
-	for _, path := range paths {
-		rel, _ := filepath.Rel(users, path)
-		t.Run(strings.ReplaceAll(rel, "/", "_"), func(t *testing.T) {
+	plant := func(path string, pipe bool) {
+		name, _ := filepath.Rel(users, path)
+		name = strings.ReplaceAll(name, "/", "_")
+		if pipe {
+			name += "_pipe"
+		}
+		t.Run(name, func(t *testing.T) {
 			t.Cleanup(func() {
 				copyTree(t, good, users)
 				copyTree(t, elsewhere, dir)
@@ -124,7 +129,12 @@ func TestPlanted(t *testing.T) {
 			if err := os.RemoveAll(path); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Symlink(target, path); err != nil {
+			if pipe {
+				err = syscall.Mkfifo(path, 0o600)
+			} else {
+				err = os.Symlink(target, path)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			text := ask(t)
@@ -135,6 +145,13 @@ func TestPlanted(t *testing.T) {
 				t.Errorf("changes what is elsewhere:\n%s", difference(outside, now))
 			}
 		})
+	}
+	for _, path := range paths {
+		plant(path, false)
+	}
+	// Nor is anybody waited for who never writes.
+	for _, name := range []string{"authorized_keys", "user.cfg", ".isr/winxp/parcel.cfg", ".isr/winxp/nonce", ".isr/winxp/keys/000001"} {
+		plant(filepath.Join(users, "alice", name), true)
 	}
 }
 
