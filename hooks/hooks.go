@@ -130,8 +130,10 @@ func (r *Runner) run(ctx context.Context, h Hook, e event.Event) error {
 	cmd.Stdin = bytes.NewReader(append(stdin, '\n'))
 	out := new(head)
 	cmd.Stdout, cmd.Stderr = out, out
-	// What it started ends with it, when it must.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// What it started ends with it, when it must. And it has no terminal: one
+	// that runs because root typed something, as the account whose the realm
+	// is, would type the next thing.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	// What it left running may hold its output open, and is not waited for.
 	cmd.WaitDelay = time.Second

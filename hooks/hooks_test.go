@@ -130,6 +130,16 @@ func TestWhatHooksSee(t *testing.T) {
 }
 
 // A hook need not read: neither a short nor a long input is its error.
+// A hook leads a session of its own: on the terminal of who runs it, it could
+// type.
+func TestNoTerminal(t *testing.T) {
+	r := newRunner(t, map[string]string{"pre-commit": `read -r pid comm state ppid pgrp session rest </proc/$$/stat
+test "$session" = $$ && ! true </dev/tty`})
+	if err := r.Pre(t.Context(), commit); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestHookThatDoesNotRead(t *testing.T) {
 	r := newRunner(t, map[string]string{"pre-commit": "exec <&-; exit 0"})
 	long := commit

@@ -79,6 +79,9 @@ func (v *Service) keepReport(k Kept) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	if fi, err := os.Lstat(dir); err != nil || !fi.IsDir() {
+		return errors.Join(err, parcel.NewError(parcel.Damaged, "reports of user %s: are no directory", k.User))
+	}
 	f, err := os.OpenFile(filepath.Join(dir, k.Time.Format(time.DateOnly)+".jsonl"),
 		os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {

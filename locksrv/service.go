@@ -103,6 +103,9 @@ func (v *Service) Run(ctx context.Context, s Session, command string, io Streams
 	return proto.WriteError(io.Errors(), err)
 }
 
+// maxCommand bounds a command, bytes: errors and the log quote it.
+const maxCommand = 4 << 10
+
 // RunWords is Run of a command that is already words; the error is returned,
 // not printed.
 func (v *Service) RunWords(ctx context.Context, s Session, words []string, io Streams) error {
@@ -110,6 +113,15 @@ func (v *Service) RunWords(ctx context.Context, s Session, words []string, io St
 		s.Log = slog.New(slog.DiscardHandler)
 	}
 	if err := v.admit(s); err != nil {
+		s.Log.Warn("refused", "error", err)
+		return err
+	}
+	size := 0
+	for _, w := range words {
+		size += len(w) + 1
+	}
+	if size > maxCommand {
+		err := parcel.NewError(parcel.Usage, "command of %d bytes: %d are the limit", size, maxCommand)
 		s.Log.Warn("refused", "error", err)
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"isr/locksrv/event"
 	"isr/locksrv/proto"
@@ -639,13 +640,19 @@ func motd(ctx context.Context, c *call, _ io.Reader, stdout io.Writer) error {
 	if c.Motd == "" {
 		return nil
 	}
-	text, err := os.ReadFile(c.Motd)
+	// A link is the administrator's, to the host's own, say; a pipe would make
+	// everybody wait.
+	f, err := os.OpenFile(c.Motd, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = stdout.Write(text)
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return errors.Join(err, parcel.NewError(parcel.Damaged, "message of the day: is no file"))
+	}
+	_, err = io.Copy(stdout, io.LimitReader(f, maxRequest))
 	return err
 }

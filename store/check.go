@@ -155,7 +155,8 @@ func (c *checker) all(ctx context.Context) error {
 		c.user(u, owner)
 		names, err := c.store.names(name)
 		if err != nil {
-			return err
+			c.bad(err)
+			continue
 		}
 		if c.opts.Parcel != "" {
 			if _, err := c.store.find(name, c.opts.Parcel); err != nil {
@@ -220,6 +221,10 @@ func (c *checker) private(path string) {
 // known reports entries of dir that have no business there; "*" allows
 // directories that can be a user's or parcel's, "0*" those of versions.
 func (c *checker) known(dir string, names ...string) {
+	if err := ownDirs(dir); err != nil {
+		c.bad(err)
+		return
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.bad(err)

@@ -44,6 +44,10 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 	c.sum.Parcels++
 	pc := &parcelCheck{checker: c, p: p, objects: make(map[seal.Tag]*objectState),
 		blocks: make(map[seal.Ref]int), told: make(map[seal.Tag]bool)}
+	if err := p.ownDirs(); err != nil {
+		c.bad(err)
+		return ctx.Err()
+	}
 	pc.lockSide()
 	cfg, err := p.Config()
 	if err != nil {
@@ -412,7 +416,7 @@ func (c *parcelCheck) directory(rec *version, root *keyring.Root, whole bool) {
 			c.problem(Note, hint, "link %s is missing or wrong; %s", l.name, state)
 		}
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, "info")); err != nil {
+	if b, err := readOwn(filepath.Join(dir, "info")); err != nil {
 		c.problem(Note, "", "info is missing; %s", state)
 	} else if public, err := rec.public().Encode(); err == nil && !bytes.Contains(b, public) {
 		c.problem(Note, "", "info is not as the version's record has it")

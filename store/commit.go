@@ -311,6 +311,9 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 	if len(tags) == 0 {
 		return nil
 	}
+	if err := p.ownObjectDirs(); err != nil {
+		return err
+	}
 	usage, counted := p.keptUsage()
 	step("sync")
 	if err := syncfs(p.content); err != nil {
@@ -492,7 +495,7 @@ func rewrite(path string, encode func() ([]byte, error)) {
 	if err != nil {
 		return
 	}
-	if got, err := os.ReadFile(path); err == nil && string(got) == string(want) {
+	if got, err := readOwn(path); err == nil && string(got) == string(want) {
 		return
 	}
 	step("rewrite")

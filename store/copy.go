@@ -142,6 +142,9 @@ func (p *Parcel) share(tag seal.Tag, b *building) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
 	}
+	if err == nil && !fi.Mode().IsRegular() {
+		err = parcel.NewError(parcel.Damaged, "object %s: not a file", tag)
+	}
 	if err != nil {
 		return err
 	}
@@ -158,7 +161,7 @@ func (p *Parcel) share(tag seal.Tag, b *building) error {
 }
 
 func copyObject(from, to string, tag seal.Tag) (int64, error) {
-	src, err := os.Open(from)
+	src, err := openOwn(from)
 	if err != nil {
 		return 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/google/uuid"
@@ -79,6 +80,18 @@ func (s *Store) config(o CreateOptions) (*parcel.Config, error) {
 	}
 	if c.Compress == "" {
 		c.Compress = seal.Gzip
+	}
+	// What parcel.cfg is not read with is not written.
+	if err := parcel.CheckName(c.VMM); err != nil {
+		return nil, fmt.Errorf("vmm: %w", err)
+	}
+	for _, src := range c.Src {
+		if !strings.Contains(src, "://") || parcel.Clean(src) != src || len(src) > maxText {
+			return nil, parcel.NewError(parcel.Usage, "source %.80q: want SCHEME://… of at most %d bytes", src, maxText)
+		}
+	}
+	if err := checkText("comment", c.Comment); err != nil {
+		return nil, err
 	}
 	for _, n := range []int{c.ChunkSize, c.MemChunk} {
 		if err := keyring.CheckChunkSize(n); err != nil {
@@ -163,6 +176,9 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 		if err := os.MkdirAll(dir, dirMode); err != nil {
 			return nil, nil, err
 		}
+	}
+	if err := u.ownDirs(); err != nil {
+		return nil, nil, err
 	}
 	removeTemps(u.lockRoot)
 	if err := s.settleInto(p); err != nil {
@@ -382,6 +398,9 @@ func (b *building) take(bytes int64) error {
 
 // begin makes the directory, or takes over that of a killed import.
 func (b *building) begin() error {
+	if err := b.p.ownDirs(); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(b.p.hdk()); err == nil { // killed right before the end
 		if err := os.Rename(b.p.hdk(), b.dir); err != nil {
 			return err
@@ -400,7 +419,7 @@ func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, objec
 
 // Get is an object that was put. It makes building a keyring.Getter.
 func (b *building) Get(_ context.Context, tag seal.Tag) ([]byte, error) {
-	f, err := os.Open(b.path(tag))
+	f, err := openOwn(b.path(tag))
 	if err != nil {
 		return nil, err
 	}

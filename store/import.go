@@ -205,7 +205,7 @@ func (p *Parcel) note(c *parcel.Config, keyroot seal.Ref) error {
 
 // noted is what note wrote, nil if that was nothing or of another codec.
 func (p *Parcel) noted(c *parcel.Config) seal.Ref {
-	text, err := os.ReadFile(filepath.Join(p.lock, unfinishedFile))
+	text, err := readOwn(filepath.Join(p.lock, unfinishedFile))
 	if err != nil {
 		return seal.Ref{}
 	}

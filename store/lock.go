@@ -23,7 +23,7 @@ const (
 )
 
 func readLock(path string) (*parcel.Lock, error) {
-	b, err := os.ReadFile(path)
+	b, err := readOwn(path)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func readLock(path string) (*parcel.Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	if fi, err := os.Stat(path); err == nil {
+	if fi, err := os.Lstat(path); err == nil {
 		l.Contact = fi.ModTime().UTC()
 	}
 	return l, nil
@@ -141,7 +141,7 @@ func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock,
 
 // epoch is the number of the last acquisition, 0 for none.
 func (p *Parcel) epoch() (int64, error) {
-	b, err := os.ReadFile(filepath.Join(p.lock, epochFile))
+	b, err := readOwn(filepath.Join(p.lock, epochFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

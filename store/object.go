@@ -74,7 +74,7 @@ func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		f, err := os.Open(path)
+		f, err := openOwn(path)
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}
@@ -224,7 +224,7 @@ func verifyFile(f *os.File, tag seal.Tag) error {
 
 // verifyObject is verifyFile by name.
 func verifyObject(path string, tag seal.Tag) error {
-	f, err := os.Open(path)
+	f, err := openOwn(path)
 	if err != nil {
 		return err
 	}

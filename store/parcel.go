@@ -47,6 +47,9 @@ func (s *Store) names(userName string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := ownDirs(u.lockRoot); err != nil {
+		return nil, fmt.Errorf("user %s: %w", userName, err)
+	}
 	names, err := subdirs(u.lockRoot)
 	return slices.DeleteFunc(names, func(n string) bool { return u.parcel(n).unfinished() }), err
 }
@@ -82,8 +85,8 @@ func (s *Store) find(userName, name string) (*Parcel, error) {
 		}
 		return nil, p.errAbsent()
 	}
-	if fi, err := os.Lstat(p.content); err == nil && !fi.IsDir() {
-		return nil, p.errorf(parcel.Damaged, "its content, %s, is no directory", p.content)
+	if err := p.ownDirs(); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
@@ -114,6 +117,9 @@ func (p *Parcel) wrap(err error) error { return fmt.Errorf("parcel %s: %w", p.na
 
 // exclusive runs f under the parcel's flock.
 func (p *Parcel) exclusive(f func() error) error {
+	if err := p.ownDirs(); err != nil {
+		return err
+	}
 	unlock, err := lockFile(filepath.Join(p.lock, flockFile), false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p.errAbsent()
@@ -127,7 +133,7 @@ func (p *Parcel) exclusive(f func() error) error {
 
 // ConfigFile is parcel.cfg as it is.
 func (p *Parcel) ConfigFile() ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(p.lock, configFile))
+	b, err := readOwn(filepath.Join(p.lock, configFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(p.lock); err != nil || p.unfinished() {
 			return nil, p.errAbsent()
@@ -255,7 +261,7 @@ func (p *Parcel) versionDir(v int) string { return filepath.Join(p.content, parc
 
 // version is the record of version v; parcel.ErrNoVersion if there is none.
 func (p *Parcel) version(v int) (*version, error) {
-	b, err := os.ReadFile(p.versionFile(v))
+	b, err := readOwn(p.versionFile(v))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, p.errorf(parcel.NoVersion, "version %d: no such version", v)
 	}

@@ -97,7 +97,7 @@ func (p *Parcel) keptUsage() (Usage, bool) {
 }
 
 func (p *Parcel) recordedUsage(state string) (u Usage, ok bool) {
-	b, err := os.ReadFile(filepath.Join(p.lock, usageFile))
+	b, err := readOwn(filepath.Join(p.lock, usageFile))
 	if err != nil {
 		return u, false
 	}
@@ -123,6 +123,9 @@ func (p *Parcel) recordUsage(u Usage, state string) {
 // count sums up the objects in dir, and so many levels below it. What goes
 // meanwhile is not counted, nor what is too large for an object.
 func count(dir string, below int) (u Usage, err error) {
+	if ok, err := realDir(dir); !ok {
+		return u, err
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return u, err

@@ -18,6 +18,56 @@ import (
 // are open, and opened without following a link: one that was planted below
 // a user's directory must not lead to another parcel, nor out of the tree.
 
+// ownDirs makes sure that each of dirs is a directory, or not there;
+// parcel.ErrDamaged if it is a link. Who plants one is whoever could write
+// here once, or made the backup that was restored.
+func ownDirs(dirs ...string) error {
+	for _, dir := range dirs {
+		fi, err := os.Lstat(dir)
+		if err == nil && !fi.IsDir() {
+			return errNoDir(dir, fi.Mode())
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func errNoDir(path string, mode fs.FileMode) error {
+	what := "is no directory"
+	if mode&fs.ModeSymlink != 0 {
+		what = "is a symbolic link, which is not followed"
+	}
+	return parcel.NewError(parcel.Damaged, "%s: %s", path, what).
+		WithHint("find out who put it there, remove it, and put back what was there from a backup")
+}
+
+// ownDirs is that for the directories of a parcel.
+func (p *Parcel) ownDirs() error {
+	err := ownDirs(p.user.lockRoot, p.user.contentRoot, p.lock, filepath.Join(p.lock, "keys"),
+		p.content, p.hdk(), p.staging(), filepath.Join(p.content, "keys"))
+	if err != nil {
+		return p.wrap(err)
+	}
+	return nil
+}
+
+// ownObjectDirs is that for the directories of its objects, of which there are
+// many: who makes objects appear there asks.
+func (p *Parcel) ownObjectDirs() error {
+	entries, err := os.ReadDir(p.hdk())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return p.wrap(err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() && len(e.Name()) == 2 {
+			return p.wrap(errNoDir(filepath.Join(p.hdk(), e.Name()), e.Type()))
+		}
+	}
+	return nil
+}
+
 // openReal opens the directory dir/name, which must not be a link.
 func openReal(dir, name string) (*os.Root, error) {
 	parent, err := realRoot(dir, os.Lstat, os.OpenRoot)

@@ -94,7 +94,7 @@ func renameDir(from, to string) error {
 // renamedFrom is what the mark of a rename says p was: p itself if the rename
 // was not done, nil if there is no mark.
 func (s *Store) renamedFrom(p *Parcel) (*Parcel, error) {
-	b, err := os.ReadFile(filepath.Join(p.lock, renameFile))
+	b, err := readOwn(filepath.Join(p.lock, renameFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -164,6 +164,9 @@ func (s *Store) vacant(p *Parcel) error {
 		if err := os.MkdirAll(dir, dirMode); err != nil {
 			return p.wrap(err)
 		}
+	}
+	if err := p.user.ownDirs(); err != nil {
+		return err
 	}
 	if err := s.settleInto(p); err != nil {
 		return err

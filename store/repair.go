@@ -312,9 +312,9 @@ func (r *repairer) discard(p *Parcel, tags []seal.Tag) error {
 		return nil
 	}
 	return p.exclusive(func() error {
-		root, err := os.OpenRoot(p.content)
+		root, err := p.openContent()
 		if err != nil {
-			return p.wrap(err)
+			return err
 		}
 		defer root.Close()
 		for _, tag := range tags {
@@ -344,7 +344,10 @@ type installer struct {
 }
 
 func (r *repairer) installer(p *Parcel) (*installer, error) {
-	root, err := os.OpenRoot(p.content)
+	if err := p.ownDirs(); err != nil {
+		return nil, err
+	}
+	root, err := p.openContent()
 	if err != nil {
 		return nil, err
 	}
@@ -477,6 +480,9 @@ func (in *installer) install() error {
 
 // lockSide puts back directories, parcel.cfg and the records of versions.
 func (r *repairer) lockSide(p *Parcel) error {
+	if err := p.ownDirs(); err != nil {
+		return err
+	}
 	var replica *parcel.Config
 	var from *supply
 	for _, pl := range r.places[1:] {
@@ -640,7 +646,10 @@ func (r *repairer) epoch(p *Parcel) error {
 // readInfo is the file info of version v, which is all of its record that is
 // not secret.
 func readInfo(p *Parcel, v int) (parcel.Record, error) {
-	text, err := os.ReadFile(filepath.Join(p.content, parcel.VersionDir(v), "info"))
+	if err := ownDirs(p.versionDir(v)); err != nil {
+		return nil, err
+	}
+	text, err := readOwn(filepath.Join(p.versionDir(v), "info"))
 	if err != nil {
 		return nil, err
 	}
@@ -650,7 +659,7 @@ func readInfo(p *Parcel, v int) (parcel.Record, error) {
 // rebuilt is the record of the head, made again of its info and the copy of
 // its keyroot; nil if there is no such copy. The id of its commit is lost.
 func (p *Parcel) rebuilt(v int, info parcel.Record) *version {
-	text, err := os.ReadFile(filepath.Join(p.lock, "keys", "keyroot"))
+	text, err := readOwn(filepath.Join(p.lock, "keys", "keyroot"))
 	if err != nil || info == nil {
 		return nil
 	}

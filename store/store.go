@@ -106,7 +106,7 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := os.ReadFile(filepath.Join(root, realmFile))
+	p, err := readOwn(filepath.Join(root, realmFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", parcel.NewError(parcel.Failed, "store %s: no realm.cfg", root).
 			WithHint("isr-locksrv --root %s user add NAME makes a store", root), fs.ErrNotExist)
@@ -139,12 +139,18 @@ func (s *Store) Realm() string { return s.realm }
 // Root is the store's directory, absolute.
 func (s *Store) Root() string { return s.root }
 
+// newFlock is the flock of the file name, which is made if it is not there;
+// no link is followed to make one elsewhere, and no pipe waited for.
+func newFlock(name string) *flock.Flock {
+	return flock.New(name, flock.SetPermissions(fileMode), flock.SetFlag(os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK))
+}
+
 // lockFile takes the flock of the file name, waiting for it. The file may be
 // removed with its directory while we wait: then its successor is taken, or
 // the error is fs.ErrNotExist.
 func lockFile(name string, shared bool) (unlock func(), err error) {
 	for {
-		l := flock.New(name, flock.SetPermissions(fileMode))
+		l := newFlock(name)
 		take := l.Lock
 		if shared {
 			take = l.RLock
@@ -165,7 +171,7 @@ func lockFile(name string, shared bool) (unlock func(), err error) {
 
 // tryLockFile is lockFile without waiting; unlock is nil if another has it.
 func tryLockFile(name string) (unlock func(), err error) {
-	l := flock.New(name, flock.SetPermissions(fileMode))
+	l := newFlock(name)
 	got, err := l.TryLock()
 	if err != nil || !got {
 		return nil, err
@@ -183,7 +189,7 @@ func isFile(l *flock.Flock, name string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	there, err := os.Stat(name)
+	there, err := os.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -223,8 +229,11 @@ func removeTemps(dir string) {
 }
 
 // subdirs are the names of the directories in dir, sorted, dot names left
-// out; none if dir does not exist.
+// out; none if dir does not exist, or is itself no directory.
 func subdirs(dir string) ([]string, error) {
+	if ok, err := realDir(dir); !ok {
+		return nil, err
+	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

@@ -104,6 +104,11 @@ func (c *UserConfig) encode() ([]byte, error) {
 	return b, err
 }
 
+// checkTexts refuses what is too long for a line about a user.
+func (c *UserConfig) checkTexts() error {
+	return errors.Join(checkText("comment", c.Comment), checkText("reason", c.Why))
+}
+
 // config is the user's; the defaults if there is no file. parcel.ErrDamaged if
 // it cannot be understood: then nobody knows that she is not locked out.
 func (u user) config() (*UserConfig, error) {
@@ -144,6 +149,9 @@ func (s *Store) ChangeUser(name string, change func(*UserConfig) error) error {
 	}
 	if err := change(c); err != nil {
 		return err
+	}
+	if err := c.checkTexts(); err != nil {
+		return fmt.Errorf("user %s: %w", name, err)
 	}
 	p, err := c.encode()
 	if err != nil {

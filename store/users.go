@@ -54,6 +54,14 @@ func (s *Store) user(name string) (user, error) {
 	return u, nil
 }
 
+// ownDirs makes sure that the sides of a user's parcels are no links.
+func (u user) ownDirs() error {
+	if err := ownDirs(u.lockRoot, u.contentRoot); err != nil {
+		return fmt.Errorf("user %s: %w", u.name, err)
+	}
+	return nil
+}
+
 // realDir reports whether path is a directory itself, and no link to one: who
 // can make a link in the tree must not be able to make others' files part of
 // it.
@@ -69,11 +77,20 @@ func realDir(path string) (bool, error) {
 // of the content sides, which SFTP shows.
 func (s *Store) UserDirs(name string) (lock, content string, err error) {
 	u, err := s.user(name)
+	if err == nil {
+		err = u.ownDirs()
+	}
 	return u.lockRoot, u.contentRoot, err
 }
 
 // Users are the names of all users, sorted.
-func (s *Store) Users() ([]string, error) { return subdirs(filepath.Join(s.root, usersDir)) }
+func (s *Store) Users() ([]string, error) {
+	users := filepath.Join(s.root, usersDir)
+	if to, err := filepath.EvalSymlinks(users); err == nil {
+		users = to // on another disk, say
+	}
+	return subdirs(users)
+}
 
 // AddUser adds a user, with the lines of an authorized_keys file, maybe none.
 // parcel.ErrExists if there is one of that name.
@@ -88,6 +105,9 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	}
 	add, err := checkKeys(keys)
 	if err != nil {
+		return fmt.Errorf("user %s: %w", name, err)
+	}
+	if err := cfg.checkTexts(); err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
 	}
 	cfg.Created = now()
@@ -358,10 +378,7 @@ const maxOwn = 1 << 20
 // readOwn reads a file in a user's directory, which may be her home and hold
 // anything: no link is followed, no pipe waited for, and no end of it needed.
 func readOwn(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ELOOP) {
-		return nil, parcel.NewError(parcel.Damaged, "%s: is a symbolic link, which is not followed", path)
-	}
+	f, err := openOwn(path)
 	if err != nil {
 		return nil, err
 	}
@@ -374,6 +391,16 @@ func readOwn(path string) ([]byte, error) {
 		return nil, parcel.NewError(parcel.Damaged, "%s: want a file of at most %d bytes", path, maxOwn)
 	}
 	return io.ReadAll(io.LimitReader(f, maxOwn))
+}
+
+// openOwn opens what readOwn reads, and objects; parcel.ErrDamaged if it is a
+// link.
+func openOwn(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, parcel.NewError(parcel.Damaged, "%s: is a symbolic link, which is not followed", path)
+	}
+	return f, err
 }
 
 // checkKeys reads keys, each one or more lines, and refuses a line that would

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -102,10 +103,10 @@ func (l *Log) Append(e Event) error {
 		return err
 	}
 	name := filepath.Join(l.dir, e.Time.UTC().Format(dayLayout)+".jsonl")
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := openLine(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = os.Mkdir(l.dir, 0o700); err == nil || errors.Is(err, fs.ErrExist) {
-			f, err = os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+			f, err = openLine(name)
 		}
 	}
 	if err != nil {
@@ -120,4 +121,10 @@ func (l *Log) Append(e Event) error {
 		err = cerr
 	}
 	return err
+}
+
+// openLine opens a day's file for one more line: no link is followed to write
+// it elsewhere, and nobody is waited for to read a pipe.
+func openLine(name string) (*os.File, error) {
+	return os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 }

@@ -131,8 +131,8 @@ func (c *logCommand) filter() (func(event.Event) bool, error) {
 		}
 	}
 	for _, op := range c.Op {
-		if op == "" || strings.Trim(op, "abcdefghijklmnopqrstuvwxyz-") != "" {
-			return nil, parcel.NewError(parcel.Usage, "--op %s: want a word as commit or user-add", op)
+		if !slices.Contains(event.Ops, op) {
+			return nil, parcel.NewError(parcel.Usage, "--op %.80q: want one of %s", op, strings.Join(event.Ops, " "))
 		}
 	}
 	return func(e event.Event) bool {

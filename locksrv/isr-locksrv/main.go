@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 
@@ -149,6 +150,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		kong.Exit(func(code int) { panic(exited(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
 	)
 	if err != nil {
 		return complain(stderr, programName, err)
@@ -223,12 +225,34 @@ func complain(w io.Writer, program string, err error) int {
 		return int(s)
 	}
 	err = explain(err)
-	fmt.Fprintf(w, "%s: error: %s\n", program, parcel.Clean(err.Error()))
+	fmt.Fprintf(w, "%s: error: %s\n", program, clip(parcel.Clean(err.Error())))
 	var e *parcel.Error
 	if errors.As(err, &e) && e.Hint != "" {
-		fmt.Fprintf(w, "%s: hint: %s\n", program, parcel.Clean(e.Hint))
+		fmt.Fprintf(w, "%s: hint: %s\n", program, clip(parcel.Clean(e.Hint)))
 	}
 	return int(parcel.KindOf(err))
+}
+
+// clip shortens a message that would fill the terminal: it may quote an
+// argument, which may be of any length.
+func clip(s string) string {
+	const enough = 1500
+	if len(s) <= 2*enough {
+		return s
+	}
+	return strings.ToValidUTF8(s[:enough], "") + " … " + strings.ToValidUTF8(s[len(s)-enough:], "")
+}
+
+var anyPath = kong.NewRegistry().RegisterDefaults().ForNamedType("path", reflect.TypeFor[string]())
+
+// decodePath reads the path of a file or directory. Kong takes an empty one for
+// the directory we are in; but a script whose variable is not set did not mean
+// that one to become a realm.
+func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
+	if text, ok := ctx.Scan.Peek().Value.(string); ok && text == "" {
+		return errors.New("want a path; . is the directory you are in")
+	}
+	return anyPath.Decode(ctx, target)
 }
 
 // env is what every command has.
@@ -247,11 +271,11 @@ func leadingRoot(args []string) (root string, rest []string, err error) {
 	if len(args) == 0 {
 		return "", args, nil
 	}
-	if r, ok := strings.CutPrefix(args[0], "--root="); ok {
+	if r, ok := strings.CutPrefix(args[0], "--root="); ok && r != "" {
 		return r, args[1:], nil
 	}
-	if args[0] == "--root" {
-		if len(args) == 1 {
+	if args[0] == "--root" || args[0] == "--root=" {
+		if len(args) == 1 || args[1] == "" {
 			return "", nil, parcel.NewError(parcel.Usage, "--root: want a directory")
 		}
 		return args[1], args[2:], nil

@@ -34,7 +34,7 @@ func (c *shell) Run(e *env) error {
 	}
 	for _, name := range c.Parcel {
 		if err := parcel.CheckName(name); err != nil {
-			return err
+			return status_(proto.WriteError(e.stderr, err))
 		}
 	}
 	s, _, err := e.open()
