@@ -3,8 +3,8 @@
 # make test   every test, with the race detector
 # make bench  the measurements behind what isr(7) claims
 # make lint   formatting, vet, manual pages
+# make deb    Debian packages of client and server, in dist, with systemd units
 # make install PREFIX=/usr/local
-# make deb    Debian packages of client and server, in dist
 
 PREFIX = /usr/local
 DESTDIR =
@@ -54,6 +54,8 @@ install: all
 		echo .so man1/isr.1 >$(SHARE)/man/man1/$$script.1; done
 	install -d $(SHARE)/isr/hooks
 	install -m 755 hooks/samples/* $(SHARE)/isr/hooks
+	install -d $(SHARE)/doc/isr-locksrv/examples
+	install -m 644 contrib/sshd/* contrib/systemd/* $(SHARE)/doc/isr-locksrv/examples
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	for program in isr isr-locksrv; do \
 		bin/$$program completion bash >$(SHARE)/bash-completion/completions/$$program && \

@@ -103,3 +103,55 @@ func (v *Service) keepReport(k Kept) error {
 	}
 	return f.Sync()
 }
+
+// ReportDays is on how many days there are reports of the user's clients, also
+// of a user who is gone.
+func (v *Service) ReportDays(user string) (int, error) {
+	root, dir, err := v.openReports(user)
+	if err != nil || root == nil {
+		return 0, err
+	}
+	defer root.Close()
+	days, err := fs.ReadDir(root.FS(), dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return len(days), err
+}
+
+// RemoveReports removes what the user's clients told. It may be done again.
+func (v *Service) RemoveReports(user string) error {
+	root, dir, err := v.openReports(user)
+	if err != nil || root == nil {
+		return err
+	}
+	defer root.Close()
+	return root.RemoveAll(dir)
+}
+
+// openReports is the realm's root, and the user's reports below it; nil if
+// nobody's are there. A link on the way is not followed: in its place somebody
+// else's files would go.
+func (v *Service) openReports(user string) (root *os.Root, dir string, err error) {
+	if err := parcel.CheckName(user); err != nil {
+		return nil, "", err
+	}
+	if root, err = os.OpenRoot(v.Store.Root()); err != nil {
+		return nil, "", err
+	}
+	for _, name := range []string{"log", "reports", user} {
+		dir = filepath.Join(dir, name)
+		fi, err := root.Lstat(dir)
+		if err == nil && !fi.IsDir() {
+			err = &fs.PathError{Op: "open", Path: filepath.Join(v.Store.Root(), dir), Err: errors.New("is no directory")}
+		}
+		if err != nil {
+			root.Close()
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+			return nil, "", err
+		}
+	}
+	return root, dir, nil
+}

@@ -121,7 +121,8 @@ func wordText(w *syntax.Word) (text string, quoted bool) {
 			b.WriteString(strings.ReplaceAll(inner, several, "1"))
 		default:
 			b.WriteString("1")
-			if len(w.Parts) == 1 {
+			// To systemd.service(5), ${NAME} is one word.
+			if e, ok := p.(*syntax.ParamExp); len(w.Parts) == 1 && (!ok || e.Short) {
 				return several, false
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -389,6 +390,39 @@ func TestSignalEndsSessionThatWaits(t *testing.T) {
 		}
 		if err := cmd.Wait(); err == nil {
 			t.Errorf("%v: it ended well", signal)
+		}
+	}
+}
+
+// A verb that changes something does not heed signals; its hooks do.
+func TestHookHeedsSignals(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	if err := os.Mkdir(filepath.Join(r.Root, "hooks"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Which signals it ignores, in hexadecimal: 1 is SIGHUP, 2 SIGINT, 4000
+	// SIGTERM. The program that runs it is asked to end meanwhile.
+	hook := "#!/bin/sh\nsed -n 's/^SigIgn:[^0-9a-f]*//p' /proc/self/status >ignored\nkill -HUP $PPID; kill -INT $PPID; kill -TERM $PPID\n"
+	if err := os.WriteFile(filepath.Join(r.Root, "hooks", "pre-lock"), []byte(hook), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"shell", "--user", "alice"}, {"isr_acquire_lock", "alice", "winxp"}} {
+		cmd := exec.Command(program(t), append([]string{"--root", r.Root}, args...)...)
+		cmd.Env = append(os.Environ(), "SSH_ORIGINAL_COMMAND=isr_acquire_lock winxp")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		text, err := os.ReadFile(filepath.Join(r.Root, "ignored"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ignored, err := strconv.ParseUint(strings.TrimSpace(string(text)), 16, 64)
+		if err != nil || ignored&0x4003 != 0 {
+			t.Errorf("%v: its hook ignores signals %x, %v", args, ignored, err)
+		}
+		if out, err := exec.Command(program(t), "--root", r.Root, "isr_release_lock", "alice", "winxp", "--force").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
 		}
 	}
 }

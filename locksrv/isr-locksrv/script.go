@@ -35,9 +35,12 @@ func (s streams) Close() error {
 }
 
 // unstoppable is for verbs that wait for input: until they change something a
-// signal ends the program as always, and from then on it is not heeded.
+// signal ends the program as always, and from then on it is not heeded. It is
+// caught rather than ignored: hooks would inherit that, and a shell can not
+// undo it.
 func unstoppable() bool {
-	signal.Ignore(endings...)
+	signal.Ignore(endings...) // whoever was told of them is told no more
+	signal.Notify(make(chan os.Signal, 1), endings...)
 	return true
 }
 

@@ -64,8 +64,10 @@ func (c *harvest) Run(ctx context.Context, e *env) error {
 			imported += n
 		}
 		v := locksrv.NewService(s)
+		progress, end := e.counter("harvest")
+		defer end()
 		done, err = d.Harvest(ctx, study.Source{Realm: s, Events: v.Events, Reports: v.ReportsDir(), Parcel: parcelState(s),
-			Warn: e.session().Warn}, names, time.Now().UTC())
+			Warn: e.warning, Progress: progress}, names, time.Now().UTC())
 		return err
 	})
 	if err != nil {

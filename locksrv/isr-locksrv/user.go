@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -246,7 +247,8 @@ type userChange struct {
 	Ungroup  []string `help:"A group to take her out of; may come more than once." placeholder:"GROUP" sep:"none"`
 	Comment  *string  `help:"Who she is." placeholder:"TEXT"`
 	Consent  bool     `help:"She consents to take part in the study." xor:"consent"`
-	Withdraw bool     `help:"She does no longer." xor:"consent"`
+	Withdraw bool     `help:"She does no longer; removes what her clients told for it." xor:"consent"`
+	sure
 }
 
 func (c *userChange) Run(ctx context.Context, e *env) error {
@@ -270,8 +272,17 @@ func (c *userChange) Run(ctx context.Context, e *env) error {
 	if c.Consent {
 		say("consent")
 	}
+	var after []func(*store.Store) error
 	if c.Withdraw {
 		say("consent withdrawn")
+		removed, remove, err := c.withdraw(e)
+		if err != nil {
+			return err
+		}
+		if removed != "" {
+			say("%s", removed)
+		}
+		after = append(after, remove)
 	}
 	if what == nil {
 		return parcel.NewError(parcel.Usage, "nothing is to be changed").WithHint("isr-locksrv help user change has the options")
@@ -293,11 +304,12 @@ func (c *userChange) Run(ctx context.Context, e *env) error {
 			u.Consent = time.Time{}
 		}
 		return nil
-	})
+	}, after...)
 }
 
-// changeUser changes what is known of a user, and writes it down.
-func changeUser(ctx context.Context, e *env, what event.Event, change func(*store.UserConfig) error) error {
+// changeUser changes what is known of a user, does what comes after that, and
+// writes it down.
+func changeUser(ctx context.Context, e *env, what event.Event, change func(*store.UserConfig) error, after ...func(*store.Store) error) error {
 	s, _, err := e.open()
 	if err != nil {
 		return err
@@ -306,7 +318,15 @@ func changeUser(ctx context.Context, e *env, what event.Event, change func(*stor
 		return err
 	}
 	what.Op = event.UserChange
-	return e.act(ctx, s, what, func(context.Context) error { return s.ChangeUser(what.User, change) })
+	return e.act(ctx, s, what, func(context.Context) error {
+		err := s.ChangeUser(what.User, change)
+		for _, f := range after {
+			if err == nil {
+				err = f(s)
+			}
+		}
+		return err
+	})
 }
 
 type userLock struct {
@@ -346,6 +366,7 @@ type userDel struct {
 	Name    string `arg:"" help:"The user."`
 	Parcels bool   `help:"Remove her parcels too."`
 	Force   bool   `help:"Even those that are checked out."`
+	Reports bool   `help:"Remove what her clients told for the study too."`
 	sure
 }
 
@@ -377,6 +398,13 @@ func (c *userDel) Run(ctx context.Context, e *env) error {
 			of += ", though checked out: " + strings.Join(held, " ")
 		}
 	}
+	told, err := service(s).ReportDays(c.Name)
+	if err != nil {
+		return err
+	}
+	if told > 0 && c.Reports {
+		of += ", and " + reportsOf(told)
+	}
 	if err := e.confirm(c.Yes, "remove user %s%s?", c.Name, of); err != nil {
 		return err
 	}
@@ -390,7 +418,20 @@ func (c *userDel) Run(ctx context.Context, e *env) error {
 			return err
 		}
 	}
-	return e.act(ctx, s, event.Event{Op: event.UserDel, User: c.Name}, func(context.Context) error {
+	what := event.Event{Op: event.UserDel, User: c.Name}
+	if told > 0 && c.Reports {
+		what.What = "with " + reportsOf(told)
+	}
+	err = e.act(ctx, s, what, func(context.Context) error {
+		if c.Reports { // first: of a user who is gone nobody could order it again
+			if err := service(s).RemoveReports(c.Name); err != nil {
+				return err
+			}
+		}
 		return s.DelUser(c.Name)
 	})
+	if err == nil && told > 0 && !c.Reports {
+		fmt.Fprintf(e.stderr, "isr-locksrv: user %s: %s are kept, in %s\n", c.Name, reportsOf(told), filepath.Join(service(s).ReportsDir(), c.Name))
+	}
+	return err
 }

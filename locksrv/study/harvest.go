@@ -37,6 +37,9 @@ type Source struct {
 	Reports string                                       // directory of the reports of clients
 	Parcel  func(user, name string) (ParcelState, error) // what there is of one now
 	Warn    func(text string)                            // told what could not be read, and is left out
+
+	// Progress is told of days of logs read and weeks written, if it is not nil.
+	Progress func(done, total int64)
 }
 
 // Harvested is what a harvest did.
@@ -81,6 +84,18 @@ func (d *Dir) Harvest(ctx context.Context, src Source, names *Names, now time.Ti
 	if err != nil {
 		return h, err
 	}
+	progress := src.Progress
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	begin := from
+	day := func(t time.Time) int64 {
+		if begin.IsZero() { // the first event says when that was
+			begin = t
+		}
+		return int64(t.Sub(begin) / (24 * time.Hour))
+	}
+	read := int64(-1)
 	for e, err := range src.Events.Read(from, now) {
 		if err := ctx.Err(); err != nil {
 			return h, err
@@ -92,6 +107,10 @@ func (d *Dir) Harvest(ctx context.Context, src Source, names *Names, now time.Ti
 		if e.Time.Year() < 2000 || e.Time.After(now.AddDate(0, 0, 1)) {
 			src.Warn(fmt.Sprintf("event log: left out: an event of %s", e.Time.Format(time.RFC3339)))
 			continue
+		}
+		if n := day(e.Time); n > read {
+			read = n
+			progress(read, max(read, day(now))+1)
 		}
 		g.event(e)
 	}
@@ -110,15 +129,17 @@ func (d *Dir) Harvest(ctx context.Context, src Source, names *Names, now time.Ti
 		}
 	}
 	slices.Sort(have)
-	for _, name := range have {
+	for i, name := range have {
 		if err := ctx.Err(); err != nil {
 			return h, err
 		}
+		progress(read+1+int64(i), read+1+int64(len(have))+1)
 		step("week " + name)
 		if err := d.merge(name, &g, &h); err != nil {
 			return h, err
 		}
 	}
+	progress(read+1+int64(len(have)), read+1+int64(len(have))+1) // the database is the last
 	step("config")
 	d.last = now
 	if err := d.saveConfig(); err != nil {

@@ -25,9 +25,20 @@ func harvest(t testing.TB, r *studytest.Realm, dir string, names *study.Names, n
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := d.Harvest(context.Background(), r.Source(t), names, now)
+	src := r.Source(t)
+	last := int64(-1)
+	src.Progress = func(done, total int64) {
+		if done < last || done >= total {
+			t.Errorf("progress: %d of %d after %d", done, total, last)
+		}
+		last = done
+	}
+	h, err := d.Harvest(context.Background(), src, names, now)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if last < 1 {
+		t.Errorf("progress: %d", last)
 	}
 	return h
 }

@@ -348,7 +348,8 @@ func populate(t testing.TB, s *store.Store) {
 	}
 	newParcel(t, s, "bob", "empty")
 	for name, mode := range map[string]fs.FileMode{"hooks/pre-lock": 0o700, "hooks/README": 0o600, "hostkeys/ssh_host_ed25519_key": 0o600,
-		"motd": 0o600, "log/2026-11-26.jsonl": 0o600, "users/alice/password": 0o600, "users/bob/user.cfg": 0o600} {
+		"motd": 0o600, "log/2026-11-26.jsonl": 0o600, "log/reports/alice/2026-11-26.jsonl": 0o600,
+		"study/study.cfg": 0o600, "study/manual.jsonl": 0o600, "study/2026-W48/events.jsonl": 0o600, "users/alice/password": 0o600, "users/bob/user.cfg": 0o600} {
 		path := filepath.Join(s.Root(), name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)

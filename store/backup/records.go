@@ -34,7 +34,16 @@ type file struct {
 
 // Directories of a realm's root that are kept whole. What else is there (the
 // users apart) is kept if it is a file: realm.cfg, motd and what is to come.
-var rootDirs = []string{"hooks", "hostkeys", "log"}
+var rootDirs = []string{"hooks", "hostkeys", "log", "study"}
+
+// The study is made of logs that may be gone by now, and of what people told.
+// Its database is made of the rest. The time up to which it was harvested is
+// read before what was: so a restored one misses nothing.
+const (
+	studyConfig   = "study/study.cfg"
+	studyDatabase = "study/study.sqlite"
+	studyLock     = "study/lock"
+)
 
 // maxRootFile bounds what is taken for a file of the realm, bytes.
 const maxRootFile = 64 << 20
@@ -71,7 +80,7 @@ func (c *collector) add(dir *os.Root, name, called string) error {
 		return err
 	}
 	limit := int64(maxRootFile)
-	if strings.HasPrefix(called, "log/") {
+	if strings.HasPrefix(called, "log/") || strings.HasPrefix(called, "study/") {
 		limit = maxFile
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
@@ -118,7 +127,16 @@ func (c *collector) realm(root string) error {
 		return err
 	}
 	defer dir.Close()
+	if fi, err := dir.Lstat("study"); err == nil && fi.IsDir() { // no link
+		if err := c.add(dir, studyConfig, studyConfig); err != nil {
+			return err
+		}
+	}
 	return c.tree(dir, ".", ".", func(name string) bool {
+		switch name {
+		case studyConfig, studyDatabase, studyLock:
+			return false
+		}
 		top, _, below := strings.Cut(name, "/")
 		if below || slices.Contains(rootDirs, top) {
 			return slices.Contains(rootDirs, top)
