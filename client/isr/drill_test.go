@@ -58,12 +58,16 @@ func TestDrill(t *testing.T) {
 	w.ok(t, "B", "checkin", "work")
 	wantDisk("B", "work", "going")
 	w.ok(t, "B", "checkin", "work")
-	// Who committed since is told, and still has what he has.
-	write("A", "ahead", "local")
-	if r := w.isr("A", "sync", "ahead"); r.status != 15 {
-		t.Errorf("sync of what is ahead of the backup: %v", r)
+	// Who committed since is told, and brings it back from what is here.
+	for _, command := range []string{"sync", "resume", "checkin"} {
+		if r := w.isr("A", command, "ahead"); r.status != 15 || !strings.Contains(r.err, "isr rescue ahead") {
+			t.Errorf("%s of what is ahead of the backup: %v", command, r)
+		}
 	}
-	wantDisk("A", "ahead", "local")
+	w.ok(t, "A", "rescue", "ahead")
+	w.ok(t, "A", "checkin", "ahead-rescued")
+	wantDisk("C", "ahead-rescued", "later")
+	w.ok(t, "C", "checkin", "ahead-rescued")
 	if got := w.must(t, "isr-locksrv", "check", "-c"); !strings.Contains(got, ": 0 errors") {
 		t.Error(got)
 	}

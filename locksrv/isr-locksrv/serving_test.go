@@ -136,9 +136,9 @@ func TestParseSettings(t *testing.T) {
 		"METRICS:=0.0.0.0:9722":              "others reach",
 		"METRICS:=example.org:9722":          "others reach",
 		"METRICS:=9722":                      "metrics",
-		"HELP:=yes":                          "help",
-		"NOBODY_KNOWS:=this":                 "nobody-knows",
-		"CONFIG:=/etc/passwd":                "config",
+		"HELP:=yes":                          "HELP: no such setting",
+		"NOBODY_KNOWS:=this":                 "NOBODY_KNOWS: no such setting",
+		"CONFIG:=/etc/passwd":                "CONFIG: no such setting",
 		"nonsense":                           "line 1",
 		"LISTEN:=:22\nLOG:=json --metrics-remote=on": "log",
 	} {
