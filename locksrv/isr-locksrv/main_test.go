@@ -30,13 +30,33 @@ import (
 // second before it ends.
 const promptExit = "atexit_sleep_ms=0"
 
-func TestMain(m *testing.M) {
+// raceEnabled says that the tests run under the race detector.
+var raceEnabled bool
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+// testMain puts the program where scripts find it, as it is installed: without
+// the race detector, under which the tests of client/isr run it.
+func testMain(m *testing.M) int {
 	os.Setenv("GORACE", promptExit+" "+os.Getenv("GORACE"))
-	names := map[string]func(){"isr-locksrv": main}
-	for _, verb := range []string{proto.ListParcels, proto.CatConfig, proto.CatKeyroot, proto.Acquire, proto.Release} {
-		names[verb] = main
+	dir, err := os.MkdirTemp("", "isr-bin")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
-	testscript.Main(m, names)
+	defer os.RemoveAll(dir)
+	if out, err := exec.Command("go", "build", "-o", dir, ".").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+		return 1
+	}
+	for _, verb := range []string{proto.ListParcels, proto.CatConfig, proto.CatKeyroot, proto.Acquire, proto.Release} {
+		if err := os.Symlink("isr-locksrv", filepath.Join(dir, verb)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	os.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return m.Run()
 }
 
 func TestScripts(t *testing.T) {
