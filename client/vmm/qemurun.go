@@ -491,6 +491,13 @@ func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
 		return err
 	}
 	defer ours.Close()
+	// What lies in between QEMU takes for sent.
+	if err := ours.SetReadBuffer(16 << 10); err != nil {
+		return err
+	}
+	if err := syscall.SetsockoptInt(int(theirs.Fd()), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 16<<10); err != nil {
+		return err
+	}
 	err = g.q.pass(ctx, "save", theirs)
 	theirs.Close()
 	if err != nil {
