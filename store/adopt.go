@@ -84,29 +84,7 @@ func (s *Store) AdoptUser(name string, files map[string][]byte) error {
 			return err
 		}
 	}
-	temp, err := os.MkdirTemp(users, atomicfile.TempPrefix+"*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(temp)
-	for _, dir := range []string{u.lockRoot, u.contentRoot} {
-		if err := os.Mkdir(filepath.Join(temp, filepath.Base(dir)), dirMode); err != nil {
-			return err
-		}
-	}
-	for name, content := range files {
-		if err := parcel.CheckName(name); err != nil {
-			return err
-		}
-		if err := atomicfile.Write(filepath.Join(temp, name), content, fileMode); err != nil {
-			return err
-		}
-	}
-	step("user")
-	if err := os.Rename(temp, u.dir); err != nil {
-		return err
-	}
-	return atomicfile.SyncDir(users)
+	return s.makeUser(u, files)
 }
 
 // readableKeys are the keys of an authorized_keys file. Lines that are none

@@ -129,7 +129,14 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	if err := s.checkUnshared(name, add); err != nil {
 		return err
 	}
-	// Whole or not at all: made aside, then renamed.
+	return s.makeUser(u, map[string][]byte{keysFile: keyLines(nil, add), userFile: record})
+}
+
+// makeUser makes the directory of a user with the given files in it, whole or
+// not at all: made aside, then renamed. The caller has the store's flock, and
+// saw that there is no such user.
+func (s *Store) makeUser(u user, files map[string][]byte) error {
+	users := filepath.Join(s.root, usersDir)
 	temp, err := os.MkdirTemp(users, atomicfile.TempPrefix+"*")
 	if err != nil {
 		return err
@@ -141,11 +148,13 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 		}
 	}
 	step("keys")
-	if err := atomicfile.Write(filepath.Join(temp, keysFile), keyLines(nil, add), fileMode); err != nil {
-		return err
-	}
-	if err := atomicfile.Write(filepath.Join(temp, userFile), record, fileMode); err != nil {
-		return err
+	for name, content := range files {
+		if err := parcel.CheckName(name); err != nil {
+			return err
+		}
+		if err := atomicfile.Write(filepath.Join(temp, name), content, fileMode); err != nil {
+			return err
+		}
 	}
 	step("user")
 	if err := os.Rename(temp, u.dir); err != nil {

@@ -32,6 +32,20 @@ func (e *env) openParcel(o owned) (*store.Store, *store.Parcel, error) {
 	return s, p, err
 }
 
+// versioned names a version of a parcel on the command line.
+type versioned struct {
+	owned
+	Version string `arg:"" help:"A number, a tag, head, or head~1 for the one before."`
+}
+
+// openVersion is openParcel with the number of the version.
+func (e *env) openVersion(o versioned) (s *store.Store, p *store.Parcel, v int, err error) {
+	if s, p, err = e.openParcel(o.owned); err == nil {
+		v, err = p.Resolve(o.Version)
+	}
+	return s, p, v, err
+}
+
 func (o owned) String() string { return o.User + "/" + o.Parcel }
 
 type parcelList struct {
@@ -258,19 +272,14 @@ func (c *parcelDelete) Run(ctx context.Context, e *env) error {
 }
 
 type parcelRollback struct {
-	owned
-	Version string `arg:"" help:"A number, a tag, head, or head~1 for the one before."`
-	Force   bool   `help:"Break the lock first if it is checked out."`
-	Why     string `help:"The reason, for the record." placeholder:"TEXT"`
+	versioned
+	Force bool   `help:"Break the lock first if it is checked out."`
+	Why   string `help:"The reason, for the record." placeholder:"TEXT"`
 	sure
 }
 
 func (c *parcelRollback) Run(ctx context.Context, e *env) error {
-	s, p, err := e.openParcel(c.owned)
-	if err != nil {
-		return err
-	}
-	v, err := p.Resolve(c.Version)
+	s, p, v, err := e.openVersion(c.versioned)
 	if err != nil {
 		return err
 	}

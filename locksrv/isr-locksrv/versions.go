@@ -182,21 +182,16 @@ func (e *env) changed(ctx context.Context, s *store.Store, o owned, v int, why, 
 }
 
 type parcelTag struct {
-	owned
-	Version string `arg:"" help:"A number, a tag, head, or head~1 for the one before."`
-	Name    string `arg:"" name:"tag" help:"The tag: a name that is no number."`
-	Move    bool   `help:"Even if another version has it, from which it is taken."`
+	versioned
+	Name string `arg:"" name:"tag" help:"The tag: a name that is no number."`
+	Move bool   `help:"Even if another version has it, from which it is taken."`
 }
 
 func (c *parcelTag) Run(ctx context.Context, e *env) error {
 	if err := store.CheckTag(c.Name); err != nil {
 		return err
 	}
-	s, p, err := e.openParcel(c.owned)
-	if err != nil {
-		return err
-	}
-	v, err := p.Resolve(c.Version)
+	s, p, v, err := e.openVersion(c.versioned)
 	if err != nil {
 		return err
 	}
@@ -224,17 +219,12 @@ func (c *parcelUntag) Run(ctx context.Context, e *env) error {
 }
 
 type parcelPin struct {
-	owned
-	Version string `arg:"" help:"A number, a tag, head, or head~1 for the one before."`
-	Why     string `help:"The reason." placeholder:"TEXT"`
+	versioned
+	Why string `help:"The reason." placeholder:"TEXT"`
 }
 
 func (c *parcelPin) Run(ctx context.Context, e *env) error {
-	s, p, err := e.openParcel(c.owned)
-	if err != nil {
-		return err
-	}
-	v, err := p.Resolve(c.Version)
+	s, p, v, err := e.openVersion(c.versioned)
 	if err != nil {
 		return err
 	}
@@ -242,16 +232,11 @@ func (c *parcelPin) Run(ctx context.Context, e *env) error {
 }
 
 type parcelUnpin struct {
-	owned
-	Version string `arg:"" help:"A number, a tag, head, or head~1 for the one before."`
+	versioned
 }
 
 func (c *parcelUnpin) Run(ctx context.Context, e *env) error {
-	s, p, err := e.openParcel(c.owned)
-	if err != nil {
-		return err
-	}
-	v, err := p.Resolve(c.Version)
+	s, p, v, err := e.openVersion(c.versioned)
 	if err != nil {
 		return err
 	}
