@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"isr/client/fetch"
 	"isr/client/image"
 	"isr/client/remote"
 	"isr/store/keyring"
@@ -231,7 +232,7 @@ func (co *Checkout) wantWhole(ctx context.Context, srv *remote.Server, base seal
 			return err
 		}
 	}
-	more, err := co.absentOf(ctx, srv, places)
+	more, err := co.absentOf(ctx, srv, ladder, places)
 	if err != nil {
 		return err
 	}
@@ -268,8 +269,8 @@ func nowhere(err error) bool {
 
 // absentOf is those of places whose objects are neither on the server nor
 // here, nor where they could be had from; what could be had is here then.
-func (co *Checkout) absentOf(ctx context.Context, srv *remote.Server, places []place) ([]place, error) {
-	c, st := co.client, &co.State
+func (co *Checkout) absentOf(ctx context.Context, srv *remote.Server, ladder *fetch.Ladder, places []place) ([]place, error) {
+	st := &co.State
 	at := make(map[seal.Tag][]place)
 	var tags []seal.Tag
 	for _, p := range places {
@@ -282,15 +283,7 @@ func (co *Checkout) absentOf(ctx context.Context, srv *remote.Server, places []p
 	if err != nil || len(missing) == 0 {
 		return nil, err
 	}
-	h, err := c.hoard()
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	far := srv.Objects(st.Parcel)
-	ladder := c.ladder(co.local(), h, far, c.sources(co.cfg, st.Server, far)...)
-	defer ladder.Wait()
-	p := c.UI.Progress("looking for "+st.Parcel, "objects", int64(len(missing)))
+	p := co.client.UI.Progress("looking for "+st.Parcel, "objects", int64(len(missing)))
 	defer p.Done()
 	var lacking []place
 	for i, tag := range missing {
