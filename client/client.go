@@ -29,6 +29,7 @@ import (
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
+	"isr/client/remote/sshconf"
 	"isr/client/source"
 	"isr/store/parcel"
 )
@@ -194,20 +195,20 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	return s, nil
 }
 
-func (c *Client) target(spec, user string) (remote.Target, error) {
+func (c *Client) target(spec, user string) (sshconf.Target, error) {
 	if spec == "" {
-		return remote.Target{}, parcel.NewError(parcel.Usage, "server: none given").
+		return sshconf.Target{}, parcel.NewError(parcel.Usage, "server: none given").
 			WithHint("say which: isr -s HOST …, or server = HOST in ~/.openisrrc")
 	}
 	login := user
 	if l, rest, ok := strings.Cut(spec, "@"); ok {
 		login, spec = l, rest
 	}
-	host, port, err := remote.ParseHostPort(spec)
+	host, port, err := sshconf.ParseHostPort(spec)
 	if err != nil {
-		return remote.Target{}, parcel.NewError(parcel.Usage, "server %q: %v", spec, err)
+		return sshconf.Target{}, parcel.NewError(parcel.Usage, "server %q: %v", spec, err)
 	}
-	return remote.Target{Host: host, Port: port, User: login, Home: c.Home, Options: c.SSH, BatchMode: c.Batch}, nil
+	return sshconf.Target{Host: host, Port: port, User: login, Home: c.Home, Options: c.SSH, BatchMode: c.Batch}, nil
 }
 
 // defaultServer is the server for commands that name no checkout.

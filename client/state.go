@@ -18,6 +18,7 @@ import (
 
 	"isr/client/hoard"
 	"isr/client/remote"
+	"isr/client/remote/sshconf"
 	"isr/client/wrap"
 	"isr/store/atomicfile"
 	"isr/store/keyring"
@@ -248,7 +249,7 @@ func (co *Checkout) open() error {
 
 // signers are the user's, for t. With what isr auth knows nobody is asked for
 // more, unless nothing comes of that.
-func (c *Client) signers(ctx context.Context, t remote.Target) ([]ssh.Signer, error) {
+func (c *Client) signers(ctx context.Context, t sshconf.Target) ([]ssh.Signer, error) {
 	if c.held(t) != nil {
 		if s, err := remote.Signers(ctx, t, nil, c.creds); err == nil {
 			return s, nil

@@ -17,12 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/client/remote"
+	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
 
 // errand is what the background process is told at its start, over a socket.
 type errand struct {
-	Target   remote.Target
+	Target   sshconf.Target
 	Socket   string
 	Lifetime time.Duration
 }
@@ -50,7 +51,7 @@ type reply struct {
 // Start starts program, whose body is Background, and waits until it has
 // logged in to t and listens at socket, or could not. Its questions go to p.
 // When ctx ends before that, so does the process.
-func Start(ctx context.Context, program []string, t remote.Target, socket string, lifetime time.Duration, p remote.Prompter) (Status, error) {
+func Start(ctx context.Context, program []string, t sshconf.Target, socket string, lifetime time.Duration, p remote.Prompter) (Status, error) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return Status{}, err
@@ -219,7 +220,7 @@ func tell(conn net.Conn, err error) error {
 		kind = parcel.Unreachable
 	case errors.Is(err, remote.ErrAuth), errors.Is(err, remote.ErrHostKey):
 		kind = parcel.Denied
-	case errors.Is(err, remote.ErrConfig):
+	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage
 	}
 	e := event{Done: true, Error: err.Error(), Kind: kind}

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+
+	"isr/client/remote/sshconf"
 )
 
 // Prompter asks the person in front. Both methods may block for as long as that takes; io.EOF, or any other error,
@@ -152,8 +154,8 @@ func (c *Credentials) drop(m *map[string][]byte, key string) {
 }
 
 // agentSocket is where the agent is: as configured, else as remembered; "" is none.
-func (c *Credentials) agentSocket(r *Resolved) string {
-	if r.IdentityAgent != "" || r.agentOff {
+func (c *Credentials) agentSocket(r *sshconf.Resolved) string {
+	if r.IdentityAgent != "" || r.NoAgent {
 		return r.IdentityAgent
 	}
 	c.mu.Lock()

@@ -11,13 +11,14 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
+
+	"isr/client/remote/sshconf"
 )
 
 // identity is one way to sign: a key of the agent, or of a file, perhaps still locked. It is an ssh.Signer that asks
@@ -46,25 +47,6 @@ func (id *identity) SignWithAlgorithm(_ io.Reader, data []byte, algo string) (*s
 	return id.sign(id.ctx, data, algo)
 }
 
-// signatureAlgorithms for a key or certificate, of those accepted (nil: any); RSA with SHA-1 only if that is named.
-func signatureAlgorithms(pub ssh.PublicKey, accepted []string) []string {
-	named := func(algo string) string { return algo }
-	if cert, ok := pub.(*ssh.Certificate); ok {
-		pub, named = cert.Key, certAlgorithm
-	}
-	algos := []string{pub.Type()}
-	if pub.Type() == ssh.KeyAlgoRSA {
-		algos = []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
-		if slices.Contains(accepted, named(ssh.KeyAlgoRSA)) {
-			algos = append(algos, ssh.KeyAlgoRSA)
-		}
-	}
-	if accepted == nil {
-		return algos
-	}
-	return slices.DeleteFunc(algos, func(a string) bool { return !slices.Contains(accepted, named(a)) })
-}
-
 const noPrivate = "only its public half is here, and the agent does not hold it"
 
 // skipped is an identity that cannot be tried, and why.
@@ -75,7 +57,7 @@ type skipped struct {
 
 // identities collects the identities of one target.
 type identities struct {
-	r       *Resolved
+	r       *sshconf.Resolved
 	asker   *asker
 	creds   *Credentials
 	list    []*identity
@@ -88,7 +70,7 @@ func (s *identities) skip(name, format string, args ...any) {
 
 // collect puts the identities in the order in which ssh tries them: named certificates, keys that the agent holds and
 // the configuration names, the agent's other keys (unless IdentitiesOnly), keys of files with their certificates.
-func collect(ctx context.Context, r *Resolved, a *asker, c *Credentials) *identities {
+func collect(ctx context.Context, r *sshconf.Resolved, a *asker, c *Credentials) *identities {
 	s := &identities{r: r, asker: a, creds: c}
 	var files []*identity
 	for _, path := range r.IdentityFiles {
@@ -127,7 +109,7 @@ func collect(ctx context.Context, r *Resolved, a *asker, c *Credentials) *identi
 			s.skip(path, "no private key for this certificate")
 			return nil
 		}
-		return &identity{name: path, agent: owner.agent, pub: cert, algos: signatureAlgorithms(cert, r.PubkeyAcceptedAlgorithms), sign: owner.sign}
+		return &identity{name: path, agent: owner.agent, pub: cert, algos: r.SignatureAlgorithms(cert), sign: owner.sign}
 	}
 	add := func(id *identity) {
 		if id == nil || id.sign == nil {
@@ -226,7 +208,7 @@ func (s *identities) file(ctx context.Context, path string) (*identity, error) {
 		id.pub, _ = readPublicKey(path + ".pub")
 	}
 	if id.pub != nil {
-		id.algos = signatureAlgorithms(id.pub, s.r.PubkeyAcceptedAlgorithms)
+		id.algos = s.r.SignatureAlgorithms(id.pub)
 	}
 	if !s.asker.present() {
 		id.note = "needs its passphrase, and there is nobody to ask (ssh-add it)"
@@ -259,7 +241,7 @@ func (s *identities) file(ctx context.Context, path string) (*identity, error) {
 
 func (s *identities) signWith(id *identity, signer ssh.Signer) {
 	id.pub = signer.PublicKey()
-	id.algos = signatureAlgorithms(id.pub, s.r.PubkeyAcceptedAlgorithms)
+	id.algos = s.r.SignatureAlgorithms(id.pub)
 	id.sign = func(_ context.Context, data []byte, algo string) (*ssh.Signature, error) {
 		return signWithAlgorithm(signer, data, algo)
 	}
@@ -377,7 +359,7 @@ func (s *identities) agentKeys(ctx context.Context) []*identity {
 		}
 		out = append(out, &identity{
 			name: k.Comment, agent: true, pub: pub,
-			algos: signatureAlgorithms(pub, s.r.PubkeyAcceptedAlgorithms),
+			algos: s.r.SignatureAlgorithms(pub),
 			sign: func(ctx context.Context, data []byte, algo string) (sig *ssh.Signature, err error) {
 				flags := map[string]agent.SignatureFlags{
 					ssh.KeyAlgoRSASHA256: agent.SignatureFlagRsaSha256, ssh.KeyAlgoRSASHA512: agent.SignatureFlagRsaSha512}[algo]
@@ -468,9 +450,9 @@ func reason(err error) error {
 // Signers gives the user's signers in the order ssh would offer them: those of the agent that the configuration names,
 // the agent's others, then key files. A locked key asks for its passphrase when it signs, once per Credentials; without a
 // Prompter (or in batch mode) locked keys are left out. Signing uses ctx. Each signer's String method names its key. An
-// error wraps ErrConfig, or ErrAuth when there is no signer at all.
-func Signers(ctx context.Context, t Target, p Prompter, c *Credentials) ([]ssh.Signer, error) {
-	r, err := Resolve(t)
+// error wraps sshconf.ErrConfig, or ErrAuth when there is no signer at all.
+func Signers(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials) ([]ssh.Signer, error) {
+	r, err := sshconf.Resolve(t)
 	if err != nil {
 		return nil, err
 	}
@@ -495,7 +477,7 @@ func Signers(ctx context.Context, t Target, p Prompter, c *Credentials) ([]ssh.S
 		out = append(out, id)
 	}
 	if len(out) == 0 {
-		return nil, &AuthError{Destination: r.destination(), Skipped: describe(s.skipped)}
+		return nil, &AuthError{Destination: r.Destination(), Skipped: describe(s.skipped)}
 	}
 	return out, nil
 }

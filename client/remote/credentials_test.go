@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
 
@@ -62,11 +63,11 @@ func passwordServer(t *testing.T, config *ssh.ServerConfig) (host string, port i
 
 const password = "correct horse battery staple"
 
-func passwordTarget(t *testing.T, config *ssh.ServerConfig) Target {
+func passwordTarget(t *testing.T, config *ssh.ServerConfig) sshconf.Target {
 	host, port, known := passwordServer(t, config)
 	home := t.TempDir()
 	write(t, filepath.Join(home, ".ssh", "known_hosts"), known)
-	return Target{Host: host, Port: port, User: "alice", Home: home, ConfigFile: "none", Options: map[string]string{"IdentityAgent": "none"}}
+	return sshconf.Target{Host: host, Port: port, User: "alice", Home: home, ConfigFile: "none", Options: map[string]string{"IdentityAgent": "none"}}
 }
 
 func loggedIn(t *testing.T, c *ssh.Client, err error) {
@@ -235,7 +236,7 @@ func TestDialLostDuringAuthentication(t *testing.T) {
 				ssh.NewServerConn(conn, c)
 			}()
 			p := &person{answers: []string{password}}
-			tg := Target{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Home: t.TempDir(), ConfigFile: "none",
+			tg := sshconf.Target{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Home: t.TempDir(), ConfigFile: "none",
 				Options: map[string]string{"IdentityAgent": "none", "IdentityFile": key, "StrictHostKeyChecking": "accept-new"}}
 			if _, err := Dial(within(t), tg, p, nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrAuth) || len(p.asked) > 0 {
 				t.Errorf("got %v, asked %q; want ErrUnreachable and no question", err, p.asked)
@@ -316,7 +317,7 @@ func TestSigners(t *testing.T) {
 	home := t.TempDir()
 	dir := filepath.Join(home, ".ssh")
 	os.Mkdir(dir, 0o700)
-	tg := Target{Host: "h", Home: home, ConfigFile: "none"}
+	tg := sshconf.Target{Host: "h", Home: home, ConfigFile: "none"}
 	if _, err := Signers(within(t), tg, nil, nil); !errors.Is(err, ErrAuth) {
 		t.Errorf("no key at all: got %v; want ErrAuth", err)
 	}

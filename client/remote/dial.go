@@ -3,7 +3,7 @@
 // It promises that what works with ssh works here: ssh_config (Host, Match, Include, tokens), the agent, key files and
 // certificates, passphrases, passwords, jump hosts and proxy commands, known hosts. A host key that changed is never
 // accepted quietly; a secret is never part of an error, and never written to disk. A failure to connect is one of
-// ErrUnreachable (asking again may help), ErrHostKey, ErrAuth and ErrConfig, or the context's.
+// ErrUnreachable (asking again may help), ErrHostKey, ErrAuth and sshconf.ErrConfig, or the context's.
 //
 // It does not forward agents, ports or X11, does not share ControlMaster sockets, does not compress, does not
 // canonicalise host names, knows no GSSAPI, host-based authentication or PKCS#11, and uses security keys only through
@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"isr/client/remote/sshconf"
 )
 
 // Dial connects and logs in. The client stays connected until it is closed or the link is found dead
@@ -30,7 +32,7 @@ import (
 //
 // p is asked for what is missing; nil, or batch mode, asks nothing. c may be nil; what it holds is used first, and what
 // p answered is put into it.
-func Dial(ctx context.Context, t Target, p Prompter, c *Credentials) (*ssh.Client, error) {
+func Dial(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials) (*ssh.Client, error) {
 	if c == nil {
 		c = new(Credentials)
 		defer c.Zero()
@@ -40,13 +42,13 @@ func Dial(ctx context.Context, t Target, p Prompter, c *Credentials) (*ssh.Clien
 
 // dialHop is Dial at some depth of jump hosts. tap, if not nil, may put
 // something between the byte stream and the login.
-func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
-	r, err := Resolve(t)
+func dialHop(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
+	r, err := sshconf.Resolve(t)
 	if err != nil {
 		return nil, err
 	}
-	if depth > maxHops {
-		return nil, fmt.Errorf("%w: host %s: more than %d jump hosts, or a loop of them", ErrConfig, t.Host, maxHops)
+	if depth > sshconf.MaxHops {
+		return nil, fmt.Errorf("%w: host %s: more than %d jump hosts, or a loop of them", sshconf.ErrConfig, t.Host, sshconf.MaxHops)
 	}
 	if r.BatchMode {
 		p = nil
@@ -70,8 +72,8 @@ func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth in
 }
 
 type dialer struct {
-	target   Target
-	r        *Resolved
+	target   sshconf.Target
+	r        *sshconf.Resolved
 	prompter Prompter
 	creds    *Credentials
 	asker    *asker
@@ -91,7 +93,7 @@ func (d *dialer) dial(ctx context.Context) (*ssh.Client, error) {
 	rt, err := d.connect(ctx)
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, ErrUnreachable) {
-			err = fmt.Errorf("connect to %s: %w", d.r.destination(), ctx.Err())
+			err = fmt.Errorf("connect to %s: %w", d.r.Destination(), ctx.Err())
 		}
 		return nil, err
 	}
@@ -231,7 +233,7 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 
 // explain sorts a failed login into the errors of this package.
 func (d *dialer) explain(ctx context.Context, err, hostErr error, auth *authenticator, clock *patience, rt *route) error {
-	where := d.r.destination()
+	where := d.r.Destination()
 	var negotiation *ssh.AlgorithmNegotiationError
 	switch {
 	case ctx.Err() != nil:
@@ -241,7 +243,7 @@ func (d *dialer) explain(ctx context.Context, err, hostErr error, auth *authenti
 	case hostErr != nil:
 		return hostErr
 	case errors.As(err, &negotiation):
-		return fmt.Errorf("%w: connect to %s: %w", ErrConfig, where, err)
+		return fmt.Errorf("%w: connect to %s: %w", sshconf.ErrConfig, where, err)
 	case auth.started && auth.refused(err):
 		return auth.failure(err)
 	}
@@ -376,7 +378,7 @@ func (a *authenticator) mayAsk(method string) bool {
 	if a.host.degraded || a.aborted != nil {
 		return false
 	}
-	_, stored := a.d.creds.get(&a.d.creds.password, a.d.r.destination())
+	_, stored := a.d.creds.get(&a.d.creds.password, a.d.r.Destination())
 	if !stored && !a.asker.present() {
 		return false
 	}
@@ -395,7 +397,7 @@ func (a *authenticator) forgetRejected(c *ssh.ClientAuthContext) {
 		return
 	}
 	if a.fromStore {
-		a.d.creds.drop(&a.d.creds.password, a.d.r.destination())
+		a.d.creds.drop(&a.d.creds.password, a.d.r.Destination())
 	}
 	clear(a.lastSecret)
 	a.lastSecret, a.fromStore = nil, false
@@ -403,7 +405,7 @@ func (a *authenticator) forgetRejected(c *ssh.ClientAuthContext) {
 
 func (a *authenticator) keepSecret() {
 	if a.lastSecret != nil {
-		a.d.creds.put(&a.d.creds.password, a.d.r.destination(), a.lastSecret)
+		a.d.creds.put(&a.d.creds.password, a.d.r.Destination(), a.lastSecret)
 		clear(a.lastSecret)
 		a.lastSecret = nil
 	}
@@ -415,7 +417,7 @@ func (a *authenticator) succeeded() { a.keepSecret() }
 // password gives the one remembered, else the one typed.
 func (a *authenticator) password(prompt string) (string, error) {
 	c := a.d.creds
-	key := a.d.r.destination()
+	key := a.d.r.Destination()
 	if b, ok := c.get(&c.password, key); ok {
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
@@ -499,7 +501,7 @@ func (a *authenticator) refused(err error) bool {
 }
 
 func (a *authenticator) failure(err error) error {
-	e := &AuthError{Destination: a.d.r.destination(), Tried: a.tried, Allowed: a.allowed}
+	e := &AuthError{Destination: a.d.r.Destination(), Tried: a.tried, Allowed: a.allowed}
 	if a.keys != nil {
 		e.Skipped = describe(a.keys.skipped)
 	}

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"isr/client/remote/sshconf"
 )
 
 // connect opens the byte stream: directly, through jump hosts, or through a command.
@@ -34,13 +36,13 @@ func (d *dialer) connectDirect(ctx context.Context) (*route, error) {
 	if d.r.BindAddress != "" {
 		local, err := net.ResolveTCPAddr(network, net.JoinHostPort(d.r.BindAddress, "0"))
 		if err != nil {
-			return nil, fmt.Errorf("%w: BindAddress: %w", ErrConfig, err)
+			return nil, fmt.Errorf("%w: BindAddress: %w", sshconf.ErrConfig, err)
 		}
 		nd.LocalAddr = local
 	}
 	conn, err := nd.DialContext(ctx, network, d.r.Address())
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w: %w", d.r.destination(), ErrUnreachable, err)
+		return nil, fmt.Errorf("connect to %s: %w: %w", d.r.Destination(), ErrUnreachable, err)
 	}
 	addr, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 	return &route{Conn: conn, addr: addr}, nil
@@ -51,7 +53,7 @@ func (d *dialer) connectDirect(ctx context.Context) (*route, error) {
 func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 	hops := d.r.ProxyJump
 	last := hops[len(hops)-1]
-	t := Target{Host: last.Host, Port: last.Port, User: last.User, Home: d.target.Home, ConfigFile: d.target.ConfigFile,
+	t := sshconf.Target{Host: last.Host, Port: last.Port, User: last.User, Home: d.target.Home, ConfigFile: d.target.ConfigFile,
 		BatchMode: d.r.BatchMode}
 	if rest := hops[:len(hops)-1]; len(rest) > 0 {
 		var names []string
@@ -69,7 +71,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 	conn, err := jump.DialContext(within, "tcp", d.r.Address())
 	if err != nil {
 		jump.Close()
-		return nil, fmt.Errorf("connect to %s through %s: %w: %w", d.r.destination(), last, ErrUnreachable, err)
+		return nil, fmt.Errorf("connect to %s through %s: %w: %w", d.r.Destination(), last, ErrUnreachable, err)
 	}
 	return &route{Conn: conn, end: func() { jump.Close() }}, nil
 }
@@ -77,7 +79,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 // connectCommand runs ProxyCommand and talks through its standard input and output.
 func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 	fail := func(err error) (*route, error) {
-		return nil, fmt.Errorf("connect to %s: %w: ProxyCommand: %w", d.r.destination(), ErrUnreachable, err)
+		return nil, fmt.Errorf("connect to %s: %w: ProxyCommand: %w", d.r.Destination(), ErrUnreachable, err)
 	}
 	toRead, toWrite, err := os.Pipe()
 	if err != nil {
@@ -90,7 +92,7 @@ func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 		return fail(err)
 	}
 	said := &tail{limit: 1 << 10}
-	cmd := exec.Command(userShell(), "-c", "exec "+d.r.ProxyCommand)
+	cmd := exec.Command(sshconf.Shell(), "-c", "exec "+d.r.ProxyCommand)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = toRead, fromWrite, said
 	cmd.WaitDelay = time.Second
 	if d.prompter == nil {

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 	"isr/store/parcel"
 )
@@ -88,15 +89,15 @@ func works(t *testing.T, c *ssh.Client, err error) {
 	}
 }
 
-func target(s *sshdtest.Server, home string) Target {
-	return Target{Host: s.Host, Port: s.Port, Home: home}
+func target(s *sshdtest.Server, home string) sshconf.Target {
+	return sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 }
 
 func TestDialKey(t *testing.T) {
 	noAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, fmt.Sprintf("Host box\n HostName 127.0.0.1\n Port %d\n", s.Port))
-	c, err := Dial(within(t), Target{Host: "box", Home: home}, nil, nil)
+	c, err := Dial(within(t), sshconf.Target{Host: "box", Home: home}, nil, nil)
 	works(t, c, err)
 	c, err = Dial(within(t), target(s, home), nil, nil)
 	works(t, c, err)
@@ -111,18 +112,18 @@ func TestDialIPv6(t *testing.T) {
 	}
 	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "ListenAddress ::1\n"})
 	home := s.Home(t, "StrictHostKeyChecking accept-new\nHashKnownHosts no\n")
-	host, port, err := ParseHostPort(fmt.Sprintf("[::1]:%d", s.Port))
+	host, port, err := sshconf.ParseHostPort(fmt.Sprintf("[::1]:%d", s.Port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		c, err := Dial(within(t), Target{Host: host, Port: port, Home: home}, nil, nil)
+		c, err := Dial(within(t), sshconf.Target{Host: host, Port: port, Home: home}, nil, nil)
 		works(t, c, err)
 	}
 	if got, want := read(t, filepath.Join(home, ".ssh", "known_hosts")), fmt.Sprintf("\n[::1]:%d ssh-ed25519 ", s.Port); strings.Count(got, want) != 1 {
 		t.Errorf("known_hosts: got %q; want one line %q", got, want)
 	}
-	if _, err := Dial(within(t), Target{Host: host, Port: port, Home: home, Options: map[string]string{"AddressFamily": "inet"}}, nil, nil); !errors.Is(err, ErrUnreachable) {
+	if _, err := Dial(within(t), sshconf.Target{Host: host, Port: port, Home: home, Options: map[string]string{"AddressFamily": "inet"}}, nil, nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("IPv4 only: got %v; want ErrUnreachable", err)
 	}
 }
@@ -422,26 +423,26 @@ Host pool
 	write(t, filepath.Join(home, ".ssh", "gate2"), read(t, gate2.KeyFile))
 	write(t, filepath.Join(home, ".ssh", "known_hosts"), inner.KnownHostsLine+gate.KnownHostsLine+gate2.KnownHostsLine)
 
-	c, err := Dial(within(t), Target{Host: "inner", Home: home}, nil, nil)
+	c, err := Dial(within(t), sshconf.Target{Host: "inner", Home: home}, nil, nil)
 	works(t, c, err)
 	if !strings.Contains(gate.Log(), "Accepted publickey") {
 		t.Error("the jump host saw nobody")
 	}
-	c, err = Dial(within(t), Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2,gate"}}, nil, nil)
+	c, err = Dial(within(t), sshconf.Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2,gate"}}, nil, nil)
 	works(t, c, err)
 	if !strings.Contains(gate2.Log(), "Accepted publickey") {
 		t.Error("the first of two jump hosts saw nobody")
 	}
 	// A login that fails half-way says where.
 	os.Remove(filepath.Join(home, ".ssh", "gate"))
-	if _, err := Dial(within(t), Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
+	if _, err := Dial(within(t), sshconf.Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
 		t.Errorf("wrong key for the jump host: got %v; want ErrAuth naming it", err)
 	}
-	if _, err := Dial(within(t), Target{Host: "loop", Home: home}, nil, nil); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "loop") {
+	if _, err := Dial(within(t), sshconf.Target{Host: "loop", Home: home}, nil, nil); !errors.Is(err, sshconf.ErrConfig) || !strings.Contains(err.Error(), "loop") {
 		t.Errorf("hosts that jump over each other: got %v; want ErrConfig", err)
 	}
 	inner.Stop()
-	_, err = Dial(within(t), Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2"}}, nil, nil)
+	_, err = Dial(within(t), sshconf.Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2"}}, nil, nil)
 	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "through gate2") {
 		t.Errorf("inner host down: got %v; want ErrUnreachable", err)
 	}
@@ -509,7 +510,7 @@ func TestDialUnreachable(t *testing.T) {
 	}
 	defer silent.Close()
 	port := silent.Addr().(*net.TCPAddr).Port
-	tg := Target{Host: "127.0.0.1", Port: port, Home: home, ConfigFile: "none", Options: map[string]string{"ConnectTimeout": "1"}}
+	tg := sshconf.Target{Host: "127.0.0.1", Port: port, Home: home, ConfigFile: "none", Options: map[string]string{"ConnectTimeout": "1"}}
 	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no answer within 1s") {
 		t.Errorf("silent server: got %v; want ErrUnreachable after 1 s", err)
 	}
@@ -760,4 +761,14 @@ func TestDialLeavesNothing(t *testing.T) {
 	waitFor(t, "goroutines and descriptors to go", func() bool {
 		return runtime.NumGoroutine() <= goroutines && descriptors() <= files && s.Processes() == 0 && gate.Processes() == 0
 	})
+}
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

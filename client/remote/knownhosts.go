@@ -18,11 +18,13 @@ import (
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
+
+	"isr/client/remote/sshconf"
 )
 
 // hostChecker decides about host keys for one target.
 type hostChecker struct {
-	r     *Resolved
+	r     *sshconf.Resolved
 	asker *asker
 	creds *Credentials
 	addr  string // what the name resolved to, for the person; "" behind a proxy
@@ -193,15 +195,15 @@ func (d *database) authority(name string, key ssh.PublicKey) bool {
 
 // algorithms orders what to ask the server for: what the files can vouch for comes first, so that a host known by one
 // key is not met with another. Certificates are asked for only where an authority is known.
-func (d *database) algorithms(r *Resolved) []string {
-	if r.HostKeyAlgorithms != nil && !r.hostKeysRelative {
+func (d *database) algorithms(r *sshconf.Resolved) []string {
+	if r.HostKeyAlgorithms != nil && !r.HostKeysRelative {
 		return r.HostKeyAlgorithms
 	}
 	all := r.HostKeyAlgorithms
 	if all == nil {
 		all = ssh.SupportedAlgorithms().HostKeys
 	}
-	name := r.knownAs()
+	name := r.KnownAs()
 	known := map[string]bool{}
 	certs := false
 	host, _, _ := net.SplitHostPort(name)
@@ -293,7 +295,7 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 			return err
 		}
 	}
-	name := h.r.knownAs()
+	name := h.r.KnownAs()
 	problem := &HostKeyError{Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), File: f.file, Line: f.line,
 		LookUp: xknownhosts.Normalize(name)}
 	switch f.verdict {
@@ -304,7 +306,7 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 		return problem
 	case hostChanged:
 		problem.Kind = HostKeyChanged
-		if h.r.StrictHostKeyChecking != StrictNo {
+		if h.r.StrictHostKeyChecking != sshconf.StrictNo {
 			return problem
 		}
 		h.degraded = true
@@ -316,9 +318,9 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 	}
 	problem.Kind = HostKeyUnknown
 	switch h.r.StrictHostKeyChecking {
-	case StrictYes:
+	case sshconf.StrictYes:
 		return problem
-	case StrictAsk:
+	case sshconf.StrictAsk:
 		if !h.asker.present() {
 			return problem
 		}
@@ -340,7 +342,7 @@ func (h *hostChecker) look(remote net.Addr, key ssh.PublicKey) (finding, error) 
 	if err != nil {
 		return finding{}, err
 	}
-	f, err := db.look(h.r.knownAs(), splittable(remote), key)
+	f, err := db.look(h.r.KnownAs(), splittable(remote), key)
 	if err != nil {
 		return f, &HostKeyError{Kind: HostKeyInvalid, Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), Cause: err}
 	}

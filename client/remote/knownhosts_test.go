@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
+	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
 
@@ -367,9 +368,9 @@ func TestAlgorithmsOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	get := func(host, spec string) []string {
-		r, err := Resolve(Target{Host: host, ConfigFile: "none", Options: map[string]string{"HostKeyAlgorithms": spec}})
+		r, err := sshconf.Resolve(sshconf.Target{Host: host, ConfigFile: "none", Options: map[string]string{"HostKeyAlgorithms": spec}})
 		if spec == "" {
-			r, err = Resolve(Target{Host: host, ConfigFile: "none"})
+			r, err = sshconf.Resolve(sshconf.Target{Host: host, ConfigFile: "none"})
 		}
 		if err != nil {
 			t.Fatal(err)

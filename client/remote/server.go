@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
+	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
@@ -30,7 +31,7 @@ import (
 // or who it is, was not accepted) or Usage (the ssh configuration). Safe for
 // concurrent use.
 type Server struct {
-	target   Target
+	target   sshconf.Target
 	prompter Prompter
 	creds    *Credentials
 	dial     func(ctx context.Context, alone bool, tap func(conn *tap)) (*conn, error)
@@ -78,7 +79,7 @@ const redialTime = 10 * time.Second
 
 // Open is the server that t names; it connects nowhere yet. See Dial for p
 // and c. Close it.
-func Open(t Target, p Prompter, c *Credentials) *Server {
+func Open(t sshconf.Target, p Prompter, c *Credentials) *Server {
 	if c == nil {
 		c = new(Credentials)
 	}
@@ -230,7 +231,7 @@ func (s *Server) sorted(err error) error {
 		kind = parcel.Unreachable
 	case errors.Is(err, ErrHostKey), errors.Is(err, ErrAuth):
 		kind = parcel.Denied
-	case errors.Is(err, ErrConfig):
+	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage
 	case errors.Is(err, context.DeadlineExceeded):
 		// Ours, on connecting again.
