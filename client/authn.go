@@ -161,7 +161,7 @@ func (c *Client) newKey(ctx context.Context, t sshconf.Target) (record []byte, e
 	if derr != nil {
 		return nil, derr
 	}
-	password := c.creds.Password(dest)
+	password, _ := c.creds.Password(dest)
 	if password == nil {
 		return nil, wrap.ErrNoSigner
 	}
@@ -187,7 +187,7 @@ func (c *Client) openKey(ctx context.Context, t sshconf.Target, record []byte) (
 	if err != nil {
 		return nil, err
 	}
-	if p := c.creds.Password(dest); p != nil {
+	if p, held := c.creds.Password(dest); held {
 		defer clear(p)
 		key, err := wrap.OpenWithPassword(record, p)
 		if err == nil || !errors.Is(err, wrap.ErrPassword) {
@@ -265,7 +265,7 @@ func (c *Client) Passwd(ctx context.Context) (other int, err error) {
 	// Under OpenSSH the password of the login is the Unix account's, and this
 	// one need not be the same: only a user of that very name has it.
 	if login, _, other := strings.Cut(c.Server, "@"); has && (!other || login == c.User) {
-		old = c.creds.Password(dest)
+		old, _ = c.creds.Password(dest)
 	}
 	if has && old == nil {
 		if old, err = c.askSecret(ctx, "Old ISR password: "); err != nil {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/client/remote"
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
@@ -51,7 +52,7 @@ type reply struct {
 // Start starts program, whose body is Background, and waits until it has
 // logged in to t and listens at socket, or could not. Its questions go to p.
 // When ctx ends before that, so does the process.
-func Start(ctx context.Context, program []string, t sshconf.Target, socket string, lifetime time.Duration, p remote.Prompter) (Status, error) {
+func Start(ctx context.Context, program []string, t sshconf.Target, socket string, lifetime time.Duration, p ask.Prompter) (Status, error) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return Status{}, err
@@ -94,7 +95,7 @@ func Start(ctx context.Context, program []string, t sshconf.Target, socket strin
 		case e.Done:
 			return Status{}, &parcel.Error{Kind: e.Kind, Msg: e.Error, Hint: e.Hint}
 		case e.Notice != "":
-			if n, ok := p.(remote.Notifier); ok {
+			if n, ok := p.(ask.Notifier); ok {
 				n.Notice(e.Notice)
 			}
 		default:
@@ -110,7 +111,7 @@ func Start(ctx context.Context, program []string, t sshconf.Target, socket strin
 }
 
 // answerTo asks the person, and does not wait for the answer when ctx ends.
-func answerTo(ctx context.Context, e event, p remote.Prompter) (reply, error) {
+func answerTo(ctx context.Context, e event, p ask.Prompter) (reply, error) {
 	if p == nil {
 		return reply{None: true}, nil
 	}

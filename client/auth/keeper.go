@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote"
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
@@ -23,7 +24,7 @@ import (
 type Keeper struct {
 	target  sshconf.Target
 	dest    string
-	creds   *remote.Credentials
+	creds   *ask.Credentials
 	hostKey ssh.Signer // of the socket, for as long as it lives
 	session string
 	since   time.Time
@@ -73,7 +74,7 @@ func (u *upstream) live() bool {
 const idleTime = time.Minute
 
 // NewKeeper logs in. p is asked for what is missing, now and never again.
-func NewKeeper(ctx context.Context, t sshconf.Target, p remote.Prompter, lifetime time.Duration, session string) (*Keeper, error) {
+func NewKeeper(ctx context.Context, t sshconf.Target, p ask.Prompter, lifetime time.Duration, session string) (*Keeper, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func NewKeeper(ctx context.Context, t sshconf.Target, p remote.Prompter, lifetim
 	if err != nil {
 		return nil, err
 	}
-	k := &Keeper{target: t, creds: new(remote.Credentials), hostKey: signer, session: session,
+	k := &Keeper{target: t, creds: new(ask.Credentials), hostKey: signer, session: session,
 		changed: make(chan struct{}, 1), local: make(map[net.Conn]bool)}
 	if k.dest, err = sshconf.Destination(t); err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 )
 
@@ -58,8 +59,7 @@ type skipped struct {
 // identities collects the identities of one target.
 type identities struct {
 	r       *sshconf.Resolved
-	asker   *asker
-	creds   *Credentials
+	asker   *ask.Asker
 	list    []*identity
 	skipped []skipped
 }
@@ -70,8 +70,8 @@ func (s *identities) skip(name, format string, args ...any) {
 
 // collect puts the identities in the order in which ssh tries them: named certificates, keys that the agent holds and
 // the configuration names, the agent's other keys (unless IdentitiesOnly), keys of files with their certificates.
-func collect(ctx context.Context, r *sshconf.Resolved, a *asker, c *Credentials) *identities {
-	s := &identities{r: r, asker: a, creds: c}
+func collect(ctx context.Context, r *sshconf.Resolved, a *ask.Asker) *identities {
+	s := &identities{r: r, asker: a}
 	var files []*identity
 	for _, path := range r.IdentityFiles {
 		id, err := s.file(ctx, path)
@@ -210,7 +210,7 @@ func (s *identities) file(ctx context.Context, path string) (*identity, error) {
 	if id.pub != nil {
 		id.algos = s.r.SignatureAlgorithms(id.pub)
 	}
-	if !s.asker.present() {
+	if !s.asker.Present() {
 		id.note = "needs its passphrase, and there is nobody to ask (ssh-add it)"
 		return id, nil // an agent may still sign for it
 	}
@@ -249,7 +249,7 @@ func (s *identities) signWith(id *identity, signer ssh.Signer) {
 
 // unlocked is the key of a file whose passphrase has been given before; nil if it has not.
 func (s *identities) unlocked(path string) (ssh.Signer, error) {
-	text, ok := s.creds.get(&s.creds.keys, path)
+	text, ok := s.asker.Credentials.Key(path)
 	if !ok {
 		return nil, nil
 	}
@@ -263,7 +263,7 @@ func (s *identities) unlocked(path string) (ssh.Signer, error) {
 
 // unlock asks for a passphrase, once for all who share the credentials, and remembers the key.
 func (s *identities) unlock(ctx context.Context, path string) (ssh.Signer, error) {
-	done, err := s.asker.turn(ctx)
+	done, err := s.asker.Turn(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +278,7 @@ func (s *identities) unlock(ctx context.Context, path string) (ssh.Signer, error
 	defer clear(data)
 	prompt := fmt.Sprintf("Enter passphrase for key '%s': ", path)
 	for range s.r.NumberOfPasswordPrompts {
-		phrase, err := s.asker.secret(ctx, prompt)
+		phrase, err := s.asker.Secret(ctx, prompt)
 		if err != nil || phrase == "" {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
@@ -306,12 +306,12 @@ func (s *identities) remember(path string, raw any) {
 	}
 	if block, err := ssh.MarshalPrivateKey(raw, ""); err == nil {
 		text := pem.EncodeToMemory(block)
-		s.creds.put(&s.creds.keys, path, text)
+		s.asker.Credentials.SetKey(path, text)
 		clear(text)
 		clear(block.Bytes)
 	}
 	policy := s.r.AddKeysToAgent
-	socket := s.creds.agentSocket(s.r)
+	socket := agentSocket(s.r, s.asker.Credentials)
 	if !policy.Add || socket == "" {
 		return
 	}
@@ -323,8 +323,16 @@ func (s *identities) remember(path string, raw any) {
 	err = agent.NewClient(conn).Add(agent.AddedKey{PrivateKey: raw, Comment: path,
 		LifetimeSecs: uint32(policy.Lifetime.Seconds()), ConfirmBeforeUse: policy.Confirm})
 	if err != nil {
-		s.asker.notice("The agent did not take %s.", path)
+		s.asker.Notice("The agent did not take %s.", path)
 	}
+}
+
+// agentSocket is where the agent is: as configured, else as remembered; "" is none.
+func agentSocket(r *sshconf.Resolved, c *ask.Credentials) string {
+	if r.IdentityAgent != "" || r.NoAgent {
+		return r.IdentityAgent
+	}
+	return c.Agent()
 }
 
 // agentPatience is how long an agent may take to list its keys, which asks nobody.
@@ -332,7 +340,7 @@ const agentPatience = 10 * time.Second
 
 // agentKeys lists what the agent holds. A missing agent is no error: files remain.
 func (s *identities) agentKeys(ctx context.Context) []*identity {
-	socket := s.creds.agentSocket(s.r)
+	socket := agentSocket(s.r, s.asker.Credentials)
 	if socket == "" {
 		return nil
 	}
@@ -364,9 +372,7 @@ func (s *identities) agentKeys(ctx context.Context) []*identity {
 				flags := map[string]agent.SignatureFlags{
 					ssh.KeyAlgoRSASHA256: agent.SignatureFlagRsaSha256, ssh.KeyAlgoRSASHA512: agent.SignatureFlagRsaSha512}[algo]
 				// An agent that wants a touch or a confirmation keeps the person busy, not the line.
-				if s.asker.pause != nil {
-					defer s.asker.pause()()
-				}
+				defer s.asker.Hold()()
 				err = withAgent(ctx, socket, func(a agent.ExtendedAgent) error {
 					sig, err = a.SignWithFlags(pub, data, flags)
 					return err
@@ -451,18 +457,18 @@ func reason(err error) error {
 // the agent's others, then key files. A locked key asks for its passphrase when it signs, once per Credentials; without a
 // Prompter (or in batch mode) locked keys are left out. Signing uses ctx. Each signer's String method names its key. An
 // error wraps sshconf.ErrConfig, or ErrAuth when there is no signer at all.
-func Signers(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials) ([]ssh.Signer, error) {
+func Signers(ctx context.Context, t sshconf.Target, p ask.Prompter, c *ask.Credentials) ([]ssh.Signer, error) {
 	r, err := sshconf.Resolve(t)
 	if err != nil {
 		return nil, err
 	}
 	if c == nil {
-		c = new(Credentials)
+		c = new(ask.Credentials)
 	}
 	if r.BatchMode {
 		p = nil
 	}
-	s := collect(ctx, &r, &asker{prompter: p, creds: c}, c)
+	s := collect(ctx, &r, &ask.Asker{Prompter: p, Credentials: c})
 	var out []ssh.Signer
 	for _, id := range s.list {
 		if id.pub == nil {

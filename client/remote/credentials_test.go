@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
@@ -98,7 +99,7 @@ func TestDialPassword(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			config.MaxAuthTries = 10
 			tg := passwordTarget(t, config)
-			creds := new(Credentials)
+			creds := new(ask.Credentials)
 			p := &person{answers: []string{"wrong one", password}}
 			c, err := Dial(within(t), tg, p, creds)
 			loggedIn(t, c, err)
@@ -111,7 +112,7 @@ func TestDialPassword(t *testing.T) {
 			if err != nil || !bytes.Contains(text, []byte("passwords")) || bytes.Contains(text, []byte("wrong one")) {
 				t.Errorf("JSON: %d bytes, %v; want the password that works only", len(text), err)
 			}
-			other := new(Credentials)
+			other := new(ask.Credentials)
 			if err := json.Unmarshal(text, other); err != nil {
 				t.Fatal(err)
 			}
@@ -119,17 +120,17 @@ func TestDialPassword(t *testing.T) {
 			loggedIn(t, c, err)
 
 			// A remembered password that no longer works is forgotten, and asked for anew.
-			stale := new(Credentials)
+			stale := new(ask.Credentials)
 			key := fmt.Sprintf("alice@127.0.0.1:%d", tg.Port)
-			stale.put(&stale.password, key, []byte("old one"))
+			stale.SetPassword(key, []byte("old one"))
 			if _, err := Dial(within(t), tg, nil, stale); !errors.Is(err, ErrAuth) || !stale.Empty() {
 				t.Errorf("stale password, nobody to ask: got %v, forgotten %v; want ErrAuth and forgotten", err, stale.Empty())
 			}
-			stale.put(&stale.password, key, []byte("old one"))
+			stale.SetPassword(key, []byte("old one"))
 			p = &person{answers: []string{password}}
 			c, err = Dial(within(t), tg, p, stale)
 			loggedIn(t, c, err)
-			if got, _ := stale.get(&stale.password, key); string(got) != password {
+			if got, _ := stale.Password(key); string(got) != password {
 				t.Error("the new password is not remembered")
 			}
 
@@ -177,7 +178,7 @@ func TestDialSeveralFactors(t *testing.T) {
 		return nil, errors.New("wrong")
 	}})
 	tg.Options["IdentityFile"] = key
-	creds := new(Credentials)
+	creds := new(ask.Credentials)
 	p := &person{answers: []string{password, "123456"}}
 	c, err := Dial(within(t), tg, p, creds)
 	loggedIn(t, c, err)
@@ -268,7 +269,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		PasswordCallback:  func(ssh.ConnMetadata, []byte) (*ssh.Permissions, error) { return nil, errors.New("no") },
 	})
 	tg.Options["IdentityFile"] = key
-	creds := new(Credentials)
+	creds := new(ask.Credentials)
 	p := &person{answers: []string{"my passphrase", "my password", "my password"}}
 	if _, err := Signers(within(t), tg, p, creds); err != nil {
 		t.Fatal(err)
@@ -280,13 +281,13 @@ func TestSecretsStaySecret(t *testing.T) {
 	if _, err := s[0].Sign(nil, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	creds.put(&creds.password, "x", []byte("my password"))
+	creds.SetPassword("x", []byte("my password"))
 	_, dialErr := Dial(within(t), tg, p, creds)
 	if dialErr == nil {
 		t.Fatal("got in, want an error")
 	}
-	block, _ := pem.Decode(creds.keys[key])
-	if block == nil {
+	unlocked, _ := creds.Key(key)
+	if block, _ := pem.Decode(unlocked); block == nil {
 		t.Fatal("the unlocked key is not remembered")
 	}
 	var log bytes.Buffer
@@ -297,18 +298,6 @@ func TestSecretsStaySecret(t *testing.T) {
 		if strings.Contains(shown, secret) {
 			t.Errorf("%q can be read in %s", secret, shown)
 		}
-	}
-	bad := new(Credentials)
-	if err := json.Unmarshal([]byte(`{"passwords":{"x":"my password"}}`), bad); err == nil || strings.Contains(err.Error(), "my password") {
-		t.Errorf("wrong JSON: got %v; want an error that does not quote it", err)
-	}
-	held := creds.keys[key]
-	creds.Zero()
-	if !bytes.Equal(held, make([]byte, len(held))) {
-		t.Error("Zero leaves the key in memory")
-	}
-	if text, _ := json.Marshal(creds); string(text) != "{}" {
-		t.Errorf("JSON after Zero: got %s, want {}", text)
 	}
 }
 
@@ -331,7 +320,7 @@ func TestSigners(t *testing.T) {
 		}
 		return out
 	}
-	check := func(what string, p Prompter, want ...string) []ssh.Signer {
+	check := func(what string, p ask.Prompter, want ...string) []ssh.Signer {
 		t.Helper()
 		s, err := Signers(within(t), tg, p, nil)
 		if err != nil || !slices.Equal(names(s), want) {

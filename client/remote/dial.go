@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 )
 
@@ -32,9 +33,9 @@ import (
 //
 // p is asked for what is missing; nil, or batch mode, asks nothing. c may be nil; what it holds is used first, and what
 // p answered is put into it.
-func Dial(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials) (*ssh.Client, error) {
+func Dial(ctx context.Context, t sshconf.Target, p ask.Prompter, c *ask.Credentials) (*ssh.Client, error) {
 	if c == nil {
-		c = new(Credentials)
+		c = new(ask.Credentials)
 		defer c.Zero()
 	}
 	return dialHop(ctx, t, p, c, 0, nil)
@@ -42,7 +43,7 @@ func Dial(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials) (*s
 
 // dialHop is Dial at some depth of jump hosts. tap, if not nil, may put
 // something between the byte stream and the login.
-func dialHop(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
+func dialHop(ctx context.Context, t sshconf.Target, p ask.Prompter, c *ask.Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
 	r, err := sshconf.Resolve(t)
 	if err != nil {
 		return nil, err
@@ -53,10 +54,9 @@ func dialHop(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials, 
 	if r.BatchMode {
 		p = nil
 	}
-	d := &dialer{target: t, r: &r, prompter: p, creds: c, depth: depth, tap: tap}
-	d.asker = &asker{prompter: p, creds: c}
+	d := &dialer{target: t, r: &r, asker: &ask.Asker{Prompter: p, Credentials: c}, depth: depth, tap: tap}
 	for _, n := range r.Notices {
-		d.asker.notice("%s", n)
+		d.asker.Notice("%s", n)
 	}
 	for attempt := 1; ; attempt++ {
 		client, err := d.dial(ctx)
@@ -72,13 +72,11 @@ func dialHop(ctx context.Context, t sshconf.Target, p Prompter, c *Credentials, 
 }
 
 type dialer struct {
-	target   sshconf.Target
-	r        *sshconf.Resolved
-	prompter Prompter
-	creds    *Credentials
-	asker    *asker
-	depth    int
-	tap      func(net.Conn) net.Conn
+	target sshconf.Target
+	r      *sshconf.Resolved
+	asker  *ask.Asker
+	depth  int
+	tap    func(net.Conn) net.Conn
 }
 
 // route is a byte stream to the server, and what must be ended with it.
@@ -190,8 +188,8 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 	defer clock.stop()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
-	loginAsker := &asker{prompter: d.asker.prompter, creds: d.asker.creds, pause: clock.pause}
-	host := &hostChecker{r: r, asker: loginAsker, creds: d.creds, addr: rt.addr}
+	loginAsker := &ask.Asker{Prompter: d.asker.Prompter, Credentials: d.asker.Credentials, Clock: clock.pause}
+	host := &hostChecker{r: r, asker: loginAsker, addr: rt.addr}
 	db, err := loadKnownHosts(host.files())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrHostKey, err)
@@ -206,8 +204,8 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 			return hostErr
 		},
 		BannerCallback: func(text string) error {
-			if text = printable(text); text != "" {
-				d.asker.notice("%s", text)
+			if text = ask.Printable(text); text != "" {
+				d.asker.Notice("%s", text)
 			}
 			return nil
 		},
@@ -255,22 +253,11 @@ func (d *dialer) explain(ctx context.Context, err, hostErr error, auth *authenti
 	return fmt.Errorf("connect to %s: %w: %w", where, ErrUnreachable, err)
 }
 
-// printable takes from a server's text what could steer a terminal.
-func printable(s string) string {
-	s = strings.Map(func(c rune) rune {
-		if c == '\n' || c == '\t' || c >= ' ' && c < 0x7f || c > 0x9f {
-			return c
-		}
-		return -1
-	}, s)
-	return strings.TrimRight(s, "\n")
-}
-
 // authenticator chooses what to try next: the methods in the order preferred, one key at a time, so that a key whose
 // passphrase is not given, or that the agent refuses to use, does not keep the others from being tried.
 type authenticator struct {
 	d     *dialer
-	asker *asker
+	asker *ask.Asker
 	conn  *watched
 	host  *hostChecker
 	ctx   context.Context
@@ -291,7 +278,7 @@ func (a *authenticator) next(c *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 	a.started = true
 	a.allowed = c.AllowedMethods
 	if end := a.conn.ended.Load(); end != nil {
-		if a.asker.asked.Load() {
+		if a.asker.Asked() {
 			return nil, fmt.Errorf("%w: %w: %w", errLost, errWaited, *end)
 		}
 		return nil, fmt.Errorf("%w: %w", errLost, *end)
@@ -337,7 +324,7 @@ func (a *authenticator) nextKey() ssh.AuthMethod {
 		return nil
 	}
 	if a.keys == nil {
-		a.keys = collect(a.ctx, r, a.asker, a.d.creds)
+		a.keys = collect(a.ctx, r, a.asker)
 	}
 	for a.nextID < len(a.keys.list) {
 		id := a.keys.list[a.nextID]
@@ -355,7 +342,7 @@ func (a *authenticator) nextKey() ssh.AuthMethod {
 		what := "key " + id.name
 		if id.agent {
 			what += " of the agent"
-			a.d.creds.rememberAgent(a.d.creds.agentSocket(r))
+			a.asker.Credentials.SetAgent(agentSocket(r, a.asker.Credentials))
 		}
 		a.tried = append(a.tried, what)
 		sign := id.sign
@@ -378,8 +365,8 @@ func (a *authenticator) mayAsk(method string) bool {
 	if a.host.degraded || a.aborted != nil {
 		return false
 	}
-	_, stored := a.d.creds.get(&a.d.creds.password, a.d.r.Destination())
-	if !stored && !a.asker.present() {
+	_, stored := a.asker.Credentials.Password(a.d.r.Destination())
+	if !stored && !a.asker.Present() {
 		return false
 	}
 	a.attempts[method]++
@@ -397,7 +384,7 @@ func (a *authenticator) forgetRejected(c *ssh.ClientAuthContext) {
 		return
 	}
 	if a.fromStore {
-		a.d.creds.drop(&a.d.creds.password, a.d.r.Destination())
+		a.asker.Credentials.DropPassword(a.d.r.Destination())
 	}
 	clear(a.lastSecret)
 	a.lastSecret, a.fromStore = nil, false
@@ -405,7 +392,7 @@ func (a *authenticator) forgetRejected(c *ssh.ClientAuthContext) {
 
 func (a *authenticator) keepSecret() {
 	if a.lastSecret != nil {
-		a.d.creds.put(&a.d.creds.password, a.d.r.Destination(), a.lastSecret)
+		a.asker.Credentials.SetPassword(a.d.r.Destination(), a.lastSecret)
 		clear(a.lastSecret)
 		a.lastSecret = nil
 	}
@@ -416,22 +403,22 @@ func (a *authenticator) succeeded() { a.keepSecret() }
 
 // password gives the one remembered, else the one typed.
 func (a *authenticator) password(prompt string) (string, error) {
-	c := a.d.creds
+	c := a.asker.Credentials
 	key := a.d.r.Destination()
-	if b, ok := c.get(&c.password, key); ok {
+	if b, ok := c.Password(key); ok {
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
 	}
-	done, err := a.asker.turn(a.ctx)
+	done, err := a.asker.Turn(a.ctx)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	if b, ok := c.get(&c.password, key); ok { // typed meanwhile, for another connection
+	if b, ok := c.Password(key); ok { // typed meanwhile, for another connection
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
 	}
-	s, err := a.asker.secret(a.ctx, prompt)
+	s, err := a.asker.Secret(a.ctx, prompt)
 	if err != nil {
 		return "", a.abort()
 	}
@@ -443,13 +430,13 @@ func (a *authenticator) password(prompt string) (string, error) {
 func (a *authenticator) answer(name, instruction string, questions []string, echos []bool) ([]string, error) {
 	r := a.d.r
 	for _, text := range []string{name, instruction} {
-		if text = printable(text); text != "" {
-			a.asker.notice("%s", text)
+		if text = ask.Printable(text); text != "" {
+			a.asker.Notice("%s", text)
 		}
 	}
 	answers := make([]string, len(questions))
 	for i, q := range questions {
-		prompt := fmt.Sprintf("(%s@%s) %s", r.User, r.HostName, printable(q))
+		prompt := fmt.Sprintf("(%s@%s) %s", r.User, r.HostName, ask.Printable(q))
 		var err error
 		if len(questions) == 1 && !echos[0] && strings.Contains(strings.ToLower(q), "password") {
 			answers[i], err = a.password(prompt)
@@ -464,20 +451,20 @@ func (a *authenticator) answer(name, instruction string, questions []string, ech
 }
 
 func (a *authenticator) question(prompt string) (string, error) {
-	done, err := a.asker.turn(a.ctx)
+	done, err := a.asker.Turn(a.ctx)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	return a.asker.secret(a.ctx, prompt)
+	return a.asker.Secret(a.ctx, prompt)
 }
 
 // abort: a person who gives no answer is not asked again.
 func (a *authenticator) abort() error {
-	if a.asker.present() {
-		a.aborted = errNobody
+	if a.asker.Present() {
+		a.aborted = ask.ErrNoAnswer
 	}
-	return errNobody
+	return ask.ErrNoAnswer
 }
 
 var (
@@ -491,7 +478,7 @@ func (a *authenticator) refused(err error) bool {
 	if errors.Is(err, errLost) {
 		return false
 	}
-	if errors.Is(err, errUnused) || errors.Is(err, errNobody) {
+	if errors.Is(err, errUnused) || errors.Is(err, ask.ErrNoAnswer) {
 		return true
 	}
 	// The library has no types for these.

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 )
 
@@ -62,7 +63,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 		}
 		t.Options = map[string]string{"ProxyJump": strings.Join(names, ",")}
 	}
-	jump, err := dialHop(ctx, t, d.prompter, d.creds, d.depth+1, nil)
+	jump, err := dialHop(ctx, t, d.asker.Prompter, d.asker.Credentials, d.depth+1, nil)
 	if err != nil {
 		return nil, fmt.Errorf("jump host %s: %w", last, err)
 	}
@@ -95,7 +96,7 @@ func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 	cmd := exec.Command(sshconf.Shell(), "-c", "exec "+d.r.ProxyCommand)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = toRead, fromWrite, said
 	cmd.WaitDelay = time.Second
-	if d.prompter == nil {
+	if !d.asker.Present() {
 		// Nobody to ask, so no need for the terminal: an interrupt typed there must not end the link. With somebody, the
 		// command may itself have to ask, and stays in the foreground.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -139,7 +140,7 @@ func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 		if c.status != nil {
 			text = "ProxyCommand: " + c.status.Error()
 		}
-		if s := strings.TrimSpace(printable(said.String())); s != "" {
+		if s := strings.TrimSpace(ask.Printable(said.String())); s != "" {
 			text += ": " + s
 		}
 		return text

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 	"isr/store/parcel"
@@ -154,7 +155,7 @@ func TestDialPassphrase(t *testing.T) {
 			if !kind.pub {
 				os.Remove(key + ".pub")
 			}
-			creds := new(Credentials)
+			creds := new(ask.Credentials)
 			p := &person{answers: []string{"wrong", "open sesame"}}
 			c, err := Dial(within(t), target(s, home), p, creds)
 			works(t, c, err)
@@ -168,7 +169,7 @@ func TestDialPassphrase(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			other := new(Credentials)
+			other := new(ask.Credentials)
 			if err := json.Unmarshal(text, other); err != nil {
 				t.Fatal(err)
 			}
@@ -255,7 +256,7 @@ func TestDialAgent(t *testing.T) {
 	sshdtest.NewKey(t, other, "rsa", "")
 	sock := sshdtest.Agent(t, other, s.KeyFile)
 	t.Setenv("SSH_AUTH_SOCK", sock)
-	creds := new(Credentials)
+	creds := new(ask.Credentials)
 	c, err := Dial(within(t), target(s, home), nil, creds)
 	works(t, c, err)
 
@@ -462,7 +463,7 @@ func TestDialProxyCommand(t *testing.T) {
 	pidFile := filepath.Join(home, "pid")
 	tg := target(s, home)
 	tg.Options = map[string]string{"ProxyCommand": "sh -c 'echo $$ >" + pidFile + "; exec socat - TCP:%h:%p'"}
-	for _, p := range []Prompter{nil, &person{}} {
+	for _, p := range []ask.Prompter{nil, &person{}} {
 		c, err := Dial(within(t), tg, p, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -652,7 +653,7 @@ func TestDialSlowPersonTogether(t *testing.T) {
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "ConnectTimeout 1\n")
 	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
-	creds := new(Credentials)
+	creds := new(ask.Credentials)
 	ctx := within(t)
 	var clients [3]*ssh.Client
 	var errs [3]error
@@ -680,7 +681,7 @@ func TestDialTogether(t *testing.T) {
 	key := filepath.Join(home, ".ssh", "id_ed25519")
 	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
 	p := &person{answers: []string{"secret"}, yes: []bool{true}}
-	creds := new(Credentials)
+	creds := new(ask.Credentials)
 	ctx := within(t)
 	clients := make([]*ssh.Client, 6)
 	errs := make([]error, len(clients))

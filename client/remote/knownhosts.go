@@ -19,14 +19,14 @@ import (
 	"golang.org/x/crypto/ssh"
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 )
 
 // hostChecker decides about host keys for one target.
 type hostChecker struct {
 	r     *sshconf.Resolved
-	asker *asker
-	creds *Credentials
+	asker *ask.Asker
 	addr  string // what the name resolved to, for the person; "" behind a proxy
 
 	degraded bool // the key is wrong but StrictHostKeyChecking=no goes on: no password may follow
@@ -286,7 +286,7 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 	}
 	if f.verdict == hostUnknown || f.verdict == hostOtherTypes {
 		// One question at a time; another connection may have settled it while this one waited.
-		done, err := h.asker.turn(ctx)
+		done, err := h.asker.Turn(ctx)
 		if err != nil {
 			return err
 		}
@@ -310,10 +310,10 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 			return problem
 		}
 		h.degraded = true
-		h.asker.notice("Warning: %v. Going on without passwords, because StrictHostKeyChecking is no.", problem)
+		h.asker.Notice("Warning: %v. Going on without passwords, because StrictHostKeyChecking is no.", problem)
 		return nil
 	}
-	if pinned, ok := h.creds.get(&h.creds.hostKeys, name); ok && bytes.Equal(pinned, key.Marshal()) {
+	if pinned, ok := h.asker.Credentials.HostKey(name); ok && bytes.Equal(pinned, key.Marshal()) {
 		return nil
 	}
 	problem.Kind = HostKeyUnknown
@@ -321,10 +321,10 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 	case sshconf.StrictYes:
 		return problem
 	case sshconf.StrictAsk:
-		if !h.asker.present() {
+		if !h.asker.Present() {
 			return problem
 		}
-		yes, err := h.asker.confirm(ctx, h.question(f, key))
+		yes, err := h.asker.Confirm(ctx, h.question(f, key))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -401,16 +401,16 @@ func (h *hostChecker) add(name string, key ssh.PublicKey) {
 	if cert, ok := key.(*ssh.Certificate); ok {
 		key = cert.Key
 	}
-	h.creds.put(&h.creds.hostKeys, name, key.Marshal())
+	h.asker.Credentials.SetHostKey(name, key.Marshal())
 	if len(h.r.UserKnownHostsFiles) == 0 {
 		return
 	}
 	file := h.r.UserKnownHostsFiles[0]
 	if err := appendKnownHost(file, name, key, h.r.HashKnownHosts); err != nil {
-		h.asker.notice("Warning: the host key of %s could not be added to %s: %v", h.shown(), file, reason(err))
+		h.asker.Notice("Warning: the host key of %s could not be added to %s: %v", h.shown(), file, reason(err))
 		return
 	}
-	h.asker.notice("Warning: Permanently added '%s' (%s) to the list of known hosts.", h.shown(), keyName(key))
+	h.asker.Notice("Warning: Permanently added '%s' (%s) to the list of known hosts.", h.shown(), keyName(key))
 }
 
 // appendKnownHost adds one line, in one write, under a lock against others of its kind; ssh itself does not lock, and

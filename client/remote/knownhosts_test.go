@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
@@ -124,7 +125,7 @@ func TestUnknownHostNotKept(t *testing.T) {
 	home := s.Home(t, "")
 	for _, file := range []string{"/dev/null", filepath.Join(home, ".ssh", "config", "not-a-directory"), "none"} {
 		p := &person{yes: []bool{true}}
-		creds := new(Credentials)
+		creds := new(ask.Credentials)
 		tg := target(s, home)
 		tg.Options = map[string]string{"UserKnownHostsFile": file}
 		c, err := Dial(within(t), tg, p, creds)

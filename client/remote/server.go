@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
+	"isr/client/remote/ask"
 	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
@@ -32,8 +33,8 @@ import (
 // concurrent use.
 type Server struct {
 	target   sshconf.Target
-	prompter Prompter
-	creds    *Credentials
+	prompter ask.Prompter
+	creds    *ask.Credentials
 	dial     func(ctx context.Context, alone bool, tap func(conn *tap)) (*conn, error)
 	via      Via
 
@@ -79,9 +80,9 @@ const redialTime = 10 * time.Second
 
 // Open is the server that t names; it connects nowhere yet. See Dial for p
 // and c. Close it.
-func Open(t sshconf.Target, p Prompter, c *Credentials) *Server {
+func Open(t sshconf.Target, p ask.Prompter, c *ask.Credentials) *Server {
 	if c == nil {
-		c = new(Credentials)
+		c = new(ask.Credentials)
 	}
 	s := &Server{target: t, prompter: p, creds: c, objects: make(map[string]*Objects), stall: defaultStall}
 	s.dial = s.dialSSH
