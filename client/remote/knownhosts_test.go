@@ -23,7 +23,7 @@ import (
 )
 
 func TestUnknownHost(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	fingerprint := ssh.FingerprintSHA256(s.HostKey)
 	for _, c := range []struct {
@@ -46,18 +46,18 @@ func TestUnknownHost(t *testing.T) {
 			home := s.Home(t, "HashKnownHosts no\n")
 			file := filepath.Join(home, ".ssh", "known_hosts")
 			os.Remove(file)
-			p := &person{yes: c.yes}
+			p := &sshdtest.Person{Yes: c.yes}
 			tg := target(s, home)
 			tg.BatchMode = c.batch
 			if c.mode != "" {
 				tg.Options = map[string]string{"StrictHostKeyChecking": c.mode}
 			}
-			client, err := Dial(within(t), tg, p, nil)
-			if len(p.asked) != c.asked {
-				t.Errorf("asked %q; want %d questions", p.asked, c.asked)
+			client, err := Dial(sshdtest.Within(t), tg, p, nil)
+			if len(p.Asked) != c.asked {
+				t.Errorf("asked %q; want %d questions", p.Asked, c.asked)
 			}
-			if c.asked > 0 && (!strings.Contains(p.asked[0], fingerprint) || !strings.Contains(p.asked[0], s.Addr[:9])) {
-				t.Errorf("asked %q; want host and %s", p.asked[0], fingerprint)
+			if c.asked > 0 && (!strings.Contains(p.Asked[0], fingerprint) || !strings.Contains(p.Asked[0], s.Addr[:9])) {
+				t.Errorf("asked %q; want host and %s", p.Asked[0], fingerprint)
 			}
 			if c.kind != 0 {
 				var he *HostKeyError
@@ -69,21 +69,21 @@ func TestUnknownHost(t *testing.T) {
 				}
 				return
 			}
-			works(t, client, err)
+			sshdtest.Works(t, client, err)
 			info, err := os.Stat(file)
 			if err != nil || info.Mode().Perm() != 0o600 {
 				t.Fatalf("known_hosts: %v, %v; want mode 0600", info, err)
 			}
-			if got, want := read(t, file), s.KnownHostsLine; strings.Fields(got)[0] != strings.Fields(want)[0] || strings.Fields(got)[2] != strings.Fields(want)[2] {
+			if got, want := sshdtest.Read(t, file), s.KnownHostsLine; strings.Fields(got)[0] != strings.Fields(want)[0] || strings.Fields(got)[2] != strings.Fields(want)[2] {
 				t.Errorf("known_hosts: got %q, want %q", got, want)
 			}
-			if len(p.notices) != 1 || !strings.HasPrefix(p.notices[0], "Warning: Permanently added") {
-				t.Errorf("notices: got %q", p.notices)
+			if len(p.Notices) != 1 || !strings.HasPrefix(p.Notices[0], "Warning: Permanently added") {
+				t.Errorf("notices: got %q", p.Notices)
 			}
 			// Known from now on, to us and to ssh.
 			tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
-			client, err = Dial(within(t), tg, nil, nil)
-			works(t, client, err)
+			client, err = Dial(sshdtest.Within(t), tg, nil, nil)
+			sshdtest.Works(t, client, err)
 			sshAgrees(t, s, home)
 		})
 	}
@@ -101,150 +101,150 @@ func sshAgrees(t *testing.T, s *sshdtest.Server, home string, options ...string)
 }
 
 func TestUnknownHostHashed(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "HashKnownHosts yes\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
-	write(t, file, "# a comment without an end of line")
-	c, err := Dial(within(t), target(s, home), nil, nil)
-	works(t, c, err)
-	if got := read(t, file); !strings.HasPrefix(got, "# a comment without an end of line\n|1|") || strings.Contains(got, "127.0.0.1") {
+	sshdtest.Write(t, file, "# a comment without an end of line")
+	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	sshdtest.Works(t, c, err)
+	if got := sshdtest.Read(t, file); !strings.HasPrefix(got, "# a comment without an end of line\n|1|") || strings.Contains(got, "127.0.0.1") {
 		t.Errorf("known_hosts: got %q; want the comment and a hashed line", got)
 	}
 	sshAgrees(t, s, home)
 	tg := target(s, home)
 	tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
-	c, err = Dial(within(t), tg, nil, nil)
-	works(t, c, err)
+	c, err = Dial(sshdtest.Within(t), tg, nil, nil)
+	sshdtest.Works(t, c, err)
 }
 
 // A file that keeps nothing, or cannot be written, asks once per credentials.
 func TestUnknownHostNotKept(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	for _, file := range []string{"/dev/null", filepath.Join(home, ".ssh", "config", "not-a-directory"), "none"} {
-		p := &person{yes: []bool{true}}
+		p := &sshdtest.Person{Yes: []bool{true}}
 		creds := new(ask.Credentials)
 		tg := target(s, home)
 		tg.Options = map[string]string{"UserKnownHostsFile": file}
-		c, err := Dial(within(t), tg, p, creds)
-		works(t, c, err)
-		c, err = Dial(within(t), tg, nil, creds)
-		works(t, c, err)
-		if _, err = Dial(within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
+		c, err := Dial(sshdtest.Within(t), tg, p, creds)
+		sshdtest.Works(t, c, err)
+		c, err = Dial(sshdtest.Within(t), tg, nil, creds)
+		sshdtest.Works(t, c, err)
+		if _, err = Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
 			t.Errorf("%s, without the credentials: got %v; want ErrHostKey", file, err)
 		}
 	}
 }
 
 func TestChangedHost(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	sshdtest.Require(t, "ssh-keygen")
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
-	write(t, file, "# first line\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, ssh.MarshalAuthorizedKey(sshdtest.PublicKey(t, other))))
+	sshdtest.Write(t, file, "# first line\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, ssh.MarshalAuthorizedKey(sshdtest.PublicKey(t, other))))
 	for _, mode := range []string{"ask", "accept-new", "yes"} {
-		p := &person{yes: []bool{true}}
+		p := &sshdtest.Person{Yes: []bool{true}}
 		tg := target(s, home)
 		tg.Options = map[string]string{"StrictHostKeyChecking": mode}
-		_, err := Dial(within(t), tg, p, nil)
+		_, err := Dial(sshdtest.Within(t), tg, p, nil)
 		var he *HostKeyError
-		if !errors.As(err, &he) || !errors.Is(err, ErrHostKey) || he.Kind != HostKeyChanged || he.File != file || he.Line != 2 || len(p.asked) > 0 {
-			t.Fatalf("%s: got %v, asked %q; want a changed key at %s:2 and no question", mode, err, p.asked, file)
+		if !errors.As(err, &he) || !errors.Is(err, ErrHostKey) || he.Kind != HostKeyChanged || he.File != file || he.Line != 2 || len(p.Asked) > 0 {
+			t.Fatalf("%s: got %v, asked %q; want a changed key at %s:2 and no question", mode, err, p.Asked, file)
 		}
 		if !strings.Contains(err.Error(), file+":2") || !strings.Contains(err.Error(), "ssh-keygen -f") {
 			t.Errorf("%s: %q does not say where, or what to do", mode, err)
 		}
 	}
-	p := &person{}
+	p := &sshdtest.Person{}
 	tg := target(s, home)
 	tg.Options = map[string]string{"StrictHostKeyChecking": "no"}
-	c, err := Dial(within(t), tg, p, nil)
-	works(t, c, err)
-	if len(p.notices) != 1 || !strings.Contains(p.notices[0], "without passwords") {
-		t.Errorf("no: notices %q; want a warning", p.notices)
+	c, err := Dial(sshdtest.Within(t), tg, p, nil)
+	sshdtest.Works(t, c, err)
+	if len(p.Notices) != 1 || !strings.Contains(p.Notices[0], "without passwords") {
+		t.Errorf("no: notices %q; want a warning", p.Notices)
 	}
 	// The remedy that the error gives works.
 	tg.Options = nil
-	_, err = Dial(within(t), tg, nil, nil)
+	_, err = Dial(sshdtest.Within(t), tg, nil, nil)
 	_, remedy, _ := strings.Cut(err.Error(), "sure of that: ")
 	sshdtest.Run(t, "sh", "-c", remedy)
-	p = &person{yes: []bool{true}}
-	c, err = Dial(within(t), tg, p, nil)
-	works(t, c, err)
-	if len(p.asked) != 1 {
-		t.Errorf("after ssh-keygen -R: asked %q, want one question", p.asked)
+	p = &sshdtest.Person{Yes: []bool{true}}
+	c, err = Dial(sshdtest.Within(t), tg, p, nil)
+	sshdtest.Works(t, c, err)
+	if len(p.Asked) != 1 {
+		t.Errorf("after ssh-keygen -R: asked %q, want one question", p.Asked)
 	}
 }
 
 func TestRevokedHost(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	file := filepath.Join(home, ".ssh", "known_hosts")
-	write(t, file, s.KnownHostsLine+"@revoked * "+string(ssh.MarshalAuthorizedKey(s.HostKey)))
+	sshdtest.Write(t, file, s.KnownHostsLine+"@revoked * "+string(ssh.MarshalAuthorizedKey(s.HostKey)))
 	tg := target(s, home)
-	_, err := Dial(within(t), tg, &person{yes: []bool{true}}, nil)
+	_, err := Dial(sshdtest.Within(t), tg, &sshdtest.Person{Yes: []bool{true}}, nil)
 	var he *HostKeyError
 	if !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.File != file || he.Line != 2 {
 		t.Errorf("got %v; want a revoked key at line 2", err)
 	}
-	write(t, file, s.KnownHostsLine)
+	sshdtest.Write(t, file, s.KnownHostsLine)
 	revoked := filepath.Join(home, "revoked")
 	tg.Options = map[string]string{"RevokedHostKeys": revoked}
-	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
 		t.Errorf("RevokedHostKeys missing: got %v; want ErrHostKey", err)
 	}
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
-	write(t, revoked, "# none of ours\n"+read(t, other+".pub"))
-	c, err := Dial(within(t), tg, nil, nil)
-	works(t, c, err)
-	write(t, revoked, read(t, other+".pub")+read(t, s.HostKeyFiles[0]+".pub"))
-	if _, err := Dial(within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.Line != 2 {
+	sshdtest.Write(t, revoked, "# none of ours\n"+sshdtest.Read(t, other+".pub"))
+	c, err := Dial(sshdtest.Within(t), tg, nil, nil)
+	sshdtest.Works(t, c, err)
+	sshdtest.Write(t, revoked, sshdtest.Read(t, other+".pub")+sshdtest.Read(t, s.HostKeyFiles[0]+".pub"))
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.Line != 2 {
 		t.Errorf("RevokedHostKeys: got %v; want revoked at line 2", err)
 	}
-	write(t, revoked, "SSHKRL\n\x00binary")
-	if _, err := Dial(within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyInvalid {
+	sshdtest.Write(t, revoked, "SSHKRL\n\x00binary")
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyInvalid {
 		t.Errorf("a binary list: got %v; want ErrHostKey, not checked", err)
 	}
 }
 
 // The server has three keys; the one that is known is asked for.
 func TestKnownTypeFirst(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	types := []string{"ed25519", "ecdsa", "rsa"}
 	s := sshdtest.Start(t, sshdtest.Options{HostKeys: types})
 	lines := strings.SplitAfter(s.KnownHostsLine, "\n")
 	for i, kind := range types {
 		home := s.Home(t, "StrictHostKeyChecking yes\n")
-		write(t, filepath.Join(home, ".ssh", "known_hosts"), lines[i])
-		c, err := Dial(within(t), target(s, home), nil, nil)
-		works(t, c, err)
+		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), lines[i])
+		c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		sshdtest.Works(t, c, err)
 		// A plain line without port serves other ports too, as for ssh.
-		write(t, filepath.Join(home, ".ssh", "known_hosts"), strings.Replace(lines[i], fmt.Sprintf("[127.0.0.1]:%d", s.Port), "127.0.0.1", 1))
-		c, err = Dial(within(t), target(s, home), nil, nil)
-		works(t, c, err)
+		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), strings.Replace(lines[i], fmt.Sprintf("[127.0.0.1]:%d", s.Port), "127.0.0.1", 1))
+		c, err = Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		sshdtest.Works(t, c, err)
 		if kind == "ed25519" { // ssh takes the others too, but does not ask for them first
 			sshAgrees(t, s, home)
 		}
 		// And a wrong one of that type is a change, whatever else the server could show.
 		other := filepath.Join(t.TempDir(), "other")
 		sshdtest.NewKey(t, other, kind, "")
-		write(t, filepath.Join(home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read(t, other+".pub")))
+		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, other+".pub")))
 		var he *HostKeyError
-		if _, err := Dial(within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged {
+		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged {
 			t.Errorf("%s: got %v; want a changed key", kind, err)
 		}
 	}
 }
 
 func TestHostCertificate(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	dir := t.TempDir()
 	ca, strange := filepath.Join(dir, "ca"), filepath.Join(dir, "strange")
 	sshdtest.NewKey(t, ca, "rsa", "")
@@ -256,7 +256,7 @@ func TestHostCertificate(t *testing.T) {
 	caLine := func(pattern, key string) string {
 		return "@cert-authority " + pattern + " " + string(ssh.MarshalAuthorizedKey(sshdtest.PublicKey(t, key)))
 	}
-	plain := fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read(t, host+".pub"))
+	plain := fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, host+".pub"))
 	for _, c := range []struct {
 		name, known string
 		alias       string
@@ -270,18 +270,18 @@ func TestHostCertificate(t *testing.T) {
 		{"another authority, and the key itself", caLine("*", strange) + plain, "", 0},
 		{"the certificate names another host", caLine("*", ca), "elsewhere.example.org", HostKeyInvalid},
 		{"no authority, the key itself", plain, "", 0},
-		{"revoked authority", caLine("*", ca) + "@revoked * " + read(t, ca+".pub"), "", HostKeyInvalid},
+		{"revoked authority", caLine("*", ca) + "@revoked * " + sshdtest.Read(t, ca+".pub"), "", HostKeyInvalid},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			home := s.Home(t, "StrictHostKeyChecking yes\n")
-			write(t, filepath.Join(home, ".ssh", "known_hosts"), c.known)
+			sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), c.known)
 			tg := target(s, home)
 			if c.alias != "" {
 				tg.Options = map[string]string{"HostKeyAlias": c.alias}
 			}
-			client, err := Dial(within(t), tg, nil, nil)
+			client, err := Dial(sshdtest.Within(t), tg, nil, nil)
 			if c.want == 0 {
-				works(t, client, err)
+				sshdtest.Works(t, client, err)
 				options := []string{}
 				if c.alias != "" {
 					options = []string{"-o", "HostKeyAlias=" + c.alias}
@@ -298,14 +298,14 @@ func TestHostCertificate(t *testing.T) {
 }
 
 func TestHostKeyAlias(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "HashKnownHosts no\nHostKeyAlias TheBox\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	os.Remove(file)
-	c, err := Dial(within(t), target(s, home), nil, nil)
-	works(t, c, err)
-	if got := read(t, file); !strings.HasPrefix(got, "thebox ") {
+	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	sshdtest.Works(t, c, err)
+	if got := sshdtest.Read(t, file); !strings.HasPrefix(got, "thebox ") {
 		t.Errorf("known_hosts: got %q; want the alias, in lower case, without port", got)
 	}
 	sshAgrees(t, s, home, "-o", "HostKeyAlias=TheBox")
@@ -313,21 +313,21 @@ func TestHostKeyAlias(t *testing.T) {
 
 // Lines that nobody can read must not hide the others, nor shift their numbers.
 func TestKnownHostsWithRubbish(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "StrictHostKeyChecking yes\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	rubbish := []string{"rubbish", "host ssh-future AAAAC3NzaC1mdXR1cmU=", "@unknown-marker x ssh-ed25519 AAAA", "host ssh-ed25519 !!!",
 		"|1|notbase64|x ssh-ed25519 AAAA", "host ssh-rsa " + base64.StdEncoding.EncodeToString([]byte("short")), "", "# comment",
 		strings.Repeat("x", 100_000), "host 1024 35 1234567890"}
-	write(t, file, strings.Join(rubbish, "\n")+"\n"+s.KnownHostsLine+strings.Join(rubbish, "\n"))
-	c, err := Dial(within(t), target(s, home), nil, nil)
-	works(t, c, err)
+	sshdtest.Write(t, file, strings.Join(rubbish, "\n")+"\n"+s.KnownHostsLine+strings.Join(rubbish, "\n"))
+	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	sshdtest.Works(t, c, err)
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
-	write(t, file, strings.Join(rubbish, "\n")+"\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, read(t, other+".pub")))
+	sshdtest.Write(t, file, strings.Join(rubbish, "\n")+"\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, other+".pub")))
 	var he *HostKeyError
-	if _, err := Dial(within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged || he.File != file || he.Line != len(rubbish)+1 {
+	if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged || he.File != file || he.Line != len(rubbish)+1 {
 		t.Errorf("got %v; want a changed key at %s:%d", err, file, len(rubbish)+1)
 	}
 }
@@ -363,7 +363,7 @@ func TestAlgorithmsOrder(t *testing.T) {
 	pub, _, _ := ed25519.GenerateKey(nil)
 	key, _ := ssh.NewPublicKey(pub)
 	file := filepath.Join(t.TempDir(), "known_hosts")
-	write(t, file, xknownhosts.Line([]string{"ed:22"}, key)+"\n@cert-authority *.ca "+string(ssh.MarshalAuthorizedKey(key)))
+	sshdtest.Write(t, file, xknownhosts.Line([]string{"ed:22"}, key)+"\n@cert-authority *.ca "+string(ssh.MarshalAuthorizedKey(key)))
 	db, err := loadKnownHosts([]string{file})
 	if err != nil {
 		t.Fatal(err)
