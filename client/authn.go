@@ -16,7 +16,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"isr/client/auth"
-	"isr/client/remote"
+	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 	"isr/client/wrap"
 	"isr/store/atomicfile"
@@ -154,7 +154,7 @@ func (c *Client) newKey(ctx context.Context, t sshconf.Target) (record []byte, e
 	if err == nil {
 		_, record, err = wrap.New(signers)
 	}
-	if err == nil || !errors.Is(err, wrap.ErrNoSigner) && !errors.Is(err, remote.ErrAuth) {
+	if err == nil || !errors.Is(err, wrap.ErrNoSigner) && !errors.Is(err, identity.ErrAuth) {
 		return record, err
 	}
 	dest, derr := sshconf.Destination(t)

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"encoding/pem"
@@ -10,15 +9,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/ask"
+	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
@@ -123,7 +121,7 @@ func TestDialPassword(t *testing.T) {
 			stale := new(ask.Credentials)
 			key := fmt.Sprintf("alice@127.0.0.1:%d", tg.Port)
 			stale.SetPassword(key, []byte("old one"))
-			if _, err := Dial(sshdtest.Within(t), tg, nil, stale); !errors.Is(err, ErrAuth) || !stale.Empty() {
+			if _, err := Dial(sshdtest.Within(t), tg, nil, stale); !errors.Is(err, identity.ErrAuth) || !stale.Empty() {
 				t.Errorf("stale password, nobody to ask: got %v, forgotten %v; want ErrAuth and forgotten", err, stale.Empty())
 			}
 			stale.SetPassword(key, []byte("old one"))
@@ -136,18 +134,18 @@ func TestDialPassword(t *testing.T) {
 
 			// Three wrong ones; then the end of patience.
 			p = &sshdtest.Person{Answers: []string{"x", "y", "z", password}}
-			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrAuth) || len(p.Asked) != 3 {
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 3 {
 				t.Errorf("got %v after %q; want ErrAuth after three", err, p.Asked)
 			}
 			// End of file is no, once.
 			p = &sshdtest.Person{}
-			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrAuth) || len(p.Asked) != 1 {
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 1 {
 				t.Errorf("got %v after %q; want ErrAuth after one question", err, p.Asked)
 			}
 			// Batch mode never asks.
 			tg.BatchMode = true
 			p = &sshdtest.Person{Answers: []string{password}}
-			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrAuth) || len(p.Asked) != 0 {
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 0 {
 				t.Errorf("batch mode: got %v after %q; want ErrAuth, nothing asked", err, p.Asked)
 			}
 		})
@@ -172,7 +170,7 @@ func TestDialSeveralFactors(t *testing.T) {
 		return nil, errors.New("wrong")
 	}}
 	tg := passwordTarget(t, &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, k ssh.PublicKey) (*ssh.Permissions, error) {
-		if samePublicKey(k, pub) {
+		if bytes.Equal(k.Marshal(), pub.Marshal()) {
 			return nil, &ssh.PartialSuccessError{Next: second}
 		}
 		return nil, errors.New("wrong")
@@ -185,7 +183,7 @@ func TestDialSeveralFactors(t *testing.T) {
 	p = &sshdtest.Person{Answers: []string{"123456"}}
 	c, err = Dial(sshdtest.Within(t), tg, p, creds)
 	loggedIn(t, c, err)
-	if _, err = Dial(sshdtest.Within(t), tg, nil, creds); !errors.Is(err, ErrAuth) {
+	if _, err = Dial(sshdtest.Within(t), tg, nil, creds); !errors.Is(err, identity.ErrAuth) {
 		t.Errorf("nobody to give the code: got %v; want ErrAuth", err)
 	}
 }
@@ -202,7 +200,7 @@ func TestNoPasswordForWrongHost(t *testing.T) {
 	sshdtest.Write(t, filepath.Join(tg.Home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", tg.Port, ssh.MarshalAuthorizedKey(other)))
 	tg.Options["StrictHostKeyChecking"] = "no"
 	p := &sshdtest.Person{Answers: []string{password}}
-	if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrAuth) || seen || len(p.Asked) > 0 {
+	if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || seen || len(p.Asked) > 0 {
 		t.Errorf("got %v, asked %q, password sent: %v; want ErrAuth and nothing asked", err, p.Asked, seen)
 	}
 }
@@ -239,7 +237,7 @@ func TestDialLostDuringAuthentication(t *testing.T) {
 			p := &sshdtest.Person{Answers: []string{password}}
 			tg := sshconf.Target{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Home: t.TempDir(), ConfigFile: "none",
 				Options: map[string]string{"IdentityAgent": "none", "IdentityFile": key, "StrictHostKeyChecking": "accept-new"}}
-			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrAuth) || len(p.Asked) > 0 {
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, identity.ErrAuth) || len(p.Asked) > 0 {
 				t.Errorf("got %v, asked %q; want ErrUnreachable and no question", err, p.Asked)
 			}
 		})
@@ -271,10 +269,10 @@ func TestSecretsStaySecret(t *testing.T) {
 	tg.Options["IdentityFile"] = key
 	creds := new(ask.Credentials)
 	p := &sshdtest.Person{Answers: []string{"my passphrase", "my password", "my password"}}
-	if _, err := Signers(sshdtest.Within(t), tg, p, creds); err != nil {
+	if _, err := identity.Signers(sshdtest.Within(t), tg, p, creds); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Signers(sshdtest.Within(t), tg, p, creds)
+	s, err := identity.Signers(sshdtest.Within(t), tg, p, creds)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,80 +297,4 @@ func TestSecretsStaySecret(t *testing.T) {
 			t.Errorf("%q can be read in %s", secret, shown)
 		}
 	}
-}
-
-func TestSigners(t *testing.T) {
-	sshdtest.NoAgent(t)
-	home := t.TempDir()
-	dir := filepath.Join(home, ".ssh")
-	os.Mkdir(dir, 0o700)
-	tg := sshconf.Target{Host: "h", Home: home, ConfigFile: "none"}
-	if _, err := Signers(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrAuth) {
-		t.Errorf("no key at all: got %v; want ErrAuth", err)
-	}
-	file, other, locked := filepath.Join(dir, "id_ed25519"), filepath.Join(home, "other"), filepath.Join(dir, "id_rsa")
-	sshdtest.NewKey(t, file, "ed25519", "")
-	sshdtest.NewKey(t, other, "ecdsa", "")
-	sshdtest.NewKey(t, locked, "rsa", "secret")
-	names := func(s []ssh.Signer) (out []string) {
-		for _, x := range s {
-			out = append(out, strings.TrimPrefix(fmt.Sprint(x), home+"/"))
-		}
-		return out
-	}
-	check := func(what string, p ask.Prompter, want ...string) []ssh.Signer {
-		t.Helper()
-		s, err := Signers(sshdtest.Within(t), tg, p, nil)
-		if err != nil || !slices.Equal(names(s), want) {
-			t.Fatalf("%s: got %q, %v; want %q", what, names(s), err, want)
-		}
-		for _, x := range s {
-			sig, err := x.Sign(nil, []byte("data"))
-			if err != nil {
-				t.Fatalf("%s: %v signs: %v", what, x, err)
-			}
-			if err := x.PublicKey().Verify([]byte("data"), sig); err != nil {
-				t.Errorf("%s: %v: %v", what, x, err)
-			}
-		}
-		return s
-	}
-	check("files, nobody to ask", nil, ".ssh/id_ed25519")
-	p := &sshdtest.Person{Answers: []string{"secret"}}
-	check("files", p, ".ssh/id_rsa", ".ssh/id_ed25519")
-	if len(p.Asked) != 1 {
-		t.Errorf("asked %q; want one passphrase", p.Asked)
-	}
-	t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, other, file))
-	// The agent's key that is also a file's comes first, then its others, then files.
-	check("agent", &sshdtest.Person{Answers: []string{"secret"}}, "id_ed25519", "other", ".ssh/id_rsa")
-	tg.Options = map[string]string{"IdentitiesOnly": "yes"}
-	check("identities only", nil, "id_ed25519")
-	tg.Options = map[string]string{"IdentityFile": other, "IdentityAgent": "none"}
-	check("one named", nil, "other")
-	tg.Options = map[string]string{"PubkeyAcceptedAlgorithms": "rsa-sha2-256"}
-	s := check("RSA only", &sshdtest.Person{Answers: []string{"secret"}}, ".ssh/id_rsa")
-	if sig, err := s[0].Sign(nil, []byte("x")); err != nil || sig.Format != "rsa-sha2-256" {
-		t.Errorf("got a signature %v, %v; want rsa-sha2-256", sig, err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	tg.Options = nil
-	if s, err := Signers(ctx, tg, nil, nil); err == nil {
-		if _, err := s[0].Sign(nil, nil); err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("cancelled: got %v", err)
-		}
-	}
-}
-
-func TestAddKeysToAgent(t *testing.T) {
-	s := sshdtest.Start(t, sshdtest.Options{})
-	home := s.Home(t, "AddKeysToAgent yes\n")
-	key := filepath.Join(home, ".ssh", "id_ed25519")
-	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
-	t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t))
-	c, err := Dial(sshdtest.Within(t), target(s, home), &sshdtest.Person{Answers: []string{"secret"}}, nil)
-	sshdtest.Works(t, c, err)
-	c, err = Dial(sshdtest.Within(t), target(s, home), nil, nil)
-	sshdtest.Works(t, c, err)
 }

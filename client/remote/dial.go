@@ -3,7 +3,7 @@
 // It promises that what works with ssh works here: ssh_config (Host, Match, Include, tokens), the agent, key files and
 // certificates, passphrases, passwords, jump hosts and proxy commands, known hosts. A host key that changed is never
 // accepted quietly; a secret is never part of an error, and never written to disk. A failure to connect is one of
-// ErrUnreachable (asking again may help), ErrHostKey, ErrAuth and sshconf.ErrConfig, or the context's.
+// ErrUnreachable (asking again may help), ErrHostKey, identity.ErrAuth and sshconf.ErrConfig, or the context's.
 //
 // It does not forward agents, ports or X11, does not share ControlMaster sockets, does not compress, does not
 // canonicalise host names, knows no GSSAPI, host-based authentication or PKCS#11, and uses security keys only through
@@ -24,6 +24,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/ask"
+	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 )
 
@@ -263,12 +264,11 @@ type authenticator struct {
 	ctx   context.Context
 
 	started    bool
-	keys       *identities
-	nextID     int
+	keys       *identity.Set
 	attempts   map[string]int // by method, of those that need a person
 	partial    int            // methods that were accepted, but not enough
 	allowed    []string
-	tried      []string
+	tried      []attempt
 	lastSecret []byte // the password that is being tried, if the person has just typed it
 	fromStore  bool
 	aborted    error
@@ -302,12 +302,12 @@ func (a *authenticator) next(c *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 			}
 		case "keyboard-interactive":
 			if r.KbdInteractive && a.mayAsk(method) {
-				a.tried = append(a.tried, method)
+				a.tried = append(a.tried, attempt{what: method})
 				return ssh.KeyboardInteractive(a.answer), nil
 			}
 		case "password":
 			if r.PasswordAuthentication && a.mayAsk(method) {
-				a.tried = append(a.tried, method)
+				a.tried = append(a.tried, attempt{what: method})
 				return ssh.PasswordCallback(func() (string, error) { return a.password(fmt.Sprintf("%s@%s's password: ", r.User, r.HostName)) }), nil
 			}
 		}
@@ -324,40 +324,20 @@ func (a *authenticator) nextKey() ssh.AuthMethod {
 		return nil
 	}
 	if a.keys == nil {
-		a.keys = collect(a.ctx, r, a.asker)
+		a.keys = identity.Collect(a.ctx, r, a.asker)
 	}
-	for a.nextID < len(a.keys.list) {
-		id := a.keys.list[a.nextID]
-		a.nextID++
-		if id.pub == nil {
-			if _, err := id.open(a.ctx); err != nil {
-				a.keys.skip(id.name, "%v", err)
-				continue
-			}
-			if len(id.algos) == 0 {
-				a.keys.skip(id.name, "%s: not among PubkeyAcceptedAlgorithms", id.pub.Type())
-				continue
-			}
-		}
-		what := "key " + id.name
-		if id.agent {
-			what += " of the agent"
-			a.asker.Credentials.SetAgent(agentSocket(r, a.asker.Credentials))
-		}
-		a.tried = append(a.tried, what)
-		sign := id.sign
-		id.sign = func(ctx context.Context, data []byte, algo string) (*ssh.Signature, error) {
-			sig, err := sign(ctx, data, algo)
-			if err != nil && ctx.Err() == nil {
-				a.keys.skip(id.name, "%v", reason(err))
-				a.tried = slices.DeleteFunc(a.tried, func(t string) bool { return t == what })
-				err = fmt.Errorf("%w: %w", errUnused, err)
-			}
-			return sig, err
-		}
-		return ssh.PublicKeys(id)
+	id := a.keys.Next()
+	if id == nil {
+		return nil
 	}
-	return nil
+	a.tried = append(a.tried, attempt{id.Title(), id})
+	return ssh.PublicKeys(id)
+}
+
+// attempt is a way to log in that was tried.
+type attempt struct {
+	what string
+	key  *identity.Identity // nil: not a key
 }
 
 // mayAsk counts the attempts of a method that needs a person, or a password remembered.
@@ -470,7 +450,6 @@ func (a *authenticator) abort() error {
 var (
 	errLost   = errors.New("connection lost during authentication")
 	errWaited = errors.New("the server did not wait for an answer")
-	errUnused = errors.New("key not used")
 )
 
 // refused tells a server's refusal from a connection that broke.
@@ -478,7 +457,7 @@ func (a *authenticator) refused(err error) bool {
 	if errors.Is(err, errLost) {
 		return false
 	}
-	if errors.Is(err, errUnused) || errors.Is(err, ask.ErrNoAnswer) {
+	if errors.Is(err, identity.ErrUnused) || errors.Is(err, ask.ErrNoAnswer) {
 		return true
 	}
 	// The library has no types for these.
@@ -488,9 +467,14 @@ func (a *authenticator) refused(err error) bool {
 }
 
 func (a *authenticator) failure(err error) error {
-	e := &AuthError{Destination: a.d.r.Destination(), Tried: a.tried, Allowed: a.allowed}
+	e := &identity.AuthError{Destination: a.d.r.Destination(), Allowed: a.allowed}
+	for _, t := range a.tried {
+		if t.key == nil || !t.key.Unused() {
+			e.Tried = append(e.Tried, t.what)
+		}
+	}
 	if a.keys != nil {
-		e.Skipped = describe(a.keys.skipped)
+		e.Skipped = a.keys.Skipped()
 	}
 	if a.host.degraded {
 		e.Skipped = append(e.Skipped, "passwords (the host key is wrong)")

@@ -3,7 +3,6 @@ package remote
 import (
 	"errors"
 	"fmt"
-	"strings"
 )
 
 var (
@@ -11,8 +10,6 @@ var (
 	ErrUnreachable = errors.New("unreachable")
 	// ErrHostKey: the server did not prove to be the one that is known. See HostKeyError.
 	ErrHostKey = errors.New("host key verification failed")
-	// ErrAuth: the server did not accept who we are. See AuthError.
-	ErrAuth = errors.New("permission denied")
 )
 
 // HostKeyKind says what is wrong with a host key.
@@ -59,49 +56,4 @@ func (e *HostKeyError) Error() string {
 		return fmt.Sprintf("%s is revoked by %s:%d; do not trust this server", key, e.File, e.Line)
 	}
 	return fmt.Sprintf("%s: %v", key, e.Cause)
-}
-
-// AuthError tells what was tried to log in. It wraps ErrAuth.
-type AuthError struct {
-	Destination string
-	Tried       []string // what the server refused, in order
-	Skipped     []string // what could not be tried, and why
-	Allowed     []string // the methods the server would take; nil: it never said
-	Cause       error
-}
-
-func (e *AuthError) Unwrap() []error {
-	if e.Cause != nil {
-		return []error{ErrAuth, e.Cause}
-	}
-	return []error{ErrAuth}
-}
-
-func (e *AuthError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %v", e.Destination, ErrAuth)
-	if len(e.Allowed) > 0 {
-		fmt.Fprintf(&b, " (%s)", strings.Join(e.Allowed, ","))
-	}
-	if len(e.Tried) > 0 {
-		fmt.Fprintf(&b, "; tried %s", strings.Join(e.Tried, ", "))
-	} else {
-		b.WriteString("; there was nothing to try")
-	}
-	if len(e.Skipped) > 0 {
-		fmt.Fprintf(&b, "; not tried: %s", strings.Join(e.Skipped, ", "))
-	}
-	if e.Cause != nil {
-		fmt.Fprintf(&b, ": %v", e.Cause)
-	}
-	b.WriteString("; ssh -v to the same host tells more")
-	return b.String()
-}
-
-func describe(list []skipped) []string {
-	var out []string
-	for _, s := range list {
-		out = append(out, s.name+" ("+s.why+")")
-	}
-	return out
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/ask"
+	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 	"isr/store/parcel"
@@ -115,14 +116,14 @@ func TestDialPassphrase(t *testing.T) {
 				t.Error("not empty after Zero")
 			}
 			_, err = Dial(sshdtest.Within(t), target(s, home), nil, other)
-			var auth *AuthError
-			if !errors.As(err, &auth) || !errors.Is(err, ErrAuth) || len(auth.Skipped) != 1 || !strings.Contains(auth.Skipped[0], "passphrase") {
+			var auth *identity.AuthError
+			if !errors.As(err, &auth) || !errors.Is(err, identity.ErrAuth) || len(auth.Skipped) != 1 || !strings.Contains(auth.Skipped[0], "passphrase") {
 				t.Errorf("without anybody to ask: got %v; want ErrAuth about a passphrase", err)
 			}
 			// Three wrong ones are enough.
 			p = &sshdtest.Person{Answers: []string{"a", "b", "c", "open sesame"}}
 			_, err = Dial(sshdtest.Within(t), target(s, home), p, nil)
-			if !errors.Is(err, ErrAuth) || len(p.Asked) != 3 || !strings.Contains(err.Error(), "wrong passphrase") {
+			if !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 3 || !strings.Contains(err.Error(), "wrong passphrase") {
 				t.Errorf("after %d wrong passphrases: got %v; want ErrAuth after 3", len(p.Asked), err)
 			}
 		})
@@ -155,28 +156,28 @@ func TestDialWrongKey(t *testing.T) {
 	os.Remove(key)
 	os.Remove(key + ".pub")
 	_, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
-	if !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nothing to try") {
+	if !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "nothing to try") {
 		t.Errorf("no key: got %v; want ErrAuth, nothing to try", err)
 	}
 	sshdtest.NewKey(t, key, "ed25519", "")
 	_, err = Dial(sshdtest.Within(t), target(s, home), nil, nil)
-	var auth *AuthError
-	if !errors.As(err, &auth) || !errors.Is(err, ErrAuth) || len(auth.Tried) != 1 || !strings.Contains(auth.Tried[0], key) || auth.Allowed[0] != "publickey" {
+	var auth *identity.AuthError
+	if !errors.As(err, &auth) || !errors.Is(err, identity.ErrAuth) || len(auth.Tried) != 1 || !strings.Contains(auth.Tried[0], key) || auth.Allowed[0] != "publickey" {
 		t.Errorf("wrong key: got %v; want ErrAuth naming %s", err, key)
 	}
 	os.Chmod(key, 0o644)
-	if _, err = Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "too open") {
+	if _, err = Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "too open") {
 		t.Errorf("readable key: got %v; want ErrAuth about permissions", err)
 	}
 	os.Chmod(key, 0o600)
 	sshdtest.Write(t, key, "not a key")
 	os.Remove(key + ".pub")
-	if _, err = Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "not a private key") {
+	if _, err = Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "not a private key") {
 		t.Errorf("no key in the file: got %v; want ErrAuth about it", err)
 	}
 	tg := target(s, home)
 	tg.User = "nobodyatall"
-	if _, err = Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nobodyatall@127.0.0.1") {
+	if _, err = Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "nobodyatall@127.0.0.1") {
 		t.Errorf("wrong user: got %v; want ErrAuth naming the login", err)
 	}
 }
@@ -201,7 +202,7 @@ func TestDialAgent(t *testing.T) {
 		sshdtest.Works(t, c, err)
 		tg := target(s, home)
 		tg.Options = map[string]string{"IdentityAgent": "none"}
-		if _, err := Dial(sshdtest.Within(t), tg, nil, creds); !errors.Is(err, ErrAuth) {
+		if _, err := Dial(sshdtest.Within(t), tg, nil, creds); !errors.Is(err, identity.ErrAuth) {
 			t.Errorf("IdentityAgent none: got %v; want ErrAuth", err)
 		}
 	})
@@ -215,7 +216,7 @@ func TestDialAgent(t *testing.T) {
 	t.Run("IdentitiesOnly", func(t *testing.T) {
 		tg := target(s, home)
 		tg.Options = map[string]string{"IdentitiesOnly": "yes"}
-		if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrAuth) {
+		if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, identity.ErrAuth) {
 			t.Errorf("got %v; want ErrAuth: the key is not named", err)
 		}
 		// A public key alone picks the agent's.
@@ -250,7 +251,7 @@ func TestDialAgent(t *testing.T) {
 	})
 	t.Run("dead", func(t *testing.T) {
 		t.Setenv("SSH_AUTH_SOCK", filepath.Join(t.TempDir(), "nosuch"))
-		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nosuch") {
+		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "nosuch") {
 			t.Errorf("got %v; want ErrAuth naming the socket", err)
 		}
 		sshdtest.Write(t, filepath.Join(dir, "id_ed25519"), sshdtest.Read(t, s.KeyFile))
@@ -265,7 +266,7 @@ func TestDialAgent(t *testing.T) {
 			keys = append(keys, k)
 		}
 		t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, keys...))
-		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "Too many authentication failures") {
+		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "Too many authentication failures") {
 			t.Errorf("got %v; want ErrAuth, too many", err)
 		}
 	})
@@ -288,7 +289,7 @@ func TestDialAgentRefuses(t *testing.T) {
 	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
 	sshdtest.Works(t, c, err)
 	s.Authorize(t, sshdtest.Read(t, key+".pub"))
-	if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "not tried: refused") {
+	if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "not tried: refused") {
 		t.Errorf("got %v; want ErrAuth naming the key of the agent as not tried", err)
 	}
 }
@@ -304,7 +305,7 @@ func TestDialCertificate(t *testing.T) {
 			home := s.Home(t, "IdentityFile ~/.ssh/mine\n")
 			key := filepath.Join(home, ".ssh", "mine")
 			sshdtest.NewKey(t, key, kind, "")
-			if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) {
+			if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) {
 				t.Fatalf("without certificate: got %v; want ErrAuth", err)
 			}
 			sshdtest.Certify(t, ca, key, "-n", s.User)
@@ -371,7 +372,7 @@ Host pool
 	}
 	// A login that fails half-way says where.
 	os.Remove(filepath.Join(home, ".ssh", "gate"))
-	if _, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
+	if _, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
 		t.Errorf("wrong key for the jump host: got %v; want ErrAuth naming it", err)
 	}
 	if _, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "loop", Home: home}, nil, nil); !errors.Is(err, sshconf.ErrConfig) || !strings.Contains(err.Error(), "loop") {

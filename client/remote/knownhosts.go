@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -186,7 +187,7 @@ func (d *database) look(name string, remote net.Addr, key ssh.PublicKey) (findin
 // authority tells whether key is a certificate authority for name.
 func (d *database) authority(name string, key ssh.PublicKey) bool {
 	for _, k := range d.db.HostKeys(name) {
-		if k.Cert && samePublicKey(k.PublicKey, key) {
+		if k.Cert && bytes.Equal(k.PublicKey.Marshal(), key.Marshal()) {
 			return true
 		}
 	}
@@ -407,7 +408,11 @@ func (h *hostChecker) add(name string, key ssh.PublicKey) {
 	}
 	file := h.r.UserKnownHostsFiles[0]
 	if err := appendKnownHost(file, name, key, h.r.HashKnownHosts); err != nil {
-		h.asker.Notice("Warning: the host key of %s could not be added to %s: %v", h.shown(), file, reason(err))
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err // without the path, which is said already
+		}
+		h.asker.Notice("Warning: the host key of %s could not be added to %s: %v", h.shown(), file, err)
 		return
 	}
 	h.asker.Notice("Warning: Permanently added '%s' (%s) to the list of known hosts.", h.shown(), keyName(key))
@@ -480,7 +485,7 @@ func (h *hostChecker) notRevoked(key ssh.PublicKey) error {
 			return problem
 		}
 		for _, k := range keys {
-			if samePublicKey(k, pub) {
+			if bytes.Equal(k.Marshal(), pub.Marshal()) {
 				problem.Line = i + 1
 				return problem
 			}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"isr/client/remote/ask"
+	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
@@ -230,7 +231,7 @@ func (s *Server) sorted(err error) error {
 	switch {
 	case errors.Is(err, ErrUnreachable):
 		kind = parcel.Unreachable
-	case errors.Is(err, ErrHostKey), errors.Is(err, ErrAuth):
+	case errors.Is(err, ErrHostKey), errors.Is(err, identity.ErrAuth):
 		kind = parcel.Denied
 	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage
