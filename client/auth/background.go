@@ -19,6 +19,7 @@ import (
 	"isr/client/remote"
 	"isr/client/remote/ask"
 	"isr/client/remote/identity"
+	"isr/client/remote/knownhosts"
 	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
@@ -220,7 +221,7 @@ func tell(conn net.Conn, err error) error {
 	switch {
 	case errors.Is(err, remote.ErrUnreachable):
 		kind = parcel.Unreachable
-	case errors.Is(err, identity.ErrAuth), errors.Is(err, remote.ErrHostKey):
+	case errors.Is(err, identity.ErrAuth), errors.Is(err, knownhosts.ErrHostKey):
 		kind = parcel.Denied
 	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage

@@ -3,7 +3,7 @@
 // It promises that what works with ssh works here: ssh_config (Host, Match, Include, tokens), the agent, key files and
 // certificates, passphrases, passwords, jump hosts and proxy commands, known hosts. A host key that changed is never
 // accepted quietly; a secret is never part of an error, and never written to disk. A failure to connect is one of
-// ErrUnreachable (asking again may help), ErrHostKey, identity.ErrAuth and sshconf.ErrConfig, or the context's.
+// ErrUnreachable (asking again may help), knownhosts.ErrHostKey, identity.ErrAuth and sshconf.ErrConfig, or the context's.
 //
 // It does not forward agents, ports or X11, does not share ControlMaster sockets, does not compress, does not
 // canonicalise host names, knows no GSSAPI, host-based authentication or PKCS#11, and uses security keys only through
@@ -25,6 +25,7 @@ import (
 
 	"isr/client/remote/ask"
 	"isr/client/remote/identity"
+	"isr/client/remote/knownhosts"
 	"isr/client/remote/sshconf"
 )
 
@@ -190,18 +191,18 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
 	loginAsker := &ask.Asker{Prompter: d.asker.Prompter, Credentials: d.asker.Credentials, Clock: clock.pause}
-	host := &hostChecker{r: r, asker: loginAsker, addr: rt.addr}
-	db, err := loadKnownHosts(host.files())
+	host := &knownhosts.Checker{Config: r, Asker: loginAsker, Addr: rt.addr}
+	algorithms, err := host.Algorithms()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHostKey, err)
+		return nil, err
 	}
 	auth := &authenticator{d: d, asker: loginAsker, conn: conn, host: host, ctx: ctx}
 	var hostErr error
 	config := &ssh.ClientConfig{
 		User:              r.User,
-		HostKeyAlgorithms: db.algorithms(r),
+		HostKeyAlgorithms: algorithms,
 		HostKeyCallback: func(_ string, remote net.Addr, key ssh.PublicKey) error {
-			hostErr = host.check(ctx, remote, key)
+			hostErr = host.Check(ctx, remote, key)
 			return hostErr
 		},
 		BannerCallback: func(text string) error {
@@ -260,7 +261,7 @@ type authenticator struct {
 	d     *dialer
 	asker *ask.Asker
 	conn  *watched
-	host  *hostChecker
+	host  *knownhosts.Checker
 	ctx   context.Context
 
 	started    bool
@@ -342,7 +343,7 @@ type attempt struct {
 
 // mayAsk counts the attempts of a method that needs a person, or a password remembered.
 func (a *authenticator) mayAsk(method string) bool {
-	if a.host.degraded || a.aborted != nil {
+	if a.host.Degraded || a.aborted != nil {
 		return false
 	}
 	_, stored := a.asker.Credentials.Password(a.d.r.Destination())
@@ -476,7 +477,7 @@ func (a *authenticator) failure(err error) error {
 	if a.keys != nil {
 		e.Skipped = a.keys.Skipped()
 	}
-	if a.host.degraded {
+	if a.host.Degraded {
 		e.Skipped = append(e.Skipped, "passwords (the host key is wrong)")
 	}
 	if strings.Contains(err.Error(), "ssh: disconnect") {

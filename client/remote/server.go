@@ -15,6 +15,7 @@ import (
 
 	"isr/client/remote/ask"
 	"isr/client/remote/identity"
+	"isr/client/remote/knownhosts"
 	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
@@ -231,7 +232,7 @@ func (s *Server) sorted(err error) error {
 	switch {
 	case errors.Is(err, ErrUnreachable):
 		kind = parcel.Unreachable
-	case errors.Is(err, ErrHostKey), errors.Is(err, identity.ErrAuth):
+	case errors.Is(err, knownhosts.ErrHostKey), errors.Is(err, identity.ErrAuth):
 		kind = parcel.Denied
 	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage

@@ -1,23 +1,20 @@
-package remote
+package knownhosts_test
 
 import (
-	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
-	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
+	"isr/client/remote"
 	"isr/client/remote/ask"
+	"isr/client/remote/knownhosts"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
@@ -31,14 +28,14 @@ func TestUnknownHost(t *testing.T) {
 		mode  string // StrictHostKeyChecking
 		yes   []bool
 		batch bool
-		kind  HostKeyKind // 0: it goes on
+		kind  knownhosts.Kind // 0: it goes on
 		asked int
 	}{
 		{name: "ask, yes", yes: []bool{true}, asked: 1},
-		{name: "ask, no", yes: []bool{false}, asked: 1, kind: HostKeyDeclined},
-		{name: "ask, end of file", asked: 1, kind: HostKeyDeclined},
-		{name: "ask, batch", batch: true, yes: []bool{true}, kind: HostKeyUnknown},
-		{name: "yes", mode: "yes", yes: []bool{true}, kind: HostKeyUnknown},
+		{name: "ask, no", yes: []bool{false}, asked: 1, kind: knownhosts.Declined},
+		{name: "ask, end of file", asked: 1, kind: knownhosts.Declined},
+		{name: "ask, batch", batch: true, yes: []bool{true}, kind: knownhosts.Unknown},
+		{name: "yes", mode: "yes", yes: []bool{true}, kind: knownhosts.Unknown},
 		{name: "accept-new", mode: "accept-new"},
 		{name: "no", mode: "no"},
 	} {
@@ -47,12 +44,12 @@ func TestUnknownHost(t *testing.T) {
 			file := filepath.Join(home, ".ssh", "known_hosts")
 			os.Remove(file)
 			p := &sshdtest.Person{Yes: c.yes}
-			tg := target(s, home)
+			tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 			tg.BatchMode = c.batch
 			if c.mode != "" {
 				tg.Options = map[string]string{"StrictHostKeyChecking": c.mode}
 			}
-			client, err := Dial(sshdtest.Within(t), tg, p, nil)
+			client, err := remote.Dial(sshdtest.Within(t), tg, p, nil)
 			if len(p.Asked) != c.asked {
 				t.Errorf("asked %q; want %d questions", p.Asked, c.asked)
 			}
@@ -60,9 +57,9 @@ func TestUnknownHost(t *testing.T) {
 				t.Errorf("asked %q; want host and %s", p.Asked[0], fingerprint)
 			}
 			if c.kind != 0 {
-				var he *HostKeyError
-				if !errors.Is(err, ErrHostKey) || !errors.As(err, &he) || he.Kind != c.kind {
-					t.Errorf("got %v; want ErrHostKey of kind %d", err, c.kind)
+				var he *knownhosts.Error
+				if !errors.Is(err, knownhosts.ErrHostKey) || !errors.As(err, &he) || he.Kind != c.kind {
+					t.Errorf("got %v; want knownhosts.ErrHostKey of kind %d", err, c.kind)
 				}
 				if _, err := os.Stat(file); err == nil {
 					t.Error("a refused key was added")
@@ -82,7 +79,7 @@ func TestUnknownHost(t *testing.T) {
 			}
 			// Known from now on, to us and to ssh.
 			tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
-			client, err = Dial(sshdtest.Within(t), tg, nil, nil)
+			client, err = remote.Dial(sshdtest.Within(t), tg, nil, nil)
 			sshdtest.Works(t, client, err)
 			sshAgrees(t, s, home)
 		})
@@ -106,15 +103,15 @@ func TestUnknownHostHashed(t *testing.T) {
 	home := s.Home(t, "HashKnownHosts yes\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	sshdtest.Write(t, file, "# a comment without an end of line")
-	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 	if got := sshdtest.Read(t, file); !strings.HasPrefix(got, "# a comment without an end of line\n|1|") || strings.Contains(got, "127.0.0.1") {
 		t.Errorf("known_hosts: got %q; want the comment and a hashed line", got)
 	}
 	sshAgrees(t, s, home)
-	tg := target(s, home)
+	tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 	tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
-	c, err = Dial(sshdtest.Within(t), tg, nil, nil)
+	c, err = remote.Dial(sshdtest.Within(t), tg, nil, nil)
 	sshdtest.Works(t, c, err)
 }
 
@@ -126,14 +123,14 @@ func TestUnknownHostNotKept(t *testing.T) {
 	for _, file := range []string{"/dev/null", filepath.Join(home, ".ssh", "config", "not-a-directory"), "none"} {
 		p := &sshdtest.Person{Yes: []bool{true}}
 		creds := new(ask.Credentials)
-		tg := target(s, home)
+		tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 		tg.Options = map[string]string{"UserKnownHostsFile": file}
-		c, err := Dial(sshdtest.Within(t), tg, p, creds)
+		c, err := remote.Dial(sshdtest.Within(t), tg, p, creds)
 		sshdtest.Works(t, c, err)
-		c, err = Dial(sshdtest.Within(t), tg, nil, creds)
+		c, err = remote.Dial(sshdtest.Within(t), tg, nil, creds)
 		sshdtest.Works(t, c, err)
-		if _, err = Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
-			t.Errorf("%s, without the credentials: got %v; want ErrHostKey", file, err)
+		if _, err = remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, knownhosts.ErrHostKey) {
+			t.Errorf("%s, without the credentials: got %v; want knownhosts.ErrHostKey", file, err)
 		}
 	}
 }
@@ -149,11 +146,11 @@ func TestChangedHost(t *testing.T) {
 	sshdtest.Write(t, file, "# first line\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, ssh.MarshalAuthorizedKey(sshdtest.PublicKey(t, other))))
 	for _, mode := range []string{"ask", "accept-new", "yes"} {
 		p := &sshdtest.Person{Yes: []bool{true}}
-		tg := target(s, home)
+		tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 		tg.Options = map[string]string{"StrictHostKeyChecking": mode}
-		_, err := Dial(sshdtest.Within(t), tg, p, nil)
-		var he *HostKeyError
-		if !errors.As(err, &he) || !errors.Is(err, ErrHostKey) || he.Kind != HostKeyChanged || he.File != file || he.Line != 2 || len(p.Asked) > 0 {
+		_, err := remote.Dial(sshdtest.Within(t), tg, p, nil)
+		var he *knownhosts.Error
+		if !errors.As(err, &he) || !errors.Is(err, knownhosts.ErrHostKey) || he.Kind != knownhosts.Changed || he.File != file || he.Line != 2 || len(p.Asked) > 0 {
 			t.Fatalf("%s: got %v, asked %q; want a changed key at %s:2 and no question", mode, err, p.Asked, file)
 		}
 		if !strings.Contains(err.Error(), file+":2") || !strings.Contains(err.Error(), "ssh-keygen -f") {
@@ -161,20 +158,20 @@ func TestChangedHost(t *testing.T) {
 		}
 	}
 	p := &sshdtest.Person{}
-	tg := target(s, home)
+	tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 	tg.Options = map[string]string{"StrictHostKeyChecking": "no"}
-	c, err := Dial(sshdtest.Within(t), tg, p, nil)
+	c, err := remote.Dial(sshdtest.Within(t), tg, p, nil)
 	sshdtest.Works(t, c, err)
 	if len(p.Notices) != 1 || !strings.Contains(p.Notices[0], "without passwords") {
 		t.Errorf("no: notices %q; want a warning", p.Notices)
 	}
 	// The remedy that the error gives works.
 	tg.Options = nil
-	_, err = Dial(sshdtest.Within(t), tg, nil, nil)
+	_, err = remote.Dial(sshdtest.Within(t), tg, nil, nil)
 	_, remedy, _ := strings.Cut(err.Error(), "sure of that: ")
 	sshdtest.Run(t, "sh", "-c", remedy)
 	p = &sshdtest.Person{Yes: []bool{true}}
-	c, err = Dial(sshdtest.Within(t), tg, p, nil)
+	c, err = remote.Dial(sshdtest.Within(t), tg, p, nil)
 	sshdtest.Works(t, c, err)
 	if len(p.Asked) != 1 {
 		t.Errorf("after ssh-keygen -R: asked %q, want one question", p.Asked)
@@ -187,30 +184,30 @@ func TestRevokedHost(t *testing.T) {
 	home := s.Home(t, "")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	sshdtest.Write(t, file, s.KnownHostsLine+"@revoked * "+string(ssh.MarshalAuthorizedKey(s.HostKey)))
-	tg := target(s, home)
-	_, err := Dial(sshdtest.Within(t), tg, &sshdtest.Person{Yes: []bool{true}}, nil)
-	var he *HostKeyError
-	if !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.File != file || he.Line != 2 {
+	tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
+	_, err := remote.Dial(sshdtest.Within(t), tg, &sshdtest.Person{Yes: []bool{true}}, nil)
+	var he *knownhosts.Error
+	if !errors.As(err, &he) || he.Kind != knownhosts.Revoked || he.File != file || he.Line != 2 {
 		t.Errorf("got %v; want a revoked key at line 2", err)
 	}
 	sshdtest.Write(t, file, s.KnownHostsLine)
 	revoked := filepath.Join(home, "revoked")
 	tg.Options = map[string]string{"RevokedHostKeys": revoked}
-	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrHostKey) {
-		t.Errorf("RevokedHostKeys missing: got %v; want ErrHostKey", err)
+	if _, err := remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, knownhosts.ErrHostKey) {
+		t.Errorf("RevokedHostKeys missing: got %v; want knownhosts.ErrHostKey", err)
 	}
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
 	sshdtest.Write(t, revoked, "# none of ours\n"+sshdtest.Read(t, other+".pub"))
-	c, err := Dial(sshdtest.Within(t), tg, nil, nil)
+	c, err := remote.Dial(sshdtest.Within(t), tg, nil, nil)
 	sshdtest.Works(t, c, err)
 	sshdtest.Write(t, revoked, sshdtest.Read(t, other+".pub")+sshdtest.Read(t, s.HostKeyFiles[0]+".pub"))
-	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyRevoked || he.Line != 2 {
+	if _, err := remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Revoked || he.Line != 2 {
 		t.Errorf("RevokedHostKeys: got %v; want revoked at line 2", err)
 	}
 	sshdtest.Write(t, revoked, "SSHKRL\n\x00binary")
-	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != HostKeyInvalid {
-		t.Errorf("a binary list: got %v; want ErrHostKey, not checked", err)
+	if _, err := remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Invalid {
+		t.Errorf("a binary list: got %v; want knownhosts.ErrHostKey, not checked", err)
 	}
 }
 
@@ -223,11 +220,11 @@ func TestKnownTypeFirst(t *testing.T) {
 	for i, kind := range types {
 		home := s.Home(t, "StrictHostKeyChecking yes\n")
 		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), lines[i])
-		c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 		sshdtest.Works(t, c, err)
 		// A plain line without port serves other ports too, as for ssh.
 		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), strings.Replace(lines[i], fmt.Sprintf("[127.0.0.1]:%d", s.Port), "127.0.0.1", 1))
-		c, err = Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		c, err = remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 		sshdtest.Works(t, c, err)
 		if kind == "ed25519" { // ssh takes the others too, but does not ask for them first
 			sshAgrees(t, s, home)
@@ -236,8 +233,8 @@ func TestKnownTypeFirst(t *testing.T) {
 		other := filepath.Join(t.TempDir(), "other")
 		sshdtest.NewKey(t, other, kind, "")
 		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, other+".pub")))
-		var he *HostKeyError
-		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged {
+		var he *knownhosts.Error
+		if _, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Changed {
 			t.Errorf("%s: got %v; want a changed key", kind, err)
 		}
 	}
@@ -260,26 +257,26 @@ func TestHostCertificate(t *testing.T) {
 	for _, c := range []struct {
 		name, known string
 		alias       string
-		want        HostKeyKind // 0: it goes on
+		want        knownhosts.Kind // 0: it goes on
 	}{
 		{"authority", caLine("127.0.0.*", ca), "", 0},
 		{"authority with port", caLine(fmt.Sprintf("[127.0.0.1]:%d", s.Port), ca), "", 0},
 		{"authority, alias", caLine("box.example.org", ca), "box.example.org", 0},
-		{"authority of other hosts", caLine("10.*", ca), "", HostKeyUnknown},
-		{"another authority", caLine("*", strange), "", HostKeyUnknown},
+		{"authority of other hosts", caLine("10.*", ca), "", knownhosts.Unknown},
+		{"another authority", caLine("*", strange), "", knownhosts.Unknown},
 		{"another authority, and the key itself", caLine("*", strange) + plain, "", 0},
-		{"the certificate names another host", caLine("*", ca), "elsewhere.example.org", HostKeyInvalid},
+		{"the certificate names another host", caLine("*", ca), "elsewhere.example.org", knownhosts.Invalid},
 		{"no authority, the key itself", plain, "", 0},
-		{"revoked authority", caLine("*", ca) + "@revoked * " + sshdtest.Read(t, ca+".pub"), "", HostKeyInvalid},
+		{"revoked authority", caLine("*", ca) + "@revoked * " + sshdtest.Read(t, ca+".pub"), "", knownhosts.Invalid},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			home := s.Home(t, "StrictHostKeyChecking yes\n")
 			sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), c.known)
-			tg := target(s, home)
+			tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 			if c.alias != "" {
 				tg.Options = map[string]string{"HostKeyAlias": c.alias}
 			}
-			client, err := Dial(sshdtest.Within(t), tg, nil, nil)
+			client, err := remote.Dial(sshdtest.Within(t), tg, nil, nil)
 			if c.want == 0 {
 				sshdtest.Works(t, client, err)
 				options := []string{}
@@ -289,7 +286,7 @@ func TestHostCertificate(t *testing.T) {
 				sshAgrees(t, s, home, options...)
 				return
 			}
-			var he *HostKeyError
+			var he *knownhosts.Error
 			if !errors.As(err, &he) || he.Kind != c.want {
 				t.Errorf("got %v; want kind %d", err, c.want)
 			}
@@ -303,7 +300,7 @@ func TestHostKeyAlias(t *testing.T) {
 	home := s.Home(t, "HashKnownHosts no\nHostKeyAlias TheBox\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	os.Remove(file)
-	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 	if got := sshdtest.Read(t, file); !strings.HasPrefix(got, "thebox ") {
 		t.Errorf("known_hosts: got %q; want the alias, in lower case, without port", got)
@@ -321,105 +318,13 @@ func TestKnownHostsWithRubbish(t *testing.T) {
 		"|1|notbase64|x ssh-ed25519 AAAA", "host ssh-rsa " + base64.StdEncoding.EncodeToString([]byte("short")), "", "# comment",
 		strings.Repeat("x", 100_000), "host 1024 35 1234567890"}
 	sshdtest.Write(t, file, strings.Join(rubbish, "\n")+"\n"+s.KnownHostsLine+strings.Join(rubbish, "\n"))
-	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
 	sshdtest.Write(t, file, strings.Join(rubbish, "\n")+"\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, other+".pub")))
-	var he *HostKeyError
-	if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.As(err, &he) || he.Kind != HostKeyChanged || he.File != file || he.Line != len(rubbish)+1 {
+	var he *knownhosts.Error
+	if _, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Changed || he.File != file || he.Line != len(rubbish)+1 {
 		t.Errorf("got %v; want a changed key at %s:%d", err, file, len(rubbish)+1)
 	}
-}
-
-func TestAppendKnownHostTogether(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "new", "known_hosts")
-	pub, _, _ := ed25519.GenerateKey(nil)
-	key, err := ssh.NewPublicKey(pub)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	for i := range 50 {
-		wg.Go(func() {
-			if err := appendKnownHost(file, fmt.Sprintf("host%d:22", i), key, i%2 == 0); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	db, err := loadKnownHosts([]string{file})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 50 {
-		if f, err := db.look(fmt.Sprintf("host%d:22", i), &net.TCPAddr{IP: net.IPv4zero}, key); err != nil || f.verdict != hostKnown {
-			t.Errorf("host%d: got %v, %v; want known", i, f, err)
-		}
-	}
-}
-
-func TestAlgorithmsOrder(t *testing.T) {
-	pub, _, _ := ed25519.GenerateKey(nil)
-	key, _ := ssh.NewPublicKey(pub)
-	file := filepath.Join(t.TempDir(), "known_hosts")
-	sshdtest.Write(t, file, xknownhosts.Line([]string{"ed:22"}, key)+"\n@cert-authority *.ca "+string(ssh.MarshalAuthorizedKey(key)))
-	db, err := loadKnownHosts([]string{file})
-	if err != nil {
-		t.Fatal(err)
-	}
-	get := func(host, spec string) []string {
-		r, err := sshconf.Resolve(sshconf.Target{Host: host, ConfigFile: "none", Options: map[string]string{"HostKeyAlgorithms": spec}})
-		if spec == "" {
-			r, err = sshconf.Resolve(sshconf.Target{Host: host, ConfigFile: "none"})
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return db.algorithms(&r)
-	}
-	if got := get("ed", ""); got[0] != ssh.KeyAlgoED25519 || slices.Contains(got, ssh.CertAlgoED25519v01) || !slices.Contains(got, ssh.KeyAlgoRSASHA256) {
-		t.Errorf("known by Ed25519: got %q", got)
-	}
-	if got := get("new", ""); got[0] != ssh.KeyAlgoED25519 || got[1] != ssh.KeyAlgoECDSA256 {
-		t.Errorf("unknown: got %q", got)
-	}
-	if got := get("x.ca", ""); !strings.Contains(got[0], "-cert-v01") || !slices.Contains(got, ssh.KeyAlgoED25519) {
-		t.Errorf("with an authority: got %q", got)
-	}
-	if got := get("ed", "rsa-sha2-512,ssh-ed25519"); !slices.Equal(got, []string{"rsa-sha2-512", "ssh-ed25519"}) {
-		t.Errorf("as configured: got %q", got)
-	}
-	if got := get("ed", "+ssh-rsa"); got[0] != ssh.KeyAlgoED25519 || !slices.Contains(got, ssh.KeyAlgoRSA) {
-		t.Errorf("+ssh-rsa: got %q", got)
-	}
-}
-
-func FuzzKnownHosts(f *testing.F) {
-	pub := ed25519.NewKeyFromSeed(make([]byte, 32)).Public().(ed25519.PublicKey)
-	key, _ := ssh.NewPublicKey(pub)
-	line := xknownhosts.Line([]string{"host:22"}, key)
-	f.Add([]byte(line))
-	f.Add([]byte("rubbish\n@revoked * " + string(ssh.MarshalAuthorizedKey(key))))
-	f.Add([]byte("|1|a|b ssh-ed25519 AAAA\n[x]:y ssh-ed25519 AAAA\n!,*,? k k"))
-	other := ed25519.NewKeyFromSeed(append(make([]byte, 31), 1)).Public().(ed25519.PublicKey)
-	stranger, _ := ssh.NewPublicKey(other)
-	f.Fuzz(func(t *testing.T, text []byte) {
-		file := filepath.Join(t.TempDir(), "known_hosts")
-		if err := os.WriteFile(file, append(append(append([]byte{}, text...), '\n'), line...), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		db, err := loadKnownHosts([]string{file})
-		if err != nil {
-			t.Fatalf("no file may make all hosts unknown: %v", err)
-		}
-		// The good line at the end counts whatever stands before it, unless that revokes it.
-		f, err := db.look("host:22", &net.TCPAddr{IP: net.IPv4zero}, key)
-		if err == nil && f.verdict != hostKnown && f.verdict != hostRevoked {
-			t.Errorf("got %v, want known", f)
-		}
-		if f, err := db.look("host:22", &net.TCPAddr{IP: net.IPv4zero}, stranger); err == nil && f.verdict == hostKnown && !strings.Contains(string(text), "AAAA") {
-			t.Errorf("a stranger's key is known")
-		}
-	})
 }
