@@ -16,7 +16,8 @@ import (
 	"github.com/gofrs/flock"
 
 	"isr/client/auth"
-	"isr/client/remote"
+	"isr/client/remote/identity"
+	"isr/client/remote/sshconf"
 	"isr/client/wrap"
 	"isr/store/atomicfile"
 	"isr/store/parcel"
@@ -44,8 +45,8 @@ func (c *Client) authSocket(dest string) (string, error) {
 
 // held is the login that isr auth has left for t; nil if there is none. What
 // it knows is known here from then on.
-func (c *Client) held(t remote.Target) *auth.Held {
-	dest, err := remote.Destination(t)
+func (c *Client) held(t sshconf.Target) *auth.Held {
+	dest, err := sshconf.Destination(t)
 	if err != nil {
 		return nil
 	}
@@ -81,7 +82,7 @@ func (c *Client) Auth(ctx context.Context, lifetime time.Duration, extend bool) 
 	if err != nil {
 		return st, false, err
 	}
-	dest, err := remote.Destination(t)
+	dest, err := sshconf.Destination(t)
 	if err != nil {
 		return st, false, parcel.NewError(parcel.Usage, "%v", err)
 	}
@@ -132,7 +133,7 @@ func (c *Client) authenticated(all bool) ([]*auth.Held, error) {
 	if !all {
 		t, err := c.target(c.Server, c.User)
 		if err == nil {
-			dest, err = remote.Destination(t)
+			dest, err = sshconf.Destination(t)
 		}
 		if err != nil {
 			return nil, err
@@ -148,19 +149,19 @@ func (c *Client) authenticated(all bool) ([]*auth.Held, error) {
 // newKey makes a checkout's key and the record that protects it at rest: by
 // the user's SSH keys, or if none of them can, by the password that has let us
 // in to the server.
-func (c *Client) newKey(ctx context.Context, t remote.Target) (record []byte, err error) {
+func (c *Client) newKey(ctx context.Context, t sshconf.Target) (record []byte, err error) {
 	signers, err := c.signers(ctx, t)
 	if err == nil {
 		_, record, err = wrap.New(signers)
 	}
-	if err == nil || !errors.Is(err, wrap.ErrNoSigner) && !errors.Is(err, remote.ErrAuth) {
+	if err == nil || !errors.Is(err, wrap.ErrNoSigner) && !errors.Is(err, identity.ErrAuth) {
 		return record, err
 	}
-	dest, derr := remote.Destination(t)
+	dest, derr := sshconf.Destination(t)
 	if derr != nil {
 		return nil, derr
 	}
-	password := c.creds.Password(dest)
+	password, _ := c.creds.Password(dest)
 	if password == nil {
 		return nil, wrap.ErrNoSigner
 	}
@@ -173,7 +174,7 @@ func (c *Client) newKey(ctx context.Context, t remote.Target) (record []byte, er
 const maxTries = 3
 
 // openKey gives back the key that record protects.
-func (c *Client) openKey(ctx context.Context, t remote.Target, record []byte) ([]byte, error) {
+func (c *Client) openKey(ctx context.Context, t sshconf.Target, record []byte) ([]byte, error) {
 	if !wrap.ByPassword(record) {
 		signers, err := c.signers(ctx, t)
 		if err != nil {
@@ -182,11 +183,11 @@ func (c *Client) openKey(ctx context.Context, t remote.Target, record []byte) ([
 		return wrap.Open(record, signers)
 	}
 	c.held(t)
-	dest, err := remote.Destination(t)
+	dest, err := sshconf.Destination(t)
 	if err != nil {
 		return nil, err
 	}
-	if p := c.creds.Password(dest); p != nil {
+	if p, held := c.creds.Password(dest); held {
 		defer clear(p)
 		key, err := wrap.OpenWithPassword(record, p)
 		if err == nil || !errors.Is(err, wrap.ErrPassword) {
@@ -251,7 +252,7 @@ func (c *Client) Passwd(ctx context.Context) (other int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	dest, err := remote.Destination(t)
+	dest, err := sshconf.Destination(t)
 	if err != nil {
 		return 0, err
 	}
@@ -264,7 +265,7 @@ func (c *Client) Passwd(ctx context.Context) (other int, err error) {
 	// Under OpenSSH the password of the login is the Unix account's, and this
 	// one need not be the same: only a user of that very name has it.
 	if login, _, other := strings.Cut(c.Server, "@"); has && (!other || login == c.User) {
-		old = c.creds.Password(dest)
+		old, _ = c.creds.Password(dest)
 	}
 	if has && old == nil {
 		if old, err = c.askSecret(ctx, "Old ISR password: "); err != nil {
@@ -341,7 +342,7 @@ func (c *Client) rewrap(dest string, old, password []byte) (done []string, other
 		if err != nil {
 			continue
 		}
-		if d, err := remote.Destination(t); err != nil || d != dest {
+		if d, err := sshconf.Destination(t); err != nil || d != dest {
 			continue
 		}
 		name := co.path("keys", "keyroot")

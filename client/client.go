@@ -29,6 +29,8 @@ import (
 	"isr/client/fetch"
 	"isr/client/hoard"
 	"isr/client/remote"
+	"isr/client/remote/ask"
+	"isr/client/remote/sshconf"
 	"isr/client/source"
 	"isr/store/parcel"
 )
@@ -70,17 +72,17 @@ type Options struct {
 	LockPoll         time.Duration     // how often a running parcel's lock is looked at; 0 = lockPoll
 	Commands         map[string]string // program for a VMM driver to start, by driver
 	SSH              map[string]string
-	Prompter         remote.Prompter `json:"-"`
-	UI               UI              `json:"-"`
-	Program          string          // the isr program, to start a keeper
-	Release          string          // of it, for reports
-	Report           string          // whether use is reported: "ask" or "yes"; else nothing is noted
+	Prompter         ask.Prompter `json:"-"`
+	UI               UI           `json:"-"`
+	Program          string       // the isr program, to start a keeper
+	Release          string       // of it, for reports
+	Report           string       // whether use is reported: "ask" or "yes"; else nothing is noted
 }
 
 // Client runs commands for one user on one host.
 type Client struct {
 	Options
-	creds   *remote.Credentials
+	creds   *ask.Credentials
 	servers map[remoteKey]*remote.Server  // opened so far: a command dials once
 	logins  map[string]*auth.Held         // by destination: what isr auth left; nil: nothing
 	places  map[string]*source.Place      // opened so far; nil: it cannot be
@@ -105,12 +107,12 @@ func New(o Options) (*Client, error) {
 		o.Host, _, _ = strings.Cut(host, ".")
 	}
 	o.Host = parcel.Clean(o.Host)
-	c := newClient(o, new(remote.Credentials))
+	c := newClient(o, new(ask.Credentials))
 	c.sweep()
 	return c, nil
 }
 
-func newClient(o Options, creds *remote.Credentials) *Client {
+func newClient(o Options, creds *ask.Credentials) *Client {
 	return &Client{Options: o, creds: creds, servers: make(map[remoteKey]*remote.Server),
 		places: make(map[string]*source.Place)}
 }
@@ -194,20 +196,20 @@ func (c *Client) server(spec, user string) (*remote.Server, error) {
 	return s, nil
 }
 
-func (c *Client) target(spec, user string) (remote.Target, error) {
+func (c *Client) target(spec, user string) (sshconf.Target, error) {
 	if spec == "" {
-		return remote.Target{}, parcel.NewError(parcel.Usage, "server: none given").
+		return sshconf.Target{}, parcel.NewError(parcel.Usage, "server: none given").
 			WithHint("say which: isr -s HOST …, or server = HOST in ~/.openisrrc")
 	}
 	login := user
 	if l, rest, ok := strings.Cut(spec, "@"); ok {
 		login, spec = l, rest
 	}
-	host, port, err := remote.ParseHostPort(spec)
+	host, port, err := sshconf.ParseHostPort(spec)
 	if err != nil {
-		return remote.Target{}, parcel.NewError(parcel.Usage, "server %q: %v", spec, err)
+		return sshconf.Target{}, parcel.NewError(parcel.Usage, "server %q: %v", spec, err)
 	}
-	return remote.Target{Host: host, Port: port, User: login, Home: c.Home, Options: c.SSH, BatchMode: c.Batch}, nil
+	return sshconf.Target{Host: host, Port: port, User: login, Home: c.Home, Options: c.SSH, BatchMode: c.Batch}, nil
 }
 
 // defaultServer is the server for commands that name no checkout.

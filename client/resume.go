@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/term"
 
-	"isr/client/remote"
+	"isr/client/remote/ask"
 	"isr/client/vmm"
 	"isr/store/parcel"
 )
@@ -36,7 +36,7 @@ type errand struct {
 	Options
 	Checkout    string // its directory
 	Key         []byte // the checkout's key
-	Credentials *remote.Credentials
+	Credentials *ask.Credentials
 	Resume      ResumeOptions
 	Taken       bool // the terminal: see Watcher
 }

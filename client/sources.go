@@ -13,6 +13,7 @@ import (
 
 	"isr/client/fetch"
 	"isr/client/remote"
+	"isr/client/remote/sshconf"
 	"isr/client/source"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -109,7 +110,7 @@ func isServer(src, server string) bool {
 		if i := strings.LastIndex(s, "@"); i >= 0 {
 			s = s[i+1:]
 		}
-		host, port, err := remote.ParseHostPort(s)
+		host, port, err := sshconf.ParseHostPort(s)
 		if err != nil {
 			return "", 0
 		}

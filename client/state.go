@@ -17,7 +17,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/hoard"
-	"isr/client/remote"
+	"isr/client/remote/identity"
+	"isr/client/remote/sshconf"
 	"isr/client/wrap"
 	"isr/store/atomicfile"
 	"isr/store/keyring"
@@ -248,13 +249,13 @@ func (co *Checkout) open() error {
 
 // signers are the user's, for t. With what isr auth knows nobody is asked for
 // more, unless nothing comes of that.
-func (c *Client) signers(ctx context.Context, t remote.Target) ([]ssh.Signer, error) {
+func (c *Client) signers(ctx context.Context, t sshconf.Target) ([]ssh.Signer, error) {
 	if c.held(t) != nil {
-		if s, err := remote.Signers(ctx, t, nil, c.creds); err == nil {
+		if s, err := identity.Signers(ctx, t, nil, c.creds); err == nil {
 			return s, nil
 		}
 	}
-	return remote.Signers(ctx, t, c.Prompter, c.creds)
+	return identity.Signers(ctx, t, c.Prompter, c.creds)
 }
 
 // seize takes the parcel's lock on this host, for as long as the process

@@ -184,7 +184,7 @@ func (h *Held) Status() (Status, error) {
 	return *a.Status, nil
 }
 
-// Credentials is what the Keeper knows, as JSON of remote.Credentials.
+// Credentials is what the Keeper knows, as JSON of ask.Credentials.
 func (h *Held) Credentials() ([]byte, error) {
 	a, err := h.quick(request{Op: opCredentials})
 	if err != nil {

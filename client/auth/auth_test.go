@@ -17,6 +17,7 @@ import (
 
 	"isr/client/remote"
 	"isr/client/remote/linktest"
+	"isr/client/remote/sshconf"
 	"isr/locksrv/locksrvtest"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
@@ -32,7 +33,7 @@ func kept(t *testing.T) (*Held, *linktest.Link, *locksrvtest.Realm) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := remote.Target{Host: "127.0.0.1", Port: tcp.Port, User: "alice", Home: t.TempDir(), ConfigFile: "none",
+	target := sshconf.Target{Host: "127.0.0.1", Port: tcp.Port, User: "alice", Home: t.TempDir(), ConfigFile: "none",
 		Options: map[string]string{"StrictHostKeyChecking": "no", "IdentityFile": r.Files["alice"], "IdentityAgent": "none"}}
 	k, err := NewKeeper(context.Background(), target, nil, time.Hour, "")
 	if err != nil {

@@ -17,12 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/client/remote"
+	"isr/client/remote/ask"
+	"isr/client/remote/identity"
+	"isr/client/remote/knownhosts"
+	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
 
 // errand is what the background process is told at its start, over a socket.
 type errand struct {
-	Target   remote.Target
+	Target   sshconf.Target
 	Socket   string
 	Lifetime time.Duration
 }
@@ -50,7 +54,7 @@ type reply struct {
 // Start starts program, whose body is Background, and waits until it has
 // logged in to t and listens at socket, or could not. Its questions go to p.
 // When ctx ends before that, so does the process.
-func Start(ctx context.Context, program []string, t remote.Target, socket string, lifetime time.Duration, p remote.Prompter) (Status, error) {
+func Start(ctx context.Context, program []string, t sshconf.Target, socket string, lifetime time.Duration, p ask.Prompter) (Status, error) {
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return Status{}, err
@@ -93,7 +97,7 @@ func Start(ctx context.Context, program []string, t remote.Target, socket string
 		case e.Done:
 			return Status{}, &parcel.Error{Kind: e.Kind, Msg: e.Error, Hint: e.Hint}
 		case e.Notice != "":
-			if n, ok := p.(remote.Notifier); ok {
+			if n, ok := p.(ask.Notifier); ok {
 				n.Notice(e.Notice)
 			}
 		default:
@@ -109,7 +113,7 @@ func Start(ctx context.Context, program []string, t remote.Target, socket string
 }
 
 // answerTo asks the person, and does not wait for the answer when ctx ends.
-func answerTo(ctx context.Context, e event, p remote.Prompter) (reply, error) {
+func answerTo(ctx context.Context, e event, p ask.Prompter) (reply, error) {
 	if p == nil {
 		return reply{None: true}, nil
 	}
@@ -217,9 +221,9 @@ func tell(conn net.Conn, err error) error {
 	switch {
 	case errors.Is(err, remote.ErrUnreachable):
 		kind = parcel.Unreachable
-	case errors.Is(err, remote.ErrAuth), errors.Is(err, remote.ErrHostKey):
+	case errors.Is(err, identity.ErrAuth), errors.Is(err, knownhosts.ErrHostKey):
 		kind = parcel.Denied
-	case errors.Is(err, remote.ErrConfig):
+	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage
 	}
 	e := event{Done: true, Error: err.Error(), Kind: kind}

@@ -15,14 +15,16 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote"
+	"isr/client/remote/ask"
+	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
 
 // Keeper holds a login.
 type Keeper struct {
-	target  remote.Target
+	target  sshconf.Target
 	dest    string
-	creds   *remote.Credentials
+	creds   *ask.Credentials
 	hostKey ssh.Signer // of the socket, for as long as it lives
 	session string
 	since   time.Time
@@ -72,7 +74,7 @@ func (u *upstream) live() bool {
 const idleTime = time.Minute
 
 // NewKeeper logs in. p is asked for what is missing, now and never again.
-func NewKeeper(ctx context.Context, t remote.Target, p remote.Prompter, lifetime time.Duration, session string) (*Keeper, error) {
+func NewKeeper(ctx context.Context, t sshconf.Target, p ask.Prompter, lifetime time.Duration, session string) (*Keeper, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -81,9 +83,9 @@ func NewKeeper(ctx context.Context, t remote.Target, p remote.Prompter, lifetime
 	if err != nil {
 		return nil, err
 	}
-	k := &Keeper{target: t, creds: new(remote.Credentials), hostKey: signer, session: session,
+	k := &Keeper{target: t, creds: new(ask.Credentials), hostKey: signer, session: session,
 		changed: make(chan struct{}, 1), local: make(map[net.Conn]bool)}
-	if k.dest, err = remote.Destination(t); err != nil {
+	if k.dest, err = sshconf.Destination(t); err != nil {
 		return nil, err
 	}
 	client, err := remote.Dial(ctx, t, p, k.creds)

@@ -26,7 +26,7 @@ import (
 // A question is asked on the terminal, and the end of file is no. Whatever is
 // shown is made visible first, for it may come from a server.
 
-// screen is the person in front. It is a client.UI and a remote.Prompter.
+// screen is the person in front. It is a client.UI and a ask.Prompter.
 type screen struct {
 	mu      sync.Mutex
 	name    string // what the program is called

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"encoding/pem"
@@ -10,14 +9,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/ask"
+	"isr/client/remote/identity"
+	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
 
@@ -62,11 +62,11 @@ func passwordServer(t *testing.T, config *ssh.ServerConfig) (host string, port i
 
 const password = "correct horse battery staple"
 
-func passwordTarget(t *testing.T, config *ssh.ServerConfig) Target {
+func passwordTarget(t *testing.T, config *ssh.ServerConfig) sshconf.Target {
 	host, port, known := passwordServer(t, config)
 	home := t.TempDir()
-	write(t, filepath.Join(home, ".ssh", "known_hosts"), known)
-	return Target{Host: host, Port: port, User: "alice", Home: home, ConfigFile: "none", Options: map[string]string{"IdentityAgent": "none"}}
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), known)
+	return sshconf.Target{Host: host, Port: port, User: "alice", Home: home, ConfigFile: "none", Options: map[string]string{"IdentityAgent": "none"}}
 }
 
 func loggedIn(t *testing.T, c *ssh.Client, err error) {
@@ -97,56 +97,56 @@ func TestDialPassword(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			config.MaxAuthTries = 10
 			tg := passwordTarget(t, config)
-			creds := new(Credentials)
-			p := &person{answers: []string{"wrong one", password}}
-			c, err := Dial(within(t), tg, p, creds)
+			creds := new(ask.Credentials)
+			p := &sshdtest.Person{Answers: []string{"wrong one", password}}
+			c, err := Dial(sshdtest.Within(t), tg, p, creds)
 			loggedIn(t, c, err)
-			if len(p.asked) != 2 || !strings.Contains(strings.ToLower(p.asked[0]), "password") || !strings.Contains(p.asked[0], "alice@127.0.0.1") {
-				t.Errorf("asked %q; want the password of alice@127.0.0.1, twice", p.asked)
+			if len(p.Asked) != 2 || !strings.Contains(strings.ToLower(p.Asked[0]), "password") || !strings.Contains(p.Asked[0], "alice@127.0.0.1") {
+				t.Errorf("asked %q; want the password of alice@127.0.0.1, twice", p.Asked)
 			}
-			c, err = Dial(within(t), tg, nil, creds)
+			c, err = Dial(sshdtest.Within(t), tg, nil, creds)
 			loggedIn(t, c, err)
 			text, err := json.Marshal(creds)
 			if err != nil || !bytes.Contains(text, []byte("passwords")) || bytes.Contains(text, []byte("wrong one")) {
 				t.Errorf("JSON: %d bytes, %v; want the password that works only", len(text), err)
 			}
-			other := new(Credentials)
+			other := new(ask.Credentials)
 			if err := json.Unmarshal(text, other); err != nil {
 				t.Fatal(err)
 			}
-			c, err = Dial(within(t), tg, nil, other)
+			c, err = Dial(sshdtest.Within(t), tg, nil, other)
 			loggedIn(t, c, err)
 
 			// A remembered password that no longer works is forgotten, and asked for anew.
-			stale := new(Credentials)
+			stale := new(ask.Credentials)
 			key := fmt.Sprintf("alice@127.0.0.1:%d", tg.Port)
-			stale.put(&stale.password, key, []byte("old one"))
-			if _, err := Dial(within(t), tg, nil, stale); !errors.Is(err, ErrAuth) || !stale.Empty() {
+			stale.SetPassword(key, []byte("old one"))
+			if _, err := Dial(sshdtest.Within(t), tg, nil, stale); !errors.Is(err, identity.ErrAuth) || !stale.Empty() {
 				t.Errorf("stale password, nobody to ask: got %v, forgotten %v; want ErrAuth and forgotten", err, stale.Empty())
 			}
-			stale.put(&stale.password, key, []byte("old one"))
-			p = &person{answers: []string{password}}
-			c, err = Dial(within(t), tg, p, stale)
+			stale.SetPassword(key, []byte("old one"))
+			p = &sshdtest.Person{Answers: []string{password}}
+			c, err = Dial(sshdtest.Within(t), tg, p, stale)
 			loggedIn(t, c, err)
-			if got, _ := stale.get(&stale.password, key); string(got) != password {
+			if got, _ := stale.Password(key); string(got) != password {
 				t.Error("the new password is not remembered")
 			}
 
 			// Three wrong ones; then the end of patience.
-			p = &person{answers: []string{"x", "y", "z", password}}
-			if _, err := Dial(within(t), tg, p, nil); !errors.Is(err, ErrAuth) || len(p.asked) != 3 {
-				t.Errorf("got %v after %q; want ErrAuth after three", err, p.asked)
+			p = &sshdtest.Person{Answers: []string{"x", "y", "z", password}}
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 3 {
+				t.Errorf("got %v after %q; want ErrAuth after three", err, p.Asked)
 			}
 			// End of file is no, once.
-			p = &person{}
-			if _, err := Dial(within(t), tg, p, nil); !errors.Is(err, ErrAuth) || len(p.asked) != 1 {
-				t.Errorf("got %v after %q; want ErrAuth after one question", err, p.asked)
+			p = &sshdtest.Person{}
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 1 {
+				t.Errorf("got %v after %q; want ErrAuth after one question", err, p.Asked)
 			}
 			// Batch mode never asks.
 			tg.BatchMode = true
-			p = &person{answers: []string{password}}
-			if _, err := Dial(within(t), tg, p, nil); !errors.Is(err, ErrAuth) || len(p.asked) != 0 {
-				t.Errorf("batch mode: got %v after %q; want ErrAuth, nothing asked", err, p.asked)
+			p = &sshdtest.Person{Answers: []string{password}}
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 0 {
+				t.Errorf("batch mode: got %v after %q; want ErrAuth, nothing asked", err, p.Asked)
 			}
 		})
 	}
@@ -170,20 +170,20 @@ func TestDialSeveralFactors(t *testing.T) {
 		return nil, errors.New("wrong")
 	}}
 	tg := passwordTarget(t, &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, k ssh.PublicKey) (*ssh.Permissions, error) {
-		if samePublicKey(k, pub) {
+		if bytes.Equal(k.Marshal(), pub.Marshal()) {
 			return nil, &ssh.PartialSuccessError{Next: second}
 		}
 		return nil, errors.New("wrong")
 	}})
 	tg.Options["IdentityFile"] = key
-	creds := new(Credentials)
-	p := &person{answers: []string{password, "123456"}}
-	c, err := Dial(within(t), tg, p, creds)
+	creds := new(ask.Credentials)
+	p := &sshdtest.Person{Answers: []string{password, "123456"}}
+	c, err := Dial(sshdtest.Within(t), tg, p, creds)
 	loggedIn(t, c, err)
-	p = &person{answers: []string{"123456"}}
-	c, err = Dial(within(t), tg, p, creds)
+	p = &sshdtest.Person{Answers: []string{"123456"}}
+	c, err = Dial(sshdtest.Within(t), tg, p, creds)
 	loggedIn(t, c, err)
-	if _, err = Dial(within(t), tg, nil, creds); !errors.Is(err, ErrAuth) {
+	if _, err = Dial(sshdtest.Within(t), tg, nil, creds); !errors.Is(err, identity.ErrAuth) {
 		t.Errorf("nobody to give the code: got %v; want ErrAuth", err)
 	}
 }
@@ -197,11 +197,11 @@ func TestNoPasswordForWrongHost(t *testing.T) {
 	}})
 	pub, _, _ := ed25519.GenerateKey(nil)
 	other, _ := ssh.NewPublicKey(pub)
-	write(t, filepath.Join(tg.Home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", tg.Port, ssh.MarshalAuthorizedKey(other)))
+	sshdtest.Write(t, filepath.Join(tg.Home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", tg.Port, ssh.MarshalAuthorizedKey(other)))
 	tg.Options["StrictHostKeyChecking"] = "no"
-	p := &person{answers: []string{password}}
-	if _, err := Dial(within(t), tg, p, nil); !errors.Is(err, ErrAuth) || seen || len(p.asked) > 0 {
-		t.Errorf("got %v, asked %q, password sent: %v; want ErrAuth and nothing asked", err, p.asked, seen)
+	p := &sshdtest.Person{Answers: []string{password}}
+	if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, identity.ErrAuth) || seen || len(p.Asked) > 0 {
+		t.Errorf("got %v, asked %q, password sent: %v; want ErrAuth and nothing asked", err, p.Asked, seen)
 	}
 }
 
@@ -234,11 +234,11 @@ func TestDialLostDuringAuthentication(t *testing.T) {
 				c.AddHostKey(signer)
 				ssh.NewServerConn(conn, c)
 			}()
-			p := &person{answers: []string{password}}
-			tg := Target{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Home: t.TempDir(), ConfigFile: "none",
+			p := &sshdtest.Person{Answers: []string{password}}
+			tg := sshconf.Target{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, Home: t.TempDir(), ConfigFile: "none",
 				Options: map[string]string{"IdentityAgent": "none", "IdentityFile": key, "StrictHostKeyChecking": "accept-new"}}
-			if _, err := Dial(within(t), tg, p, nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrAuth) || len(p.asked) > 0 {
-				t.Errorf("got %v, asked %q; want ErrUnreachable and no question", err, p.asked)
+			if _, err := Dial(sshdtest.Within(t), tg, p, nil); !errors.Is(err, ErrUnreachable) || errors.Is(err, identity.ErrAuth) || len(p.Asked) > 0 {
+				t.Errorf("got %v, asked %q; want ErrUnreachable and no question", err, p.Asked)
 			}
 		})
 	}
@@ -249,17 +249,17 @@ func TestBannerIsHarmless(t *testing.T) {
 		BannerCallback:   func(ssh.ConnMetadata) string { return "Welcome \x1b]0;title\x07 to \u009b31m here\r\n" },
 		PasswordCallback: func(ssh.ConnMetadata, []byte) (*ssh.Permissions, error) { return nil, nil },
 	})
-	p := &person{answers: []string{password}}
-	c, err := Dial(within(t), tg, p, nil)
+	p := &sshdtest.Person{Answers: []string{password}}
+	c, err := Dial(sshdtest.Within(t), tg, p, nil)
 	loggedIn(t, c, err)
-	if len(p.notices) != 1 || strings.ContainsAny(p.notices[0], "\x1b\x07\u009b\r") || !strings.HasPrefix(p.notices[0], "Welcome ") {
-		t.Errorf("notices: got %q; want the banner without control characters", p.notices)
+	if len(p.Notices) != 1 || strings.ContainsAny(p.Notices[0], "\x1b\x07\u009b\r") || !strings.HasPrefix(p.Notices[0], "Welcome ") {
+		t.Errorf("notices: got %q; want the banner without control characters", p.Notices)
 	}
 }
 
 // No secret in what is printed: errors, notices, the credentials themselves.
 func TestSecretsStaySecret(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	key := filepath.Join(t.TempDir(), "key")
 	sshdtest.NewKey(t, key, "ed25519", "my passphrase")
 	tg := passwordTarget(t, &ssh.ServerConfig{
@@ -267,122 +267,34 @@ func TestSecretsStaySecret(t *testing.T) {
 		PasswordCallback:  func(ssh.ConnMetadata, []byte) (*ssh.Permissions, error) { return nil, errors.New("no") },
 	})
 	tg.Options["IdentityFile"] = key
-	creds := new(Credentials)
-	p := &person{answers: []string{"my passphrase", "my password", "my password"}}
-	if _, err := Signers(within(t), tg, p, creds); err != nil {
+	creds := new(ask.Credentials)
+	p := &sshdtest.Person{Answers: []string{"my passphrase", "my password", "my password"}}
+	if _, err := identity.Signers(sshdtest.Within(t), tg, p, creds); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Signers(within(t), tg, p, creds)
+	s, err := identity.Signers(sshdtest.Within(t), tg, p, creds)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s[0].Sign(nil, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	creds.put(&creds.password, "x", []byte("my password"))
-	_, dialErr := Dial(within(t), tg, p, creds)
+	creds.SetPassword("x", []byte("my password"))
+	_, dialErr := Dial(sshdtest.Within(t), tg, p, creds)
 	if dialErr == nil {
 		t.Fatal("got in, want an error")
 	}
-	block, _ := pem.Decode(creds.keys[key])
-	if block == nil {
+	unlocked, _ := creds.Key(key)
+	if block, _ := pem.Decode(unlocked); block == nil {
 		t.Fatal("the unlocked key is not remembered")
 	}
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "creds", creds)
 	shown := fmt.Sprintf("%v %+v %#v %s %q %x %d", creds, creds, creds, creds, creds, creds, creds) + log.String() +
-		fmt.Sprintf("%v %+v %#v", dialErr, dialErr, dialErr) + strings.Join(p.notices, " ")
+		fmt.Sprintf("%v %+v %#v", dialErr, dialErr, dialErr) + strings.Join(p.Notices, " ")
 	for _, secret := range []string{"my passphrase", "my password", "6d79207061", "PRIVATE"} {
 		if strings.Contains(shown, secret) {
 			t.Errorf("%q can be read in %s", secret, shown)
 		}
 	}
-	bad := new(Credentials)
-	if err := json.Unmarshal([]byte(`{"passwords":{"x":"my password"}}`), bad); err == nil || strings.Contains(err.Error(), "my password") {
-		t.Errorf("wrong JSON: got %v; want an error that does not quote it", err)
-	}
-	held := creds.keys[key]
-	creds.Zero()
-	if !bytes.Equal(held, make([]byte, len(held))) {
-		t.Error("Zero leaves the key in memory")
-	}
-	if text, _ := json.Marshal(creds); string(text) != "{}" {
-		t.Errorf("JSON after Zero: got %s, want {}", text)
-	}
-}
-
-func TestSigners(t *testing.T) {
-	noAgent(t)
-	home := t.TempDir()
-	dir := filepath.Join(home, ".ssh")
-	os.Mkdir(dir, 0o700)
-	tg := Target{Host: "h", Home: home, ConfigFile: "none"}
-	if _, err := Signers(within(t), tg, nil, nil); !errors.Is(err, ErrAuth) {
-		t.Errorf("no key at all: got %v; want ErrAuth", err)
-	}
-	file, other, locked := filepath.Join(dir, "id_ed25519"), filepath.Join(home, "other"), filepath.Join(dir, "id_rsa")
-	sshdtest.NewKey(t, file, "ed25519", "")
-	sshdtest.NewKey(t, other, "ecdsa", "")
-	sshdtest.NewKey(t, locked, "rsa", "secret")
-	names := func(s []ssh.Signer) (out []string) {
-		for _, x := range s {
-			out = append(out, strings.TrimPrefix(fmt.Sprint(x), home+"/"))
-		}
-		return out
-	}
-	check := func(what string, p Prompter, want ...string) []ssh.Signer {
-		t.Helper()
-		s, err := Signers(within(t), tg, p, nil)
-		if err != nil || !slices.Equal(names(s), want) {
-			t.Fatalf("%s: got %q, %v; want %q", what, names(s), err, want)
-		}
-		for _, x := range s {
-			sig, err := x.Sign(nil, []byte("data"))
-			if err != nil {
-				t.Fatalf("%s: %v signs: %v", what, x, err)
-			}
-			if err := x.PublicKey().Verify([]byte("data"), sig); err != nil {
-				t.Errorf("%s: %v: %v", what, x, err)
-			}
-		}
-		return s
-	}
-	check("files, nobody to ask", nil, ".ssh/id_ed25519")
-	p := &person{answers: []string{"secret"}}
-	check("files", p, ".ssh/id_rsa", ".ssh/id_ed25519")
-	if len(p.asked) != 1 {
-		t.Errorf("asked %q; want one passphrase", p.asked)
-	}
-	t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, other, file))
-	// The agent's key that is also a file's comes first, then its others, then files.
-	check("agent", &person{answers: []string{"secret"}}, "id_ed25519", "other", ".ssh/id_rsa")
-	tg.Options = map[string]string{"IdentitiesOnly": "yes"}
-	check("identities only", nil, "id_ed25519")
-	tg.Options = map[string]string{"IdentityFile": other, "IdentityAgent": "none"}
-	check("one named", nil, "other")
-	tg.Options = map[string]string{"PubkeyAcceptedAlgorithms": "rsa-sha2-256"}
-	s := check("RSA only", &person{answers: []string{"secret"}}, ".ssh/id_rsa")
-	if sig, err := s[0].Sign(nil, []byte("x")); err != nil || sig.Format != "rsa-sha2-256" {
-		t.Errorf("got a signature %v, %v; want rsa-sha2-256", sig, err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	tg.Options = nil
-	if s, err := Signers(ctx, tg, nil, nil); err == nil {
-		if _, err := s[0].Sign(nil, nil); err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("cancelled: got %v", err)
-		}
-	}
-}
-
-func TestAddKeysToAgent(t *testing.T) {
-	s := sshdtest.Start(t, sshdtest.Options{})
-	home := s.Home(t, "AddKeysToAgent yes\n")
-	key := filepath.Join(home, ".ssh", "id_ed25519")
-	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
-	t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t))
-	c, err := Dial(within(t), target(s, home), &person{answers: []string{"secret"}}, nil)
-	works(t, c, err)
-	c, err = Dial(within(t), target(s, home), nil, nil)
-	works(t, c, err)
 }

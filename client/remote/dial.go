@@ -3,7 +3,7 @@
 // It promises that what works with ssh works here: ssh_config (Host, Match, Include, tokens), the agent, key files and
 // certificates, passphrases, passwords, jump hosts and proxy commands, known hosts. A host key that changed is never
 // accepted quietly; a secret is never part of an error, and never written to disk. A failure to connect is one of
-// ErrUnreachable (asking again may help), ErrHostKey, ErrAuth and ErrConfig, or the context's.
+// ErrUnreachable (asking again may help), knownhosts.ErrHostKey, identity.ErrAuth and sshconf.ErrConfig, or the context's.
 //
 // It does not forward agents, ports or X11, does not share ControlMaster sockets, does not compress, does not
 // canonicalise host names, knows no GSSAPI, host-based authentication or PKCS#11, and uses security keys only through
@@ -22,6 +22,11 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"isr/client/remote/ask"
+	"isr/client/remote/identity"
+	"isr/client/remote/knownhosts"
+	"isr/client/remote/sshconf"
 )
 
 // Dial connects and logs in. The client stays connected until it is closed or the link is found dead
@@ -30,9 +35,9 @@ import (
 //
 // p is asked for what is missing; nil, or batch mode, asks nothing. c may be nil; what it holds is used first, and what
 // p answered is put into it.
-func Dial(ctx context.Context, t Target, p Prompter, c *Credentials) (*ssh.Client, error) {
+func Dial(ctx context.Context, t sshconf.Target, p ask.Prompter, c *ask.Credentials) (*ssh.Client, error) {
 	if c == nil {
-		c = new(Credentials)
+		c = new(ask.Credentials)
 		defer c.Zero()
 	}
 	return dialHop(ctx, t, p, c, 0, nil)
@@ -40,21 +45,20 @@ func Dial(ctx context.Context, t Target, p Prompter, c *Credentials) (*ssh.Clien
 
 // dialHop is Dial at some depth of jump hosts. tap, if not nil, may put
 // something between the byte stream and the login.
-func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
-	r, err := Resolve(t)
+func dialHop(ctx context.Context, t sshconf.Target, p ask.Prompter, c *ask.Credentials, depth int, tap func(net.Conn) net.Conn) (*ssh.Client, error) {
+	r, err := sshconf.Resolve(t)
 	if err != nil {
 		return nil, err
 	}
-	if depth > maxHops {
-		return nil, fmt.Errorf("%w: host %s: more than %d jump hosts, or a loop of them", ErrConfig, t.Host, maxHops)
+	if depth > sshconf.MaxHops {
+		return nil, fmt.Errorf("%w: host %s: more than %d jump hosts, or a loop of them", sshconf.ErrConfig, t.Host, sshconf.MaxHops)
 	}
 	if r.BatchMode {
 		p = nil
 	}
-	d := &dialer{target: t, r: &r, prompter: p, creds: c, depth: depth, tap: tap}
-	d.asker = &asker{prompter: p, creds: c}
+	d := &dialer{target: t, r: &r, asker: &ask.Asker{Prompter: p, Credentials: c}, depth: depth, tap: tap}
 	for _, n := range r.Notices {
-		d.asker.notice("%s", n)
+		d.asker.Notice("%s", n)
 	}
 	for attempt := 1; ; attempt++ {
 		client, err := d.dial(ctx)
@@ -70,13 +74,11 @@ func dialHop(ctx context.Context, t Target, p Prompter, c *Credentials, depth in
 }
 
 type dialer struct {
-	target   Target
-	r        *Resolved
-	prompter Prompter
-	creds    *Credentials
-	asker    *asker
-	depth    int
-	tap      func(net.Conn) net.Conn
+	target sshconf.Target
+	r      *sshconf.Resolved
+	asker  *ask.Asker
+	depth  int
+	tap    func(net.Conn) net.Conn
 }
 
 // route is a byte stream to the server, and what must be ended with it.
@@ -91,7 +93,7 @@ func (d *dialer) dial(ctx context.Context) (*ssh.Client, error) {
 	rt, err := d.connect(ctx)
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, ErrUnreachable) {
-			err = fmt.Errorf("connect to %s: %w", d.r.destination(), ctx.Err())
+			err = fmt.Errorf("connect to %s: %w", d.r.Destination(), ctx.Err())
 		}
 		return nil, err
 	}
@@ -188,24 +190,24 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 	defer clock.stop()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
-	loginAsker := &asker{prompter: d.asker.prompter, creds: d.asker.creds, pause: clock.pause}
-	host := &hostChecker{r: r, asker: loginAsker, creds: d.creds, addr: rt.addr}
-	db, err := loadKnownHosts(host.files())
+	loginAsker := &ask.Asker{Prompter: d.asker.Prompter, Credentials: d.asker.Credentials, Clock: clock.pause}
+	host := &knownhosts.Checker{Config: r, Asker: loginAsker, Addr: rt.addr}
+	algorithms, err := host.Algorithms()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHostKey, err)
+		return nil, err
 	}
 	auth := &authenticator{d: d, asker: loginAsker, conn: conn, host: host, ctx: ctx}
 	var hostErr error
 	config := &ssh.ClientConfig{
 		User:              r.User,
-		HostKeyAlgorithms: db.algorithms(r),
+		HostKeyAlgorithms: algorithms,
 		HostKeyCallback: func(_ string, remote net.Addr, key ssh.PublicKey) error {
-			hostErr = host.check(ctx, remote, key)
+			hostErr = host.Check(ctx, remote, key)
 			return hostErr
 		},
 		BannerCallback: func(text string) error {
-			if text = printable(text); text != "" {
-				d.asker.notice("%s", text)
+			if text = ask.Printable(text); text != "" {
+				d.asker.Notice("%s", text)
 			}
 			return nil
 		},
@@ -231,7 +233,7 @@ func (d *dialer) login(ctx context.Context, rt *route) (*ssh.Client, error) {
 
 // explain sorts a failed login into the errors of this package.
 func (d *dialer) explain(ctx context.Context, err, hostErr error, auth *authenticator, clock *patience, rt *route) error {
-	where := d.r.destination()
+	where := d.r.Destination()
 	var negotiation *ssh.AlgorithmNegotiationError
 	switch {
 	case ctx.Err() != nil:
@@ -241,7 +243,7 @@ func (d *dialer) explain(ctx context.Context, err, hostErr error, auth *authenti
 	case hostErr != nil:
 		return hostErr
 	case errors.As(err, &negotiation):
-		return fmt.Errorf("%w: connect to %s: %w", ErrConfig, where, err)
+		return fmt.Errorf("%w: connect to %s: %w", sshconf.ErrConfig, where, err)
 	case auth.started && auth.refused(err):
 		return auth.failure(err)
 	}
@@ -253,33 +255,21 @@ func (d *dialer) explain(ctx context.Context, err, hostErr error, auth *authenti
 	return fmt.Errorf("connect to %s: %w: %w", where, ErrUnreachable, err)
 }
 
-// printable takes from a server's text what could steer a terminal.
-func printable(s string) string {
-	s = strings.Map(func(c rune) rune {
-		if c == '\n' || c == '\t' || c >= ' ' && c < 0x7f || c > 0x9f {
-			return c
-		}
-		return -1
-	}, s)
-	return strings.TrimRight(s, "\n")
-}
-
 // authenticator chooses what to try next: the methods in the order preferred, one key at a time, so that a key whose
 // passphrase is not given, or that the agent refuses to use, does not keep the others from being tried.
 type authenticator struct {
 	d     *dialer
-	asker *asker
+	asker *ask.Asker
 	conn  *watched
-	host  *hostChecker
+	host  *knownhosts.Checker
 	ctx   context.Context
 
 	started    bool
-	keys       *identities
-	nextID     int
+	keys       *identity.Set
 	attempts   map[string]int // by method, of those that need a person
 	partial    int            // methods that were accepted, but not enough
 	allowed    []string
-	tried      []string
+	tried      []attempt
 	lastSecret []byte // the password that is being tried, if the person has just typed it
 	fromStore  bool
 	aborted    error
@@ -289,7 +279,7 @@ func (a *authenticator) next(c *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 	a.started = true
 	a.allowed = c.AllowedMethods
 	if end := a.conn.ended.Load(); end != nil {
-		if a.asker.asked.Load() {
+		if a.asker.Asked() {
 			return nil, fmt.Errorf("%w: %w: %w", errLost, errWaited, *end)
 		}
 		return nil, fmt.Errorf("%w: %w", errLost, *end)
@@ -313,12 +303,12 @@ func (a *authenticator) next(c *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 			}
 		case "keyboard-interactive":
 			if r.KbdInteractive && a.mayAsk(method) {
-				a.tried = append(a.tried, method)
+				a.tried = append(a.tried, attempt{what: method})
 				return ssh.KeyboardInteractive(a.answer), nil
 			}
 		case "password":
 			if r.PasswordAuthentication && a.mayAsk(method) {
-				a.tried = append(a.tried, method)
+				a.tried = append(a.tried, attempt{what: method})
 				return ssh.PasswordCallback(func() (string, error) { return a.password(fmt.Sprintf("%s@%s's password: ", r.User, r.HostName)) }), nil
 			}
 		}
@@ -335,49 +325,29 @@ func (a *authenticator) nextKey() ssh.AuthMethod {
 		return nil
 	}
 	if a.keys == nil {
-		a.keys = collect(a.ctx, r, a.asker, a.d.creds)
+		a.keys = identity.Collect(a.ctx, r, a.asker)
 	}
-	for a.nextID < len(a.keys.list) {
-		id := a.keys.list[a.nextID]
-		a.nextID++
-		if id.pub == nil {
-			if _, err := id.open(a.ctx); err != nil {
-				a.keys.skip(id.name, "%v", err)
-				continue
-			}
-			if len(id.algos) == 0 {
-				a.keys.skip(id.name, "%s: not among PubkeyAcceptedAlgorithms", id.pub.Type())
-				continue
-			}
-		}
-		what := "key " + id.name
-		if id.agent {
-			what += " of the agent"
-			a.d.creds.rememberAgent(a.d.creds.agentSocket(r))
-		}
-		a.tried = append(a.tried, what)
-		sign := id.sign
-		id.sign = func(ctx context.Context, data []byte, algo string) (*ssh.Signature, error) {
-			sig, err := sign(ctx, data, algo)
-			if err != nil && ctx.Err() == nil {
-				a.keys.skip(id.name, "%v", reason(err))
-				a.tried = slices.DeleteFunc(a.tried, func(t string) bool { return t == what })
-				err = fmt.Errorf("%w: %w", errUnused, err)
-			}
-			return sig, err
-		}
-		return ssh.PublicKeys(id)
+	id := a.keys.Next()
+	if id == nil {
+		return nil
 	}
-	return nil
+	a.tried = append(a.tried, attempt{id.Title(), id})
+	return ssh.PublicKeys(id)
+}
+
+// attempt is a way to log in that was tried.
+type attempt struct {
+	what string
+	key  *identity.Identity // nil: not a key
 }
 
 // mayAsk counts the attempts of a method that needs a person, or a password remembered.
 func (a *authenticator) mayAsk(method string) bool {
-	if a.host.degraded || a.aborted != nil {
+	if a.host.Degraded || a.aborted != nil {
 		return false
 	}
-	_, stored := a.d.creds.get(&a.d.creds.password, a.d.r.destination())
-	if !stored && !a.asker.present() {
+	_, stored := a.asker.Credentials.Password(a.d.r.Destination())
+	if !stored && !a.asker.Present() {
 		return false
 	}
 	a.attempts[method]++
@@ -395,7 +365,7 @@ func (a *authenticator) forgetRejected(c *ssh.ClientAuthContext) {
 		return
 	}
 	if a.fromStore {
-		a.d.creds.drop(&a.d.creds.password, a.d.r.destination())
+		a.asker.Credentials.DropPassword(a.d.r.Destination())
 	}
 	clear(a.lastSecret)
 	a.lastSecret, a.fromStore = nil, false
@@ -403,7 +373,7 @@ func (a *authenticator) forgetRejected(c *ssh.ClientAuthContext) {
 
 func (a *authenticator) keepSecret() {
 	if a.lastSecret != nil {
-		a.d.creds.put(&a.d.creds.password, a.d.r.destination(), a.lastSecret)
+		a.asker.Credentials.SetPassword(a.d.r.Destination(), a.lastSecret)
 		clear(a.lastSecret)
 		a.lastSecret = nil
 	}
@@ -414,22 +384,22 @@ func (a *authenticator) succeeded() { a.keepSecret() }
 
 // password gives the one remembered, else the one typed.
 func (a *authenticator) password(prompt string) (string, error) {
-	c := a.d.creds
-	key := a.d.r.destination()
-	if b, ok := c.get(&c.password, key); ok {
+	c := a.asker.Credentials
+	key := a.d.r.Destination()
+	if b, ok := c.Password(key); ok {
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
 	}
-	done, err := a.asker.turn(a.ctx)
+	done, err := a.asker.Turn(a.ctx)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	if b, ok := c.get(&c.password, key); ok { // typed meanwhile, for another connection
+	if b, ok := c.Password(key); ok { // typed meanwhile, for another connection
 		a.lastSecret, a.fromStore = b, true
 		return string(b), nil
 	}
-	s, err := a.asker.secret(a.ctx, prompt)
+	s, err := a.asker.Secret(a.ctx, prompt)
 	if err != nil {
 		return "", a.abort()
 	}
@@ -441,13 +411,13 @@ func (a *authenticator) password(prompt string) (string, error) {
 func (a *authenticator) answer(name, instruction string, questions []string, echos []bool) ([]string, error) {
 	r := a.d.r
 	for _, text := range []string{name, instruction} {
-		if text = printable(text); text != "" {
-			a.asker.notice("%s", text)
+		if text = ask.Printable(text); text != "" {
+			a.asker.Notice("%s", text)
 		}
 	}
 	answers := make([]string, len(questions))
 	for i, q := range questions {
-		prompt := fmt.Sprintf("(%s@%s) %s", r.User, r.HostName, printable(q))
+		prompt := fmt.Sprintf("(%s@%s) %s", r.User, r.HostName, ask.Printable(q))
 		var err error
 		if len(questions) == 1 && !echos[0] && strings.Contains(strings.ToLower(q), "password") {
 			answers[i], err = a.password(prompt)
@@ -462,26 +432,25 @@ func (a *authenticator) answer(name, instruction string, questions []string, ech
 }
 
 func (a *authenticator) question(prompt string) (string, error) {
-	done, err := a.asker.turn(a.ctx)
+	done, err := a.asker.Turn(a.ctx)
 	if err != nil {
 		return "", err
 	}
 	defer done()
-	return a.asker.secret(a.ctx, prompt)
+	return a.asker.Secret(a.ctx, prompt)
 }
 
 // abort: a person who gives no answer is not asked again.
 func (a *authenticator) abort() error {
-	if a.asker.present() {
-		a.aborted = errNobody
+	if a.asker.Present() {
+		a.aborted = ask.ErrNoAnswer
 	}
-	return errNobody
+	return ask.ErrNoAnswer
 }
 
 var (
 	errLost   = errors.New("connection lost during authentication")
 	errWaited = errors.New("the server did not wait for an answer")
-	errUnused = errors.New("key not used")
 )
 
 // refused tells a server's refusal from a connection that broke.
@@ -489,7 +458,7 @@ func (a *authenticator) refused(err error) bool {
 	if errors.Is(err, errLost) {
 		return false
 	}
-	if errors.Is(err, errUnused) || errors.Is(err, errNobody) {
+	if errors.Is(err, identity.ErrUnused) || errors.Is(err, ask.ErrNoAnswer) {
 		return true
 	}
 	// The library has no types for these.
@@ -499,11 +468,16 @@ func (a *authenticator) refused(err error) bool {
 }
 
 func (a *authenticator) failure(err error) error {
-	e := &AuthError{Destination: a.d.r.destination(), Tried: a.tried, Allowed: a.allowed}
-	if a.keys != nil {
-		e.Skipped = describe(a.keys.skipped)
+	e := &identity.AuthError{Destination: a.d.r.Destination(), Allowed: a.allowed}
+	for _, t := range a.tried {
+		if t.key == nil || !t.key.Unused() {
+			e.Tried = append(e.Tried, t.what)
+		}
 	}
-	if a.host.degraded {
+	if a.keys != nil {
+		e.Skipped = a.keys.Skipped()
+	}
+	if a.host.Degraded {
 		e.Skipped = append(e.Skipped, "passwords (the host key is wrong)")
 	}
 	if strings.Contains(err.Error(), "ssh: disconnect") {

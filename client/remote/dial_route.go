@@ -12,6 +12,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"isr/client/remote/ask"
+	"isr/client/remote/sshconf"
 )
 
 // connect opens the byte stream: directly, through jump hosts, or through a command.
@@ -34,13 +37,13 @@ func (d *dialer) connectDirect(ctx context.Context) (*route, error) {
 	if d.r.BindAddress != "" {
 		local, err := net.ResolveTCPAddr(network, net.JoinHostPort(d.r.BindAddress, "0"))
 		if err != nil {
-			return nil, fmt.Errorf("%w: BindAddress: %w", ErrConfig, err)
+			return nil, fmt.Errorf("%w: BindAddress: %w", sshconf.ErrConfig, err)
 		}
 		nd.LocalAddr = local
 	}
 	conn, err := nd.DialContext(ctx, network, d.r.Address())
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w: %w", d.r.destination(), ErrUnreachable, err)
+		return nil, fmt.Errorf("connect to %s: %w: %w", d.r.Destination(), ErrUnreachable, err)
 	}
 	addr, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
 	return &route{Conn: conn, addr: addr}, nil
@@ -51,7 +54,7 @@ func (d *dialer) connectDirect(ctx context.Context) (*route, error) {
 func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 	hops := d.r.ProxyJump
 	last := hops[len(hops)-1]
-	t := Target{Host: last.Host, Port: last.Port, User: last.User, Home: d.target.Home, ConfigFile: d.target.ConfigFile,
+	t := sshconf.Target{Host: last.Host, Port: last.Port, User: last.User, Home: d.target.Home, ConfigFile: d.target.ConfigFile,
 		BatchMode: d.r.BatchMode}
 	if rest := hops[:len(hops)-1]; len(rest) > 0 {
 		var names []string
@@ -60,7 +63,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 		}
 		t.Options = map[string]string{"ProxyJump": strings.Join(names, ",")}
 	}
-	jump, err := dialHop(ctx, t, d.prompter, d.creds, d.depth+1, nil)
+	jump, err := dialHop(ctx, t, d.asker.Prompter, d.asker.Credentials, d.depth+1, nil)
 	if err != nil {
 		return nil, fmt.Errorf("jump host %s: %w", last, err)
 	}
@@ -69,7 +72,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 	conn, err := jump.DialContext(within, "tcp", d.r.Address())
 	if err != nil {
 		jump.Close()
-		return nil, fmt.Errorf("connect to %s through %s: %w: %w", d.r.destination(), last, ErrUnreachable, err)
+		return nil, fmt.Errorf("connect to %s through %s: %w: %w", d.r.Destination(), last, ErrUnreachable, err)
 	}
 	return &route{Conn: conn, end: func() { jump.Close() }}, nil
 }
@@ -77,7 +80,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 // connectCommand runs ProxyCommand and talks through its standard input and output.
 func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 	fail := func(err error) (*route, error) {
-		return nil, fmt.Errorf("connect to %s: %w: ProxyCommand: %w", d.r.destination(), ErrUnreachable, err)
+		return nil, fmt.Errorf("connect to %s: %w: ProxyCommand: %w", d.r.Destination(), ErrUnreachable, err)
 	}
 	toRead, toWrite, err := os.Pipe()
 	if err != nil {
@@ -90,10 +93,10 @@ func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 		return fail(err)
 	}
 	said := &tail{limit: 1 << 10}
-	cmd := exec.Command(userShell(), "-c", "exec "+d.r.ProxyCommand)
+	cmd := exec.Command(sshconf.Shell(), "-c", "exec "+d.r.ProxyCommand)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = toRead, fromWrite, said
 	cmd.WaitDelay = time.Second
-	if d.prompter == nil {
+	if !d.asker.Present() {
 		// Nobody to ask, so no need for the terminal: an interrupt typed there must not end the link. With somebody, the
 		// command may itself have to ask, and stays in the foreground.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -137,7 +140,7 @@ func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 		if c.status != nil {
 			text = "ProxyCommand: " + c.status.Error()
 		}
-		if s := strings.TrimSpace(printable(said.String())); s != "" {
+		if s := strings.TrimSpace(ask.Printable(said.String())); s != "" {
 			text += ": " + s
 		}
 		return text

@@ -19,91 +19,29 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/ask"
+	"isr/client/remote/identity"
+	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 	"isr/store/parcel"
 )
 
-// person answers from a script and keeps what was shown.
-type person struct {
-	mu      sync.Mutex
-	answers []string // secrets in order; none left is end of file
-	yes     []bool
-	asked   []string
-	notices []string
-}
-
-func (p *person) Secret(prompt string) (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.asked = append(p.asked, prompt)
-	if len(p.answers) == 0 {
-		return "", io.EOF
-	}
-	a := p.answers[0]
-	p.answers = p.answers[1:]
-	return a, nil
-}
-
-func (p *person) Confirm(prompt string) (bool, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.asked = append(p.asked, prompt)
-	if len(p.yes) == 0 {
-		return false, io.EOF
-	}
-	a := p.yes[0]
-	p.yes = p.yes[1:]
-	return a, nil
-}
-
-func (p *person) Notice(text string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.notices = append(p.notices, text)
-}
-
-func within(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// noAgent keeps the agent of whoever runs the tests out of them.
-func noAgent(t *testing.T) { t.Setenv("SSH_AUTH_SOCK", "") }
-
-// works runs a command over the client and closes it.
-func works(t *testing.T, c *ssh.Client, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatalf("Dial: %v", err)
-	}
-	defer c.Close()
-	s, err := c.NewSession()
-	if err != nil {
-		t.Fatalf("session: %v", err)
-	}
-	if out, err := s.Output("echo it works"); err != nil || string(out) != "it works\n" {
-		t.Fatalf("got %q, %v; want it works", out, err)
-	}
-}
-
-func target(s *sshdtest.Server, home string) Target {
-	return Target{Host: s.Host, Port: s.Port, Home: home}
+func target(s *sshdtest.Server, home string) sshconf.Target {
+	return sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 }
 
 func TestDialKey(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, fmt.Sprintf("Host box\n HostName 127.0.0.1\n Port %d\n", s.Port))
-	c, err := Dial(within(t), Target{Host: "box", Home: home}, nil, nil)
-	works(t, c, err)
-	c, err = Dial(within(t), target(s, home), nil, nil)
-	works(t, c, err)
+	c, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "box", Home: home}, nil, nil)
+	sshdtest.Works(t, c, err)
+	c, err = Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	sshdtest.Works(t, c, err)
 }
 
 func TestDialIPv6(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
 		t.Skipf("no IPv6 here: %v", err)
 	} else {
@@ -111,24 +49,24 @@ func TestDialIPv6(t *testing.T) {
 	}
 	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "ListenAddress ::1\n"})
 	home := s.Home(t, "StrictHostKeyChecking accept-new\nHashKnownHosts no\n")
-	host, port, err := ParseHostPort(fmt.Sprintf("[::1]:%d", s.Port))
+	host, port, err := sshconf.ParseHostPort(fmt.Sprintf("[::1]:%d", s.Port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		c, err := Dial(within(t), Target{Host: host, Port: port, Home: home}, nil, nil)
-		works(t, c, err)
+		c, err := Dial(sshdtest.Within(t), sshconf.Target{Host: host, Port: port, Home: home}, nil, nil)
+		sshdtest.Works(t, c, err)
 	}
-	if got, want := read(t, filepath.Join(home, ".ssh", "known_hosts")), fmt.Sprintf("\n[::1]:%d ssh-ed25519 ", s.Port); strings.Count(got, want) != 1 {
+	if got, want := sshdtest.Read(t, filepath.Join(home, ".ssh", "known_hosts")), fmt.Sprintf("\n[::1]:%d ssh-ed25519 ", s.Port); strings.Count(got, want) != 1 {
 		t.Errorf("known_hosts: got %q; want one line %q", got, want)
 	}
-	if _, err := Dial(within(t), Target{Host: host, Port: port, Home: home, Options: map[string]string{"AddressFamily": "inet"}}, nil, nil); !errors.Is(err, ErrUnreachable) {
+	if _, err := Dial(sshdtest.Within(t), sshconf.Target{Host: host, Port: port, Home: home, Options: map[string]string{"AddressFamily": "inet"}}, nil, nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("IPv4 only: got %v; want ErrUnreachable", err)
 	}
 }
 
 func TestDialPassphrase(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	for _, kind := range []struct {
 		name string
@@ -149,44 +87,44 @@ func TestDialPassphrase(t *testing.T) {
 			os.Remove(key + ".pub")
 			sshdtest.Run(t, "ssh-keygen", append([]string{"-q", "-N", "open sesame", "-a", "4", "-f", key}, kind.args...)...)
 			pub, _ := os.ReadFile(key + ".pub")
-			authorize(t, s, string(pub))
+			s.Authorize(t, string(pub))
 			if !kind.pub {
 				os.Remove(key + ".pub")
 			}
-			creds := new(Credentials)
-			p := &person{answers: []string{"wrong", "open sesame"}}
-			c, err := Dial(within(t), target(s, home), p, creds)
-			works(t, c, err)
-			if len(p.asked) != 2 || !strings.Contains(p.asked[0], key) || !strings.HasPrefix(p.asked[1], "Bad passphrase") {
-				t.Errorf("asked %q; want the passphrase of %s, twice", p.asked, key)
+			creds := new(ask.Credentials)
+			p := &sshdtest.Person{Answers: []string{"wrong", "open sesame"}}
+			c, err := Dial(sshdtest.Within(t), target(s, home), p, creds)
+			sshdtest.Works(t, c, err)
+			if len(p.Asked) != 2 || !strings.Contains(p.Asked[0], key) || !strings.HasPrefix(p.Asked[1], "Bad passphrase") {
+				t.Errorf("asked %q; want the passphrase of %s, twice", p.Asked, key)
 			}
 			// Again, and in another process, without a question.
-			c, err = Dial(within(t), target(s, home), nil, creds)
-			works(t, c, err)
+			c, err = Dial(sshdtest.Within(t), target(s, home), nil, creds)
+			sshdtest.Works(t, c, err)
 			text, err := json.Marshal(creds)
 			if err != nil {
 				t.Fatal(err)
 			}
-			other := new(Credentials)
+			other := new(ask.Credentials)
 			if err := json.Unmarshal(text, other); err != nil {
 				t.Fatal(err)
 			}
-			c, err = Dial(within(t), target(s, home), nil, other)
-			works(t, c, err)
+			c, err = Dial(sshdtest.Within(t), target(s, home), nil, other)
+			sshdtest.Works(t, c, err)
 			other.Zero()
 			if !other.Empty() {
 				t.Error("not empty after Zero")
 			}
-			_, err = Dial(within(t), target(s, home), nil, other)
-			var auth *AuthError
-			if !errors.As(err, &auth) || !errors.Is(err, ErrAuth) || len(auth.Skipped) != 1 || !strings.Contains(auth.Skipped[0], "passphrase") {
+			_, err = Dial(sshdtest.Within(t), target(s, home), nil, other)
+			var auth *identity.AuthError
+			if !errors.As(err, &auth) || !errors.Is(err, identity.ErrAuth) || len(auth.Skipped) != 1 || !strings.Contains(auth.Skipped[0], "passphrase") {
 				t.Errorf("without anybody to ask: got %v; want ErrAuth about a passphrase", err)
 			}
 			// Three wrong ones are enough.
-			p = &person{answers: []string{"a", "b", "c", "open sesame"}}
-			_, err = Dial(within(t), target(s, home), p, nil)
-			if !errors.Is(err, ErrAuth) || len(p.asked) != 3 || !strings.Contains(err.Error(), "wrong passphrase") {
-				t.Errorf("after %d wrong passphrases: got %v; want ErrAuth after 3", len(p.asked), err)
+			p = &sshdtest.Person{Answers: []string{"a", "b", "c", "open sesame"}}
+			_, err = Dial(sshdtest.Within(t), target(s, home), p, nil)
+			if !errors.Is(err, identity.ErrAuth) || len(p.Asked) != 3 || !strings.Contains(err.Error(), "wrong passphrase") {
+				t.Errorf("after %d wrong passphrases: got %v; want ErrAuth after 3", len(p.Asked), err)
 			}
 		})
 	}
@@ -194,52 +132,52 @@ func TestDialPassphrase(t *testing.T) {
 
 // A key given up does not keep the next from being tried.
 func TestDialPassphraseGivenUp(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "IdentityFile ~/.ssh/locked\nIdentityFile ~/.ssh/id_ed25519\n")
 	locked := filepath.Join(home, ".ssh", "locked")
 	sshdtest.NewKey(t, locked, "ed25519", "secret")
-	authorize(t, s, read(t, locked+".pub")+read(t, s.KeyFile+".pub"))
+	s.Authorize(t, sshdtest.Read(t, locked+".pub")+sshdtest.Read(t, s.KeyFile+".pub"))
 	for _, answers := range [][]string{nil, {""}, {"x", "y", "z"}} {
-		p := &person{answers: answers}
-		c, err := Dial(within(t), target(s, home), p, nil)
-		works(t, c, err)
-		if len(p.asked) == 0 {
+		p := &sshdtest.Person{Answers: answers}
+		c, err := Dial(sshdtest.Within(t), target(s, home), p, nil)
+		sshdtest.Works(t, c, err)
+		if len(p.Asked) == 0 {
 			t.Errorf("answers %q: nothing asked, want the passphrase of the first key", answers)
 		}
 	}
 }
 
 func TestDialWrongKey(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	key := filepath.Join(home, ".ssh", "id_ed25519")
 	os.Remove(key)
 	os.Remove(key + ".pub")
-	_, err := Dial(within(t), target(s, home), nil, nil)
-	if !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nothing to try") {
+	_, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	if !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "nothing to try") {
 		t.Errorf("no key: got %v; want ErrAuth, nothing to try", err)
 	}
 	sshdtest.NewKey(t, key, "ed25519", "")
-	_, err = Dial(within(t), target(s, home), nil, nil)
-	var auth *AuthError
-	if !errors.As(err, &auth) || !errors.Is(err, ErrAuth) || len(auth.Tried) != 1 || !strings.Contains(auth.Tried[0], key) || auth.Allowed[0] != "publickey" {
+	_, err = Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	var auth *identity.AuthError
+	if !errors.As(err, &auth) || !errors.Is(err, identity.ErrAuth) || len(auth.Tried) != 1 || !strings.Contains(auth.Tried[0], key) || auth.Allowed[0] != "publickey" {
 		t.Errorf("wrong key: got %v; want ErrAuth naming %s", err, key)
 	}
 	os.Chmod(key, 0o644)
-	if _, err = Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "too open") {
+	if _, err = Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "too open") {
 		t.Errorf("readable key: got %v; want ErrAuth about permissions", err)
 	}
 	os.Chmod(key, 0o600)
-	write(t, key, "not a key")
+	sshdtest.Write(t, key, "not a key")
 	os.Remove(key + ".pub")
-	if _, err = Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "not a private key") {
+	if _, err = Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "not a private key") {
 		t.Errorf("no key in the file: got %v; want ErrAuth about it", err)
 	}
 	tg := target(s, home)
 	tg.User = "nobodyatall"
-	if _, err = Dial(within(t), tg, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nobodyatall@127.0.0.1") {
+	if _, err = Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "nobodyatall@127.0.0.1") {
 		t.Errorf("wrong user: got %v; want ErrAuth naming the login", err)
 	}
 }
@@ -254,71 +192,71 @@ func TestDialAgent(t *testing.T) {
 	sshdtest.NewKey(t, other, "rsa", "")
 	sock := sshdtest.Agent(t, other, s.KeyFile)
 	t.Setenv("SSH_AUTH_SOCK", sock)
-	creds := new(Credentials)
-	c, err := Dial(within(t), target(s, home), nil, creds)
-	works(t, c, err)
+	creds := new(ask.Credentials)
+	c, err := Dial(sshdtest.Within(t), target(s, home), nil, creds)
+	sshdtest.Works(t, c, err)
 
 	t.Run("remembered", func(t *testing.T) {
-		noAgent(t)
-		c, err := Dial(within(t), target(s, home), nil, creds)
-		works(t, c, err)
+		sshdtest.NoAgent(t)
+		c, err := Dial(sshdtest.Within(t), target(s, home), nil, creds)
+		sshdtest.Works(t, c, err)
 		tg := target(s, home)
 		tg.Options = map[string]string{"IdentityAgent": "none"}
-		if _, err := Dial(within(t), tg, nil, creds); !errors.Is(err, ErrAuth) {
+		if _, err := Dial(sshdtest.Within(t), tg, nil, creds); !errors.Is(err, identity.ErrAuth) {
 			t.Errorf("IdentityAgent none: got %v; want ErrAuth", err)
 		}
 	})
 	t.Run("IdentityAgent", func(t *testing.T) {
-		noAgent(t)
+		sshdtest.NoAgent(t)
 		tg := target(s, home)
 		tg.Options = map[string]string{"IdentityAgent": sock}
-		c, err := Dial(within(t), tg, nil, nil)
-		works(t, c, err)
+		c, err := Dial(sshdtest.Within(t), tg, nil, nil)
+		sshdtest.Works(t, c, err)
 	})
 	t.Run("IdentitiesOnly", func(t *testing.T) {
 		tg := target(s, home)
 		tg.Options = map[string]string{"IdentitiesOnly": "yes"}
-		if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrAuth) {
+		if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, identity.ErrAuth) {
 			t.Errorf("got %v; want ErrAuth: the key is not named", err)
 		}
 		// A public key alone picks the agent's.
-		write(t, filepath.Join(home, "pick.pub"), read(t, s.KeyFile+".pub"))
+		sshdtest.Write(t, filepath.Join(home, "pick.pub"), sshdtest.Read(t, s.KeyFile+".pub"))
 		tg.Options["IdentityFile"] = "~/pick.pub"
-		c, err := Dial(within(t), tg, nil, nil)
-		works(t, c, err)
+		c, err := Dial(sshdtest.Within(t), tg, nil, nil)
+		sshdtest.Works(t, c, err)
 		tg.Options["IdentityFile"] = "~/pick"
-		c, err = Dial(within(t), tg, nil, nil)
-		works(t, c, err)
+		c, err = Dial(sshdtest.Within(t), tg, nil, nil)
+		sshdtest.Works(t, c, err)
 	})
 	t.Run("rsa", func(t *testing.T) {
-		authorize(t, s, read(t, other+".pub"))
-		defer authorize(t, s, read(t, s.KeyFile+".pub"))
-		c, err := Dial(within(t), target(s, home), nil, nil)
-		works(t, c, err)
+		s.Authorize(t, sshdtest.Read(t, other+".pub"))
+		defer s.Authorize(t, sshdtest.Read(t, s.KeyFile+".pub"))
+		c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		sshdtest.Works(t, c, err)
 	})
 	t.Run("locked key is in the agent", func(t *testing.T) {
 		// The agent signs, so nobody is asked.
 		key := filepath.Join(dir, "id_rsa")
 		sshdtest.Run(t, "cp", other, key)
 		sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
-		authorize(t, s, read(t, other+".pub"))
-		defer authorize(t, s, read(t, s.KeyFile+".pub"))
-		p := &person{}
-		c, err := Dial(within(t), target(s, home), p, nil)
-		works(t, c, err)
-		if len(p.asked) > 0 {
-			t.Errorf("asked %q; want nothing", p.asked)
+		s.Authorize(t, sshdtest.Read(t, other+".pub"))
+		defer s.Authorize(t, sshdtest.Read(t, s.KeyFile+".pub"))
+		p := &sshdtest.Person{}
+		c, err := Dial(sshdtest.Within(t), target(s, home), p, nil)
+		sshdtest.Works(t, c, err)
+		if len(p.Asked) > 0 {
+			t.Errorf("asked %q; want nothing", p.Asked)
 		}
 		os.Remove(key)
 	})
 	t.Run("dead", func(t *testing.T) {
 		t.Setenv("SSH_AUTH_SOCK", filepath.Join(t.TempDir(), "nosuch"))
-		if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "nosuch") {
+		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "nosuch") {
 			t.Errorf("got %v; want ErrAuth naming the socket", err)
 		}
-		write(t, filepath.Join(dir, "id_ed25519"), read(t, s.KeyFile))
-		c, err := Dial(within(t), target(s, home), nil, nil)
-		works(t, c, err)
+		sshdtest.Write(t, filepath.Join(dir, "id_ed25519"), sshdtest.Read(t, s.KeyFile))
+		c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		sshdtest.Works(t, c, err)
 	})
 	t.Run("too many keys", func(t *testing.T) {
 		var keys []string
@@ -328,7 +266,7 @@ func TestDialAgent(t *testing.T) {
 			keys = append(keys, k)
 		}
 		t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, keys...))
-		if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "Too many authentication failures") {
+		if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "Too many authentication failures") {
 			t.Errorf("got %v; want ErrAuth, too many", err)
 		}
 	})
@@ -347,17 +285,17 @@ func TestDialAgentRefuses(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("ssh-add: %v %s", err, out)
 	}
-	authorize(t, s, read(t, key+".pub")+read(t, s.KeyFile+".pub"))
-	c, err := Dial(within(t), target(s, home), nil, nil)
-	works(t, c, err)
-	authorize(t, s, read(t, key+".pub"))
-	if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "not tried: refused") {
+	s.Authorize(t, sshdtest.Read(t, key+".pub")+sshdtest.Read(t, s.KeyFile+".pub"))
+	c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+	sshdtest.Works(t, c, err)
+	s.Authorize(t, sshdtest.Read(t, key+".pub"))
+	if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "not tried: refused") {
 		t.Errorf("got %v; want ErrAuth naming the key of the agent as not tried", err)
 	}
 }
 
 func TestDialCertificate(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca")
 	sshdtest.NewKey(t, ca, "ed25519", "")
@@ -367,12 +305,12 @@ func TestDialCertificate(t *testing.T) {
 			home := s.Home(t, "IdentityFile ~/.ssh/mine\n")
 			key := filepath.Join(home, ".ssh", "mine")
 			sshdtest.NewKey(t, key, kind, "")
-			if _, err := Dial(within(t), target(s, home), nil, nil); !errors.Is(err, ErrAuth) {
+			if _, err := Dial(sshdtest.Within(t), target(s, home), nil, nil); !errors.Is(err, identity.ErrAuth) {
 				t.Fatalf("without certificate: got %v; want ErrAuth", err)
 			}
 			sshdtest.Certify(t, ca, key, "-n", s.User)
-			c, err := Dial(within(t), target(s, home), nil, nil)
-			works(t, c, err)
+			c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+			sshdtest.Works(t, c, err)
 
 			// The certificate elsewhere, the key in an agent.
 			cert := filepath.Join(home, "elsewhere.pub")
@@ -381,8 +319,8 @@ func TestDialCertificate(t *testing.T) {
 			os.Remove(key)
 			tg := target(s, home)
 			tg.Options = map[string]string{"CertificateFile": "~/elsewhere.pub", "IdentityAgent": sock}
-			c, err = Dial(within(t), tg, nil, nil)
-			works(t, c, err)
+			c, err = Dial(sshdtest.Within(t), tg, nil, nil)
+			sshdtest.Works(t, c, err)
 		})
 	}
 	t.Run("agent holds both", func(t *testing.T) {
@@ -391,13 +329,13 @@ func TestDialCertificate(t *testing.T) {
 		sshdtest.NewKey(t, key, "rsa", "")
 		sshdtest.Certify(t, ca, key, "-n", s.User)
 		t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t, key))
-		c, err := Dial(within(t), target(s, home), nil, nil)
-		works(t, c, err)
+		c, err := Dial(sshdtest.Within(t), target(s, home), nil, nil)
+		sshdtest.Works(t, c, err)
 	})
 }
 
 func TestDialJump(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	inner := sshdtest.Start(t, sshdtest.Options{})
 	gate := sshdtest.Start(t, sshdtest.Options{})
 	gate2 := sshdtest.Start(t, sshdtest.Options{})
@@ -418,30 +356,30 @@ Host loop
 Host pool
  ProxyJump loop
 `, gate.Port, gate2.Port, inner.Port))
-	write(t, filepath.Join(home, ".ssh", "gate"), read(t, gate.KeyFile))
-	write(t, filepath.Join(home, ".ssh", "gate2"), read(t, gate2.KeyFile))
-	write(t, filepath.Join(home, ".ssh", "known_hosts"), inner.KnownHostsLine+gate.KnownHostsLine+gate2.KnownHostsLine)
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "gate"), sshdtest.Read(t, gate.KeyFile))
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "gate2"), sshdtest.Read(t, gate2.KeyFile))
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), inner.KnownHostsLine+gate.KnownHostsLine+gate2.KnownHostsLine)
 
-	c, err := Dial(within(t), Target{Host: "inner", Home: home}, nil, nil)
-	works(t, c, err)
+	c, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "inner", Home: home}, nil, nil)
+	sshdtest.Works(t, c, err)
 	if !strings.Contains(gate.Log(), "Accepted publickey") {
 		t.Error("the jump host saw nobody")
 	}
-	c, err = Dial(within(t), Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2,gate"}}, nil, nil)
-	works(t, c, err)
+	c, err = Dial(sshdtest.Within(t), sshconf.Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2,gate"}}, nil, nil)
+	sshdtest.Works(t, c, err)
 	if !strings.Contains(gate2.Log(), "Accepted publickey") {
 		t.Error("the first of two jump hosts saw nobody")
 	}
 	// A login that fails half-way says where.
 	os.Remove(filepath.Join(home, ".ssh", "gate"))
-	if _, err := Dial(within(t), Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
+	if _, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "inner", Home: home}, nil, nil); !errors.Is(err, identity.ErrAuth) || !strings.Contains(err.Error(), "jump host gate") {
 		t.Errorf("wrong key for the jump host: got %v; want ErrAuth naming it", err)
 	}
-	if _, err := Dial(within(t), Target{Host: "loop", Home: home}, nil, nil); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "loop") {
+	if _, err := Dial(sshdtest.Within(t), sshconf.Target{Host: "loop", Home: home}, nil, nil); !errors.Is(err, sshconf.ErrConfig) || !strings.Contains(err.Error(), "loop") {
 		t.Errorf("hosts that jump over each other: got %v; want ErrConfig", err)
 	}
 	inner.Stop()
-	_, err = Dial(within(t), Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2"}}, nil, nil)
+	_, err = Dial(sshdtest.Within(t), sshconf.Target{Host: "inner", Home: home, Options: map[string]string{"ProxyJump": "gate2"}}, nil, nil)
 	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "through gate2") {
 		t.Errorf("inner host down: got %v; want ErrUnreachable", err)
 	}
@@ -454,20 +392,20 @@ Host pool
 }
 
 func TestDialProxyCommand(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	sshdtest.Require(t, "socat")
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	pidFile := filepath.Join(home, "pid")
 	tg := target(s, home)
 	tg.Options = map[string]string{"ProxyCommand": "sh -c 'echo $$ >" + pidFile + "; exec socat - TCP:%h:%p'"}
-	for _, p := range []Prompter{nil, &person{}} {
-		c, err := Dial(within(t), tg, p, nil)
+	for _, p := range []ask.Prompter{nil, &sshdtest.Person{}} {
+		c, err := Dial(sshdtest.Within(t), tg, p, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pid := strings.TrimSpace(read(t, pidFile))
-		works(t, c, nil)
+		pid := strings.TrimSpace(sshdtest.Read(t, pidFile))
+		sshdtest.Works(t, c, nil)
 		waitFor(t, "the command to end with the connection", func() bool {
 			_, err := os.Stat("/proc/" + pid)
 			return err != nil
@@ -477,31 +415,31 @@ func TestDialProxyCommand(t *testing.T) {
 		gate := sshdtest.Start(t, sshdtest.Options{})
 		tg := tg
 		tg.Options = map[string]string{"ProxyCommand": fmt.Sprintf("ssh -F none -o BatchMode=yes -o IdentityAgent=none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -i %s -p %d -W %%h:%%p 127.0.0.1", gate.KeyFile, gate.Port)}
-		c, err := Dial(within(t), tg, nil, nil)
-		works(t, c, err)
+		c, err := Dial(sshdtest.Within(t), tg, nil, nil)
+		sshdtest.Works(t, c, err)
 	})
 	t.Run("it fails", func(t *testing.T) {
 		tg := tg
 		tg.Options = map[string]string{"ProxyCommand": "echo no route to there >&2; exit 3"}
-		if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no route to there") {
+		if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no route to there") {
 			t.Errorf("got %v; want ErrUnreachable with what the command said", err)
 		}
 	})
 	t.Run("it hangs", func(t *testing.T) {
 		tg := tg
 		tg.Options = map[string]string{"ProxyCommand": "trap '' HUP; echo $$ >" + pidFile + "; sleep 1000", "ConnectTimeout": "1"}
-		if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
+		if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
 			t.Errorf("got %v; want ErrUnreachable", err)
 		}
 		waitFor(t, "the command to be killed", func() bool {
-			_, err := os.Stat("/proc/" + strings.TrimSpace(read(t, pidFile)))
+			_, err := os.Stat("/proc/" + strings.TrimSpace(sshdtest.Read(t, pidFile)))
 			return err != nil
 		})
 	})
 }
 
 func TestDialUnreachable(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	home := t.TempDir()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -509,8 +447,8 @@ func TestDialUnreachable(t *testing.T) {
 	}
 	defer silent.Close()
 	port := silent.Addr().(*net.TCPAddr).Port
-	tg := Target{Host: "127.0.0.1", Port: port, Home: home, ConfigFile: "none", Options: map[string]string{"ConnectTimeout": "1"}}
-	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no answer within 1s") {
+	tg := sshconf.Target{Host: "127.0.0.1", Port: port, Home: home, ConfigFile: "none", Options: map[string]string{"ConnectTimeout": "1"}}
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "no answer within 1s") {
 		t.Errorf("silent server: got %v; want ErrUnreachable after 1 s", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -530,11 +468,11 @@ func TestDialUnreachable(t *testing.T) {
 		t.Errorf("cancelling took %v", d)
 	}
 	silent.Close()
-	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) || !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("nobody listens: got %v; want ErrUnreachable, connection refused", err)
 	}
 	tg.Host = "no-such-host.invalid"
-	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("no such host: got %v; want ErrUnreachable", err)
 	}
 	web, err := net.Listen("tcp", "127.0.0.1:0")
@@ -553,7 +491,7 @@ func TestDialUnreachable(t *testing.T) {
 		}
 	}()
 	tg.Host, tg.Port = "127.0.0.1", web.Addr().(*net.TCPAddr).Port
-	if _, err := Dial(within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
+	if _, err := Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, ErrUnreachable) {
 		t.Errorf("a web server: got %v; want ErrUnreachable", err)
 	}
 }
@@ -564,7 +502,7 @@ func TestKeepAlive(t *testing.T) {
 	s := sshdtest.Start(t, sshdtest.Options{})
 	tg := target(s, s.Home(t, ""))
 	tg.Options = map[string]string{"ServerAliveInterval": "1", "ServerAliveCountMax": "2", "IdentityAgent": "none"}
-	c, err := Dial(within(t), tg, nil, nil)
+	c, err := Dial(sshdtest.Within(t), tg, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -589,7 +527,7 @@ func TestKeepAlive(t *testing.T) {
 }
 
 func TestDialCancelWhileAsking(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
@@ -603,10 +541,10 @@ func TestDialCancelWhileAsking(t *testing.T) {
 
 // A server has no patience without end: it is no fault of the network then.
 func TestDialServerDoesNotWait(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "PasswordAuthentication yes\nPubkeyAuthentication no\n"})
 	p := &leaving{stop: s.Stop}
-	_, err := Dial(within(t), target(s, s.Home(t, "")), p, nil)
+	_, err := Dial(sshdtest.Within(t), target(s, s.Home(t, "")), p, nil)
 	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, errWaited) {
 		t.Errorf("got %v; want ErrUnreachable, for it did not wait", err)
 	}
@@ -635,24 +573,24 @@ func (p *stuck) Confirm(string) (bool, error)  { p.cancel(); <-p.done; return fa
 
 // The time a person takes is not the server's.
 func TestDialSlowPerson(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
 	tg := target(s, home)
 	tg.Options = map[string]string{"ConnectTimeout": "1"}
-	c, err := Dial(within(t), tg, slow(1500*time.Millisecond), nil)
-	works(t, c, err)
+	c, err := Dial(sshdtest.Within(t), tg, slow(1500*time.Millisecond), nil)
+	sshdtest.Works(t, c, err)
 }
 
 // Nor is the time that one connection waits for what another one's person is asked.
 func TestDialSlowPersonTogether(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "ConnectTimeout 1\n")
 	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
-	creds := new(Credentials)
-	ctx := within(t)
+	creds := new(ask.Credentials)
+	ctx := sshdtest.Within(t)
 	var clients [3]*ssh.Client
 	var errs [3]error
 	var wg sync.WaitGroup
@@ -661,7 +599,7 @@ func TestDialSlowPersonTogether(t *testing.T) {
 	}
 	wg.Wait()
 	for i := range clients {
-		works(t, clients[i], errs[i])
+		sshdtest.Works(t, clients[i], errs[i])
 	}
 }
 
@@ -672,15 +610,15 @@ func (p slow) Confirm(string) (bool, error)  { time.Sleep(time.Duration(p)); ret
 
 // Several connections at once, one question.
 func TestDialTogether(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	os.Remove(filepath.Join(home, ".ssh", "known_hosts"))
 	key := filepath.Join(home, ".ssh", "id_ed25519")
 	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
-	p := &person{answers: []string{"secret"}, yes: []bool{true}}
-	creds := new(Credentials)
-	ctx := within(t)
+	p := &sshdtest.Person{Answers: []string{"secret"}, Yes: []bool{true}}
+	creds := new(ask.Credentials)
+	ctx := sshdtest.Within(t)
 	clients := make([]*ssh.Client, 6)
 	errs := make([]error, len(clients))
 	var wg sync.WaitGroup
@@ -689,28 +627,14 @@ func TestDialTogether(t *testing.T) {
 	}
 	wg.Wait()
 	for i := range clients {
-		works(t, clients[i], errs[i])
+		sshdtest.Works(t, clients[i], errs[i])
 	}
-	if len(p.asked) != 2 {
-		t.Errorf("asked %q; want one question about the host and one about the key", p.asked)
+	if len(p.Asked) != 2 {
+		t.Errorf("asked %q; want one question about the host and one about the key", p.Asked)
 	}
-	if n := strings.Count(read(t, filepath.Join(home, ".ssh", "known_hosts")), "\n"); n != 1 {
+	if n := strings.Count(sshdtest.Read(t, filepath.Join(home, ".ssh", "known_hosts")), "\n"); n != 1 {
 		t.Errorf("known_hosts has %d lines; want 1", n)
 	}
-}
-
-func authorize(t *testing.T, s *sshdtest.Server, keys string) {
-	t.Helper()
-	write(t, filepath.Join(s.Dir, "authorized_keys"), keys)
-}
-
-func read(t testing.TB, path string) string {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
 
 // waitFor polls: the event is in another process.
@@ -725,11 +649,11 @@ func waitFor(t *testing.T, what string, done func() bool) {
 
 // What is dialled and closed, or not let in, leaves no goroutine, process or descriptor behind.
 func TestDialLeavesNothing(t *testing.T) {
-	noAgent(t)
+	sshdtest.NoAgent(t)
 	s := sshdtest.Start(t, sshdtest.Options{})
-	gate := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: read(t, s.KeyFile+".pub")})
+	gate := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: sshdtest.Read(t, s.KeyFile+".pub")})
 	home := s.Home(t, fmt.Sprintf("Host gate\n HostName 127.0.0.1\n Port %d\n", gate.Port))
-	write(t, filepath.Join(home, ".ssh", "known_hosts"), s.KnownHostsLine+gate.KnownHostsLine)
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), s.KnownHostsLine+gate.KnownHostsLine)
 	descriptors := func() int {
 		list, err := os.ReadDir("/proc/self/fd")
 		if err != nil {
@@ -742,14 +666,14 @@ func TestDialLeavesNothing(t *testing.T) {
 			{"IdentityFile": "none"}, {"IdentityFile": "none", "ProxyJump": "gate"}, {"UserKnownHostsFile": "none", "ProxyJump": "gate", "BatchMode": "yes"}} {
 			tg := target(s, home)
 			tg.Options = options
-			c, err := Dial(within(t), tg, nil, nil)
+			c, err := Dial(sshdtest.Within(t), tg, nil, nil)
 			if options["IdentityFile"] == "none" || options["BatchMode"] != "" {
 				if err == nil {
 					t.Errorf("%v: got in, want an error", options)
 				}
 				continue
 			}
-			works(t, c, err)
+			sshdtest.Works(t, c, err)
 		}
 	}
 	once() // what the libraries start once and keep

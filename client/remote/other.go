@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"isr/client/remote/sshconf"
 )
 
 // Through is a connection to somewhere else under this server's limits; its
@@ -22,6 +24,6 @@ func (s *Server) Through(c net.Conn) net.Conn {
 func (s *Server) DialOther(ctx context.Context, user, host string, port int) (*ssh.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, redialTime)
 	defer cancel()
-	t := Target{Host: host, Port: port, User: user, Home: s.target.Home, BatchMode: true}
+	t := sshconf.Target{Host: host, Port: port, User: user, Home: s.target.Home, BatchMode: true}
 	return dialHop(ctx, t, nil, s.creds, 0, s.Through)
 }

@@ -13,6 +13,10 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
+	"isr/client/remote/ask"
+	"isr/client/remote/identity"
+	"isr/client/remote/knownhosts"
+	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 )
@@ -30,9 +34,9 @@ import (
 // or who it is, was not accepted) or Usage (the ssh configuration). Safe for
 // concurrent use.
 type Server struct {
-	target   Target
-	prompter Prompter
-	creds    *Credentials
+	target   sshconf.Target
+	prompter ask.Prompter
+	creds    *ask.Credentials
 	dial     func(ctx context.Context, alone bool, tap func(conn *tap)) (*conn, error)
 	via      Via
 
@@ -78,9 +82,9 @@ const redialTime = 10 * time.Second
 
 // Open is the server that t names; it connects nowhere yet. See Dial for p
 // and c. Close it.
-func Open(t Target, p Prompter, c *Credentials) *Server {
+func Open(t sshconf.Target, p ask.Prompter, c *ask.Credentials) *Server {
 	if c == nil {
-		c = new(Credentials)
+		c = new(ask.Credentials)
 	}
 	s := &Server{target: t, prompter: p, creds: c, objects: make(map[string]*Objects), stall: defaultStall}
 	s.dial = s.dialSSH
@@ -228,9 +232,9 @@ func (s *Server) sorted(err error) error {
 	switch {
 	case errors.Is(err, ErrUnreachable):
 		kind = parcel.Unreachable
-	case errors.Is(err, ErrHostKey), errors.Is(err, ErrAuth):
+	case errors.Is(err, knownhosts.ErrHostKey), errors.Is(err, identity.ErrAuth):
 		kind = parcel.Denied
-	case errors.Is(err, ErrConfig):
+	case errors.Is(err, sshconf.ErrConfig):
 		kind = parcel.Usage
 	case errors.Is(err, context.DeadlineExceeded):
 		// Ours, on connecting again.

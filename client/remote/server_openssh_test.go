@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"isr/client/fetch"
+	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -21,7 +22,7 @@ func TestOpenSSH(t *testing.T) {
 	if err := os.WriteFile(known, []byte(server.KnownHostsLine), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := Open(Target{Host: server.Host, Port: server.Port, User: server.User, Home: r.home, ConfigFile: "none", BatchMode: true,
+	s := Open(sshconf.Target{Host: server.Host, Port: server.Port, User: server.User, Home: r.home, ConfigFile: "none", BatchMode: true,
 		Options: map[string]string{"IdentityFile": server.KeyFile, "IdentityAgent": "none", "UserKnownHostsFile": known}}, nil, nil)
 	defer s.Close()
 	names, err := s.ListParcels(bg)

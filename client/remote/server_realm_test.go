@@ -23,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/linktest"
+	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -146,12 +147,12 @@ func (r *realm) kill() {
 func (r *realm) restart() { r.Target(r.start()) }
 
 // target is alice at the server.
-func (r *realm) target() Target {
-	host, port, err := ParseHostPort(r.Addr)
+func (r *realm) target() sshconf.Target {
+	host, port, err := sshconf.ParseHostPort(r.Addr)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return Target{Host: host, Port: port, User: "alice", Home: r.home, ConfigFile: "none", BatchMode: true,
+	return sshconf.Target{Host: host, Port: port, User: "alice", Home: r.home, ConfigFile: "none", BatchMode: true,
 		Options: map[string]string{"StrictHostKeyChecking": "accept-new", "IdentityAgent": "none",
 			"GlobalKnownHostsFile": "none"}}
 }

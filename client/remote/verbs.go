@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/ask"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -268,7 +269,7 @@ func (s *Server) CheckParcel(ctx context.Context, p string, version int, content
 // Motd is the server's message of the day; "" if there is none.
 func (s *Server) Motd(ctx context.Context) (string, error) {
 	out, err := s.ask(ctx, safe, nil, proto.Motd)
-	return printable(string(out)), err
+	return ask.Printable(string(out)), err
 }
 
 // nonsense is an answer that does not mean anything.

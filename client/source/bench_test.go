@@ -20,6 +20,7 @@ import (
 	"isr/client/fetch/fetchtest"
 	"isr/client/remote"
 	"isr/client/remote/linktest"
+	"isr/client/remote/sshconf"
 	"isr/locksrv/locksrvtest"
 	"isr/store/seal"
 )
@@ -113,7 +114,7 @@ func lockServer(b *testing.B, rtt time.Duration, objects map[seal.Tag][]byte) fe
 			b.Fatal(err)
 		}
 	}
-	s := remote.Open(remote.Target{Host: host, Port: port, User: "alice", Home: home, BatchMode: true}, nil, nil)
+	s := remote.Open(sshconf.Target{Host: host, Port: port, User: "alice", Home: home, BatchMode: true}, nil, nil)
 	b.Cleanup(func() { s.Close() })
 	if _, err := s.ListParcels(context.Background()); err != nil {
 		b.Fatal(err)

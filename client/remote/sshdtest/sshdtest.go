@@ -1,4 +1,5 @@
-// Package sshdtest gives tests a real OpenSSH: a server on the loopback interface, keys made by ssh-keygen, an agent.
+// Package sshdtest gives tests a real OpenSSH: a server on the loopback interface, keys made by ssh-keygen, an agent; and a person
+// who answers by a script.
 //
 // A server runs as the user of the test, in the foreground, from a temporary directory, and is ended by its process
 // id with everything it started. Logs of a server are shown when its test fails. Where a program is missing the test is
@@ -122,7 +123,7 @@ func Start(t testing.TB, o Options) *Server {
 	}
 	keys = strings.ReplaceAll(keys, "%KEY%", strings.TrimSpace(string(ssh.MarshalAuthorizedKey(PublicKey(t, s.KeyFile)))))
 	authorized := filepath.Join(dir, "authorized_keys")
-	write(t, authorized, keys)
+	Write(t, authorized, keys)
 
 	before, after := o.ExtraConfig, ""
 	if i := strings.Index("\n"+strings.ToLower(o.ExtraConfig), "\nmatch "); i >= 0 {
@@ -325,10 +326,10 @@ func (s *Server) Home(t testing.TB, config string) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(dir, "id_ed25519"+suffix), string(text))
+		Write(t, filepath.Join(dir, "id_ed25519"+suffix), string(text))
 	}
-	write(t, filepath.Join(dir, "known_hosts"), s.KnownHostsLine)
-	write(t, filepath.Join(dir, "config"), config)
+	Write(t, filepath.Join(dir, "known_hosts"), s.KnownHostsLine)
+	Write(t, filepath.Join(dir, "config"), config)
 	return home
 }
 
@@ -419,13 +420,6 @@ func freePort() (int, error) {
 	}
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
 
 type lockedBuffer struct {

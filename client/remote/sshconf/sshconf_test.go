@@ -1,4 +1,4 @@
-package remote
+package sshconf
 
 import (
 	"errors"
@@ -241,9 +241,9 @@ func TestResolveAsSSHDoes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
 			for name, text := range c.more {
-				write(t, filepath.Join(dir, name), strings.ReplaceAll(text, "%DIR%", dir))
+				sshdtest.Write(t, filepath.Join(dir, name), strings.ReplaceAll(text, "%DIR%", dir))
 			}
-			write(t, filepath.Join(dir, "config"), strings.ReplaceAll(c.config, "%DIR%", dir))
+			sshdtest.Write(t, filepath.Join(dir, "config"), strings.ReplaceAll(c.config, "%DIR%", dir))
 			want, err := oracle(t, dir, c.host, c.args...)
 			if err != nil {
 				t.Fatalf("ssh -G: %v", err)
@@ -284,7 +284,7 @@ func TestResolveErrorsAsSSH(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			write(t, filepath.Join(dir, "config"), strings.ReplaceAll(c.config, "%DIR%", dir))
+			sshdtest.Write(t, filepath.Join(dir, "config"), strings.ReplaceAll(c.config, "%DIR%", dir))
 			if out, err := oracle(t, dir, "a"); err == nil {
 				t.Errorf("ssh -G accepts it: %v", out)
 			}
@@ -389,9 +389,9 @@ func TestResolveProperty(t *testing.T) {
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		config := body(rt, "Include "+dir+"/inc*")
-		write(t, filepath.Join(dir, "config"), config)
-		write(t, filepath.Join(dir, "inc1"), body(rt, "Port 4"))
-		write(t, filepath.Join(dir, "inc2"), body(rt, "Port 5"))
+		sshdtest.Write(t, filepath.Join(dir, "config"), config)
+		sshdtest.Write(t, filepath.Join(dir, "inc1"), body(rt, "Port 4"))
+		sshdtest.Write(t, filepath.Join(dir, "inc2"), body(rt, "Port 5"))
 		host := pick(rt, "host", "a", "b", "ab", "A", "a.org", "web1.org", "b.org")
 		target := Target{Host: host, ConfigFile: filepath.Join(dir, "config")}
 		var args []string
@@ -420,7 +420,7 @@ func TestResolveExpandsPaths(t *testing.T) {
 	t.Setenv("SSHTEST", "fromenv")
 	t.Setenv("SSH_AUTH_SOCK", "/run/from-env")
 	t.Setenv("OTHER_SOCK", "/run/other")
-	write(t, filepath.Join(home, ".ssh", "config"), `Include sub/*.conf
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "config"), `Include sub/*.conf
 Host srv
  HostName %h.example.org
  Port 2222
@@ -438,7 +438,7 @@ Host sock
  IdentityAgent ~/%r.sock
  User u
 `)
-	write(t, filepath.Join(home, ".ssh", "sub", "a.conf"), "HashKnownHosts yes\n")
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "sub", "a.conf"), "HashKnownHosts yes\n")
 	r, err := Resolve(Target{Host: "srv", Home: home})
 	if err != nil {
 		t.Fatal(err)
@@ -472,7 +472,7 @@ Host sock
 	if r.ServerAliveInterval != 15*time.Second || r.ServerAliveCountMax != 3 || r.ConnectTimeout != 30*time.Second {
 		t.Errorf("times: got %v x %d, %v", r.ServerAliveInterval, r.ServerAliveCountMax, r.ConnectTimeout)
 	}
-	write(t, filepath.Join(home, ".ssh", "config"), "IdentityFile ${SSHTEST_UNSET}/k\n")
+	sshdtest.Write(t, filepath.Join(home, ".ssh", "config"), "IdentityFile ${SSHTEST_UNSET}/k\n")
 	if _, err := Resolve(Target{Host: "srv", Home: home}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "SSHTEST_UNSET") {
 		t.Errorf("unset variable: got %v, want ErrConfig naming it", err)
 	}
@@ -481,7 +481,7 @@ Host sock
 func TestResolveRefusesWritableConfig(t *testing.T) {
 	home := t.TempDir()
 	file := filepath.Join(home, ".ssh", "config")
-	write(t, file, "Port 7\n")
+	sshdtest.Write(t, file, "Port 7\n")
 	os.Chmod(file, 0o664)
 	if _, err := Resolve(Target{Host: "a", Home: home}); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), file) {
 		t.Errorf("got %v, want ErrConfig naming the file", err)
@@ -497,7 +497,7 @@ func TestResolveRefusesWritableConfig(t *testing.T) {
 func TestResolveNotices(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config")
-	write(t, file, "Match localnetwork 10.0.0.0/8\n Port 1\nMatch tagged x host a\n Port 2\nHost a\n Port 3\nCanonicalizeHostname yes\n")
+	sshdtest.Write(t, file, "Match localnetwork 10.0.0.0/8\n Port 1\nMatch tagged x host a\n Port 2\nHost a\n Port 3\nCanonicalizeHostname yes\n")
 	r, err := Resolve(Target{Host: "a", ConfigFile: file})
 	if err != nil {
 		t.Fatal(err)
@@ -644,7 +644,7 @@ func FuzzConfig(f *testing.F) {
 			return // would run commands, or read files
 		}
 		file := filepath.Join(t.TempDir(), "config")
-		write(t, file, s)
+		sshdtest.Write(t, file, s)
 		r, err := Resolve(Target{Host: "a", ConfigFile: file, Home: "/nonexistent"})
 		if err == nil && (r.HostName == "" || r.Port < 1 || r.Port > 65535 || r.User == "") {
 			t.Errorf("got %+v", r)
@@ -653,14 +653,4 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("got %v, want ErrConfig", err)
 		}
 	})
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }

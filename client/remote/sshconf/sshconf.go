@@ -1,4 +1,12 @@
-package remote
+// Package sshconf says how a host is reached and who logs in there, as ssh_config has it.
+//
+// It promises that what `ssh -G` makes of the files, of the options and of what was typed, Resolve does (Host, Match, Include,
+// tokens, lists of algorithms), so that one configuration serves both. It opens configuration files only and changes nothing;
+// what it must skip it says in Notices, for the person in front, and what means nothing is an ErrConfig that names the line.
+//
+// It does not connect, read keys or known hosts, or canonicalise host names. Settings of what this client does not do (forwarding,
+// ControlMaster, GSSAPI, PKCS#11) are passed over.
+package sshconf
 
 import (
 	"errors"
@@ -75,6 +83,7 @@ type Resolved struct {
 	CertificateFiles []string
 	IdentitiesOnly   bool
 	IdentityAgent    string // socket of the agent; "": none
+	NoAgent          bool   // IdentityAgent is none, which no remembered socket may undo
 
 	ProxyJump    []Hop  // first hop first; the last one connects to HostName
 	ProxyCommand string // expanded, for the user's shell; "": none
@@ -105,8 +114,7 @@ type Resolved struct {
 	// nil: this implementation's defaults.
 	HostKeyAlgorithms, KexAlgorithms, Ciphers, MACs, PubkeyAcceptedAlgorithms []string
 
-	agentOff         bool // IdentityAgent is none, which no remembered socket may undo
-	hostKeysRelative bool // HostKeyAlgorithms was given by + or -: known types may still come first
+	HostKeysRelative bool // HostKeyAlgorithms was given by + or -: known types may still come first
 
 	Notices []string // what of the configuration was not understood and therefore skipped, for the person in front
 }
@@ -121,16 +129,17 @@ type AgentPolicy struct {
 // Address is HostName and Port as a dialler takes them.
 func (r *Resolved) Address() string { return net.JoinHostPort(r.HostName, strconv.Itoa(r.Port)) }
 
-// knownAs is the name host keys are looked up under.
-func (r *Resolved) knownAs() string {
+// KnownAs is the name (host:port) that host keys are looked up under.
+func (r *Resolved) KnownAs() string {
 	if r.HostKeyAlias != "" {
 		return net.JoinHostPort(r.HostKeyAlias, "22") // an alias stands without a port
 	}
 	return net.JoinHostPort(strings.ToLower(r.HostName), strconv.Itoa(r.Port))
 }
 
-// destination names the login in prompts, errors and the keys of Credentials.
-func (r *Resolved) destination() string {
+// Destination names the login, USER@HOST or USER@HOST:PORT where the port is not 22: in prompts and errors, and for what is
+// remembered of it.
+func (r *Resolved) Destination() string {
 	if r.Port == 22 {
 		return r.User + "@" + r.HostName
 	}
@@ -144,7 +153,7 @@ func Destination(t Target) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return r.destination(), nil
+	return r.Destination(), nil
 }
 
 // The defaults this client can use, in the order ssh tries them.
@@ -390,7 +399,7 @@ func (e *evaluation) paths(r *Resolved) error {
 	if r.IdentityAgent, err = e.agentSocket(tokens); err != nil {
 		return err
 	}
-	r.agentOff = strings.EqualFold(e.first("identityagent"), "none")
+	r.NoAgent = strings.EqualFold(e.first("identityagent"), "none")
 	if cmd := e.first("proxycommand"); cmd != "" && !strings.EqualFold(cmd, "none") {
 		if r.ProxyCommand, err = expandPercent(cmd, tokens); err != nil {
 			return fmt.Errorf("ProxyCommand: %w", err)

@@ -1,4 +1,4 @@
-package remote
+package sshconf
 
 import (
 	"crypto/sha1"
@@ -280,7 +280,7 @@ func (e *evaluation) algorithms(r *Resolved) error {
 		}
 		*l.into = list
 		if l.key == "hostkeyalgorithms" {
-			r.hostKeysRelative = spec[0] == '+' || spec[0] == '-'
+			r.HostKeysRelative = spec[0] == '+' || spec[0] == '-'
 		}
 	}
 	return nil
@@ -327,6 +327,27 @@ func without(list, drop []string) []string {
 		}
 	}
 	return out
+}
+
+// SignatureAlgorithms are those that a key or certificate may sign with, best first; RSA with SHA-1 only if the configuration
+// names it.
+func (r *Resolved) SignatureAlgorithms(pub ssh.PublicKey) []string {
+	accepted := r.PubkeyAcceptedAlgorithms
+	named := func(algo string) string { return algo }
+	if cert, ok := pub.(*ssh.Certificate); ok {
+		pub, named = cert.Key, certAlgorithm
+	}
+	algos := []string{pub.Type()}
+	if pub.Type() == ssh.KeyAlgoRSA {
+		algos = []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
+		if slices.Contains(accepted, named(ssh.KeyAlgoRSA)) {
+			algos = append(algos, ssh.KeyAlgoRSA)
+		}
+	}
+	if accepted == nil {
+		return algos
+	}
+	return slices.DeleteFunc(algos, func(a string) bool { return !slices.Contains(accepted, named(a)) })
 }
 
 // certAlgorithm is the algorithm of certificates for keys of the given algorithm; "" if there is none.
@@ -417,7 +438,8 @@ func checkUserName(s string) error {
 	return nil
 }
 
-const maxHops = 8
+// MaxHops bounds a chain of jump hosts.
+const MaxHops = 8
 
 // parseJump reads ProxyJump: [user@]host[:port] or ssh://[user@]host[:port], separated by commas; "none" is no hop.
 func parseJump(s string) ([]Hop, error) {
@@ -441,8 +463,8 @@ func parseJump(s string) ([]Hop, error) {
 		}
 		hops = append(hops, h)
 	}
-	if len(hops) > maxHops {
-		return nil, fmt.Errorf("proxyjump %q: more than %d hops", s, maxHops)
+	if len(hops) > MaxHops {
+		return nil, fmt.Errorf("proxyjump %q: more than %d hops", s, MaxHops)
 	}
 	return hops, nil
 }

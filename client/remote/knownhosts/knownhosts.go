@@ -1,4 +1,11 @@
-package remote
+// Package knownhosts decides whether a server is the one that is known: by the files of known hosts, as ssh would.
+//
+// It promises that a host key which changed, or is revoked, is never accepted quietly; that a key of an unknown host is asked about
+// once, however many connections meet it; that what was accepted is written as ssh can read it, or remembered in the credentials
+// where it cannot be written; and that a line which nobody can read hides no other. What is refused is an Error.
+//
+// It does not read binary revocation lists, and does not ask DNS or a KnownHostsCommand.
+package knownhosts
 
 import (
 	"bytes"
@@ -7,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,16 +26,18 @@ import (
 	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
+
+	"isr/client/remote/ask"
+	"isr/client/remote/sshconf"
 )
 
-// hostChecker decides about host keys for one target.
-type hostChecker struct {
-	r     *Resolved
-	asker *asker
-	creds *Credentials
-	addr  string // what the name resolved to, for the person; "" behind a proxy
+// Checker decides about host keys for one target.
+type Checker struct {
+	Config *sshconf.Resolved
+	Asker  *ask.Asker
+	Addr   string // what the name resolved to, for the person; "" behind a proxy
 
-	degraded bool // the key is wrong but StrictHostKeyChecking=no goes on: no password may follow
+	Degraded bool // set by Check: the key is wrong but StrictHostKeyChecking=no goes on: no password may follow
 }
 
 // verdict of the files on a key.
@@ -184,7 +194,7 @@ func (d *database) look(name string, remote net.Addr, key ssh.PublicKey) (findin
 // authority tells whether key is a certificate authority for name.
 func (d *database) authority(name string, key ssh.PublicKey) bool {
 	for _, k := range d.db.HostKeys(name) {
-		if k.Cert && samePublicKey(k.PublicKey, key) {
+		if k.Cert && bytes.Equal(k.PublicKey.Marshal(), key.Marshal()) {
 			return true
 		}
 	}
@@ -193,15 +203,15 @@ func (d *database) authority(name string, key ssh.PublicKey) bool {
 
 // algorithms orders what to ask the server for: what the files can vouch for comes first, so that a host known by one
 // key is not met with another. Certificates are asked for only where an authority is known.
-func (d *database) algorithms(r *Resolved) []string {
-	if r.HostKeyAlgorithms != nil && !r.hostKeysRelative {
+func (d *database) algorithms(r *sshconf.Resolved) []string {
+	if r.HostKeyAlgorithms != nil && !r.HostKeysRelative {
 		return r.HostKeyAlgorithms
 	}
 	all := r.HostKeyAlgorithms
 	if all == nil {
 		all = ssh.SupportedAlgorithms().HostKeys
 	}
-	name := r.knownAs()
+	name := r.KnownAs()
 	known := map[string]bool{}
 	certs := false
 	host, _, _ := net.SplitHostPort(name)
@@ -264,14 +274,24 @@ func keyTypeOf(algo string) string {
 	return algo
 }
 
-func (h *hostChecker) files() []string {
-	return append(append([]string{}, h.r.UserKnownHostsFiles...), h.r.GlobalKnownHostsFiles...)
+func (h *Checker) files() []string {
+	return append(append([]string{}, h.Config.UserKnownHostsFiles...), h.Config.GlobalKnownHostsFiles...)
 }
 
-// check is the whole decision: nil accepts. It may ask, and it may add a line to the first file of known hosts.
-func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.PublicKey) error {
-	if h.r.NoHostAuthLocalhost {
-		if a, ok := remote.(*net.TCPAddr); ok && a.IP.IsLoopback() && h.addr != "" {
+// Algorithms orders what to ask the server for, best first: see database.algorithms.
+func (h *Checker) Algorithms() ([]string, error) {
+	db, err := loadKnownHosts(h.files())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrHostKey, err)
+	}
+	return db.algorithms(h.Config), nil
+}
+
+// Check is the whole decision: nil accepts. It may ask, and it may add a line to the first file of known hosts. The error
+// is an *Error, or the context's.
+func (h *Checker) Check(ctx context.Context, remote net.Addr, key ssh.PublicKey) error {
+	if h.Config.NoHostAuthLocalhost {
+		if a, ok := remote.(*net.TCPAddr); ok && a.IP.IsLoopback() && h.Addr != "" {
 			return nil
 		}
 	}
@@ -284,7 +304,7 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 	}
 	if f.verdict == hostUnknown || f.verdict == hostOtherTypes {
 		// One question at a time; another connection may have settled it while this one waited.
-		done, err := h.asker.turn(ctx)
+		done, err := h.Asker.Turn(ctx)
 		if err != nil {
 			return err
 		}
@@ -293,41 +313,41 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 			return err
 		}
 	}
-	name := h.r.knownAs()
-	problem := &HostKeyError{Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), File: f.file, Line: f.line,
+	name := h.Config.KnownAs()
+	problem := &Error{Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), File: f.file, Line: f.line,
 		LookUp: xknownhosts.Normalize(name)}
 	switch f.verdict {
 	case hostKnown:
 		return nil
 	case hostRevoked:
-		problem.Kind = HostKeyRevoked
+		problem.Kind = Revoked
 		return problem
 	case hostChanged:
-		problem.Kind = HostKeyChanged
-		if h.r.StrictHostKeyChecking != StrictNo {
+		problem.Kind = Changed
+		if h.Config.StrictHostKeyChecking != sshconf.StrictNo {
 			return problem
 		}
-		h.degraded = true
-		h.asker.notice("Warning: %v. Going on without passwords, because StrictHostKeyChecking is no.", problem)
+		h.Degraded = true
+		h.Asker.Notice("Warning: %v. Going on without passwords, because StrictHostKeyChecking is no.", problem)
 		return nil
 	}
-	if pinned, ok := h.creds.get(&h.creds.hostKeys, name); ok && bytes.Equal(pinned, key.Marshal()) {
+	if pinned, ok := h.Asker.Credentials.HostKey(name); ok && bytes.Equal(pinned, key.Marshal()) {
 		return nil
 	}
-	problem.Kind = HostKeyUnknown
-	switch h.r.StrictHostKeyChecking {
-	case StrictYes:
+	problem.Kind = Unknown
+	switch h.Config.StrictHostKeyChecking {
+	case sshconf.StrictYes:
 		return problem
-	case StrictAsk:
-		if !h.asker.present() {
+	case sshconf.StrictAsk:
+		if !h.Asker.Present() {
 			return problem
 		}
-		yes, err := h.asker.confirm(ctx, h.question(f, key))
+		yes, err := h.Asker.Confirm(ctx, h.question(f, key))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err != nil || !yes {
-			problem.Kind = HostKeyDeclined
+			problem.Kind = Declined
 			return problem
 		}
 	}
@@ -335,14 +355,14 @@ func (h *hostChecker) check(ctx context.Context, remote net.Addr, key ssh.Public
 	return nil
 }
 
-func (h *hostChecker) look(remote net.Addr, key ssh.PublicKey) (finding, error) {
+func (h *Checker) look(remote net.Addr, key ssh.PublicKey) (finding, error) {
 	db, err := loadKnownHosts(h.files())
 	if err != nil {
 		return finding{}, err
 	}
-	f, err := db.look(h.r.knownAs(), splittable(remote), key)
+	f, err := db.look(h.Config.KnownAs(), splittable(remote), key)
 	if err != nil {
-		return f, &HostKeyError{Kind: HostKeyInvalid, Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), Cause: err}
+		return f, &Error{Kind: Invalid, Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), Cause: err}
 	}
 	return f, nil
 }
@@ -355,21 +375,21 @@ func splittable(a net.Addr) net.Addr {
 	return &net.TCPAddr{IP: net.IPv4zero}
 }
 
-func (h *hostChecker) shown() string {
-	if h.r.HostKeyAlias != "" {
-		return h.r.HostKeyAlias
+func (h *Checker) shown() string {
+	if h.Config.HostKeyAlias != "" {
+		return h.Config.HostKeyAlias
 	}
-	if h.r.Port == 22 {
-		return h.r.HostName
+	if h.Config.Port == 22 {
+		return h.Config.HostName
 	}
-	return "[" + h.r.HostName + "]:" + strconv.Itoa(h.r.Port)
+	return "[" + h.Config.HostName + "]:" + strconv.Itoa(h.Config.Port)
 }
 
 // question is what ssh asks, so that it is recognised.
-func (h *hostChecker) question(f finding, key ssh.PublicKey) string {
+func (h *Checker) question(f finding, key ssh.PublicKey) string {
 	who := h.shown()
-	if h.addr != "" && h.addr != h.r.HostName {
-		who += " (" + h.addr + ")"
+	if h.Addr != "" && h.Addr != h.Config.HostName {
+		who += " (" + h.Addr + ")"
 	}
 	others := "This key is not known by any other names."
 	if f.verdict == hostOtherTypes {
@@ -395,20 +415,24 @@ func keyName(key ssh.PublicKey) string {
 }
 
 // add records a key that has been accepted: in the first user file, or, when that cannot keep it, in the credentials.
-func (h *hostChecker) add(name string, key ssh.PublicKey) {
+func (h *Checker) add(name string, key ssh.PublicKey) {
 	if cert, ok := key.(*ssh.Certificate); ok {
 		key = cert.Key
 	}
-	h.creds.put(&h.creds.hostKeys, name, key.Marshal())
-	if len(h.r.UserKnownHostsFiles) == 0 {
+	h.Asker.Credentials.SetHostKey(name, key.Marshal())
+	if len(h.Config.UserKnownHostsFiles) == 0 {
 		return
 	}
-	file := h.r.UserKnownHostsFiles[0]
-	if err := appendKnownHost(file, name, key, h.r.HashKnownHosts); err != nil {
-		h.asker.notice("Warning: the host key of %s could not be added to %s: %v", h.shown(), file, reason(err))
+	file := h.Config.UserKnownHostsFiles[0]
+	if err := appendKnownHost(file, name, key, h.Config.HashKnownHosts); err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err // without the path, which is said already
+		}
+		h.Asker.Notice("Warning: the host key of %s could not be added to %s: %v", h.shown(), file, err)
 		return
 	}
-	h.asker.notice("Warning: Permanently added '%s' (%s) to the list of known hosts.", h.shown(), keyName(key))
+	h.Asker.Notice("Warning: Permanently added '%s' (%s) to the list of known hosts.", h.shown(), keyName(key))
 }
 
 // appendKnownHost adds one line, in one write, under a lock against others of its kind; ssh itself does not lock, and
@@ -452,15 +476,15 @@ func appendKnownHost(file, name string, key ssh.PublicKey, hash bool) error {
 }
 
 // notRevoked looks the key up in RevokedHostKeys. As with ssh, a file that cannot be read revokes everything.
-func (h *hostChecker) notRevoked(key ssh.PublicKey) error {
-	file := h.r.RevokedHostKeys
+func (h *Checker) notRevoked(key ssh.PublicKey) error {
+	file := h.Config.RevokedHostKeys
 	if file == "" {
 		return nil
 	}
-	problem := &HostKeyError{Kind: HostKeyRevoked, Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), File: file}
+	problem := &Error{Kind: Revoked, Host: h.shown(), KeyType: keyName(key), Fingerprint: ssh.FingerprintSHA256(key), File: file}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		problem.Kind, problem.Cause = HostKeyInvalid, fmt.Errorf("RevokedHostKeys: %w", err)
+		problem.Kind, problem.Cause = Invalid, fmt.Errorf("RevokedHostKeys: %w", err)
 		return problem
 	}
 	keys := []ssh.PublicKey{key}
@@ -474,11 +498,11 @@ func (h *hostChecker) notRevoked(key ssh.PublicKey) error {
 		}
 		pub, _, _, _, err := ssh.ParseAuthorizedKey(line)
 		if err != nil {
-			problem.Kind, problem.Cause = HostKeyInvalid, fmt.Errorf("RevokedHostKeys: %s line %d: not a public key (binary revocation lists are not supported)", file, i+1)
+			problem.Kind, problem.Cause = Invalid, fmt.Errorf("RevokedHostKeys: %s line %d: not a public key (binary revocation lists are not supported)", file, i+1)
 			return problem
 		}
 		for _, k := range keys {
-			if samePublicKey(k, pub) {
+			if bytes.Equal(k.Marshal(), pub.Marshal()) {
 				problem.Line = i + 1
 				return problem
 			}

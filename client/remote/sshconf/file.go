@@ -1,4 +1,4 @@
-package remote
+package sshconf
 
 import (
 	"bytes"
@@ -329,12 +329,13 @@ func (e *evaluation) matchExec(command string) (bool, error) {
 	if command, err = expandPercent(command, e.tokens(&r)); err != nil {
 		return false, err
 	}
-	cmd := exec.Command(userShell(), "-c", command)
+	cmd := exec.Command(Shell(), "-c", command)
 	cmd.Env = append(os.Environ(), "HOME="+e.home)
 	return cmd.Run() == nil, nil
 }
 
-func userShell() string {
+// Shell is what runs the commands of a configuration: the user's own.
+func Shell() string {
 	if sh := os.Getenv("SHELL"); sh != "" {
 		return sh
 	}
