@@ -157,6 +157,7 @@ func TestConnections(t *testing.T) {
 	// A line that breaks ends what goes over it; then it is made anew.
 	link.Cut()
 	one.Wait()
+	within(t, func() bool { st, err := h.Status(); return err == nil && st.Connections == 0 })
 	if out, errs, status := locksrvtest.Exec(through(t, h, false), proto.ListParcels, nil); status != 0 {
 		t.Errorf("after a cut: %d, %q, %q", status, out, errs)
 	}

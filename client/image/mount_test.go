@@ -284,7 +284,9 @@ func saveMapping(t *testing.T, preload bool) {
 		if !im.Asked(0, size/4) || im.Asked(size/2+1<<20, size/2-1<<20) {
 			t.Error("the test proves nothing: all pages or none were asked for")
 		}
-		if got := o.count(); got != gets {
+		// What the kernel had read ahead of the last touch may still have been
+		// on its way when the save began.
+		if got := o.count(); got > gets+4 {
 			t.Errorf("round %d: saving fetched %d objects", round, got-gets)
 		}
 		if round == 2 {

@@ -533,7 +533,7 @@ func TestTerabyte(t *testing.T) {
 		t.Errorf("sealed %d chunks (%v), want 101", sealed, err)
 	}
 	t.Logf("wrote and flushed in %v, opened and listed in %v, %d KiB on disk", wrote, opened, blocks/2)
-	if opened > 2*time.Second {
+	if opened > time.Minute { // all of it would take longer
 		t.Errorf("opening took %v", opened)
 	}
 }

@@ -46,8 +46,13 @@ func plant(t testing.TB, root string, layout int, objects map[seal.Tag][]byte) {
 	}
 }
 
+// open opens a place until the test ends. Without a patience of its own it has
+// one that no busy host tries.
 func open(t testing.TB, name string, o Options) *Place {
 	t.Helper()
+	if o.Patience == 0 {
+		o.Patience = time.Minute
+	}
 	p, err := Open(name, o)
 	if err != nil {
 		t.Fatal(err)
@@ -168,18 +173,13 @@ func TestNginx(t *testing.T) {
 func nginx(t testing.TB, root string) string {
 	t.Helper()
 	dir := t.TempDir()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
+	port := holdPort(t)
 	config := "daemon off;\npid " + dir + "/pid;\nerror_log stderr;\nworker_processes 1;\nmaster_process off;\n" +
 		"events { worker_connections 64; }\nhttp {\n access_log off;\n sendfile on;\n"
 	for _, p := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		config += fmt.Sprintf(" %s_temp_path %s/%s;\n", p, dir, p)
 	}
-	config += fmt.Sprintf(" server { listen %s; root %s; }\n}\n", addr, root)
+	config += fmt.Sprintf(" server { listen 127.0.0.1:%d; root %s; }\n}\n", port, root)
 	if err := os.WriteFile(dir+"/nginx.conf", []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -198,10 +198,10 @@ func nginx(t testing.TB, root string) string {
 	go func() { cmd.Wait(); close(ended) }()
 	t.Cleanup(func() { cmd.Process.Kill(); <-ended })
 	for {
-		conn, err := net.Dial("tcp", addr)
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			conn.Close()
-			return "HTTP://" + addr
+			return fmt.Sprintf("HTTP://127.0.0.1:%d", port)
 		}
 		select {
 		case <-ended:
@@ -209,6 +209,28 @@ func nginx(t testing.TB, root string) string {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// holdPort gives a port of the loopback address that nobody else is given
+// until the test ends, and that a program can listen at which reuses addresses.
+func holdPort(t testing.TB) int {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr.(*syscall.SockaddrInet4).Port
 }
 
 func TestSFTP(t *testing.T) {
@@ -236,18 +258,18 @@ func TestSFTPAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Restart(t)
-	within(t, 20*time.Second, func() bool {
+	within(t, func() bool {
 		got, err := p.Get(bg, tag)
 		return err == nil && bytes.Equal(got, sealed)
 	})
 }
 
 // within waits for the event that f reports, asking often.
-func within(t testing.TB, d time.Duration, f func() bool) {
+func within(t testing.TB, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(d); !f(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !f(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within %v", d)
+			t.Fatal("not within two minutes")
 		}
 	}
 }
@@ -500,5 +522,5 @@ func TestLayoutIsRemembered(t *testing.T) {
 	if n := asked.Load(); n > 270 {
 		t.Errorf("160 misses of a place of which nothing is known: %d requests", n)
 	}
-	within(t, time.Minute, func() bool { _, err := p.Get(bg, tag); return err == nil })
+	within(t, func() bool { _, err := p.Get(bg, tag); return err == nil })
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,7 +28,7 @@ type filePages struct {
 	begun int
 	wrote int64
 	runs  int
-	fail  func() error // of WriteAt
+	fail  func(off int64) error // of WriteAt
 }
 
 func (p *filePages) BeginSave() error {
@@ -43,7 +44,7 @@ func (p *filePages) WriteAt(b []byte, off int64) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.fail != nil {
-		if err := p.fail(); err != nil {
+		if err := p.fail(off); err != nil {
 			return 0, err
 		}
 	}
@@ -421,28 +422,85 @@ func (r *rig) pid() int {
 
 // A suspend that finds no space waits for some; another error loses the memory, and says so.
 func TestQEMUSaveErrors(t *testing.T) {
-	t.Run("space", func(t *testing.T) {
-		r := newRig(t, "", 16<<20)
-		n := 0
-		r.pages.fail = func() error {
-			if n++; n < 3 {
-				return &os.PathError{Op: "write", Path: "overlay", Err: syscall.ENOSPC}
+	full := &os.PathError{Op: "write", Path: "overlay", Err: syscall.ENOSPC}
+	for name, from := range map[string]int64{"memory": 0, "the end of memory": 16<<20 - runBytes} {
+		t.Run("space for "+name, func(t *testing.T) {
+			r := newRig(t, "", 16<<20)
+			monitor := filepath.Join(r.m.RunDir, "monitor")
+			r.m.Options["args"] = "-qmp unix:" + monitor + ",server=on,wait=off"
+			var q *qmp
+			n := 0
+			r.pages.fail = func(off int64) error {
+				if off < from {
+					return nil
+				}
+				if n++; n > 1 {
+					return nil
+				}
+				if from > 0 { // QEMU has sent it all before
+					wait(t, "QEMU to be done", func() bool { return status(t, q) == "postmigrate" })
+				}
+				return full
 			}
-			return nil
+			noPagemap = true
+			defer func() { noPagemap = false }()
+			x := r.run()
+			conn, err := net.Dial("unix", monitor)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if q, err = newQMP(t.Context(), conn.(*net.UnixConn)); err != nil {
+				t.Fatal(err)
+			}
+			defer q.close()
+			x.suspended()
+			if r.pages.wrote < testMemory/16 || n < 2 || !r.heard("until there is space") {
+				t.Errorf("wrote %d bytes in %d writes, said %q", r.pages.wrote, n, r.said)
+			}
+			delete(r.m.Options, "args")
+			x = r.run() // and it is whole
+			x.suspended()
+		})
+	}
+	t.Run("space for the devices", func(t *testing.T) {
+		r := newRig(t, "", 16<<20)
+		if err := syscall.Mount("tmpfs", r.m.CfgDir, "tmpfs", 0, "size=8m"); err != nil {
+			lacking(t, "mount: %v", err)
 		}
+		defer syscall.Unmount(r.m.CfgDir, syscall.MNT_DETACH)
+		x := r.run()
+		filler := filepath.Join(r.m.CfgDir, "filler")
+		if err := os.WriteFile(filler, make([]byte, 9<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		x.suspend()
+		wait(t, "a word on what is waited for", func() bool { return r.heard("until there is space") })
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+		x.suspended()
+		x = r.run()
+		x.suspended()
+	})
+	t.Run("space that never comes", func(t *testing.T) {
+		r := newRig(t, "", 16<<20)
+		r.pages.fail = func(int64) error { return full }
 		noPagemap = true
 		defer func() { noPagemap = false }()
 		x := r.run()
-		x.suspended()
-		if r.pages.wrote < testMemory/16 || n < 3 || !r.heard("until there is space") {
-			t.Errorf("wrote %d bytes in %d writes, said %q", r.pages.wrote, n, r.said)
+		x.suspend()
+		wait(t, "a word on what is waited for", func() bool { return r.heard("until there is space") })
+		x.kill(nil)
+		if e := x.wait(); !errors.Is(e.err, context.Canceled) || e.out.Suspended {
+			t.Errorf("got %+v, %v", e.out, e.err)
 		}
-		x = r.run() // and it is whole
-		x.suspended()
+		if left, _ := filepath.Glob(filepath.Join(r.m.CfgDir, "*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
 	})
 	t.Run("broken", func(t *testing.T) {
 		r := newRig(t, "", 16<<20)
-		r.pages.fail = func() error { return syscall.EIO }
+		r.pages.fail = func(int64) error { return syscall.EIO }
 		noPagemap = true
 		defer func() { noPagemap = false }()
 		x := r.run()
@@ -455,6 +513,16 @@ func TestQEMUSaveErrors(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	})
+}
+
+// status is QEMU's word on what its machine does.
+func status(t *testing.T, q *qmp) string {
+	t.Helper()
+	var s struct{ Status string }
+	if err := q.execute(t.Context(), "query-status", nil, &s); err != nil {
+		t.Error(err)
+	}
+	return s.Status
 }
 
 // Told to suspend before anything ran: what there was is still there.

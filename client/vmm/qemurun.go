@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -444,25 +445,8 @@ func (g *instance) suspend(ctx context.Context) (Outcome, error) {
 	if err := g.m.Pages.BeginSave(); err != nil {
 		return Outcome{}, fmt.Errorf("%w: %w", ErrNotSaved, err)
 	}
-	wait := retryLow
-	for {
-		err := g.save(ctx, changed)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) || ctx.Err() != nil {
-			return Outcome{}, fmt.Errorf("%w: %w", ErrNotSaved, err)
-		}
-		// The machine is still there, standing still: better wait for space than lose it.
-		g.m.say("the memory cannot be saved (%v); trying again until there is space", err)
-		select {
-		case <-time.After(wait):
-			wait = min(2*wait, retryHigh)
-		case <-g.q.dead:
-			return Outcome{}, g.dead(ctx)
-		case <-ctx.Done():
-			return Outcome{}, fmt.Errorf("%w: %w", ErrNotSaved, err)
-		}
+	if err := g.save(ctx, changed); err != nil {
+		return Outcome{}, fmt.Errorf("%w: %w", ErrNotSaved, err)
 	}
 	// Saved, whatever QEMU does now.
 	if err := g.quit(ctx); err != nil && ctx.Err() == nil {
@@ -471,10 +455,18 @@ func (g *instance) suspend(ctx context.Context) (Outcome, error) {
 	return Outcome{Suspended: true, Requires: g.p.requires()}, nil
 }
 
-// save writes the stopped machine's memory and device state once.
+// save writes the stopped machine's memory and device state. On a disk that is
+// full it waits, and QEMU with it: a QEMU that has sent all of its machine, some
+// of which is still on its way to the disk, does not send it again.
 func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	tmp := filepath.Join(g.m.CfgDir, stateName+".tmp")
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	var f *os.File
+	err = g.untilSpace(ctx, func() (err error) {
+		f, err = os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -491,22 +483,16 @@ func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
 		return err
 	}
 	defer ours.Close()
-	// What lies in between QEMU takes for sent.
-	if err := ours.SetReadBuffer(16 << 10); err != nil {
-		return err
-	}
-	if err := syscall.SetsockoptInt(int(theirs.Fd()), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 16<<10); err != nil {
-		return err
-	}
 	err = g.q.pass(ctx, "save", theirs)
 	theirs.Close()
 	if err != nil {
 		return err
 	}
-	pw := newPageWriter(g.m.Pages, changed)
+	state := io.NewOffsetWriter(patientWriter{f, ctx, g}, 0)
+	pw := newPageWriter(patientPages{g.m.Pages, patientWriter{g.m.Pages, ctx, g}}, changed)
 	split := make(chan error, 1)
 	go func() {
-		_, err := splitStream(ours, f, g.p.memory, pw)
+		_, err := splitStream(ours, state, g.p.memory, pw)
 		if werr := pw.close(); err == nil {
 			err = werr
 		}
@@ -520,9 +506,10 @@ func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
 	}
 	merr := g.migrated(ctx)
 	if merr != nil {
+		cancel(merr) // of what was not sent nothing is worth waiting for
 		ours.Close()
 	}
-	if serr := <-split; serr != nil && (merr == nil || !errors.Is(serr, errStream)) {
+	if serr := <-split; serr != nil && (merr == nil || !errors.Is(serr, errStream) && !errors.Is(serr, net.ErrClosed)) {
 		return serr // the cause; that the migration failed is its consequence
 	}
 	if merr != nil {
@@ -531,8 +518,46 @@ func (g *instance) save(ctx context.Context, changed pageSet) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(tmp, filepath.Join(g.m.CfgDir, stateName))
+	return g.untilSpace(ctx, func() error { return os.Rename(tmp, filepath.Join(g.m.CfgDir, stateName)) })
 }
+
+// untilSpace tries until there is space for it, and says what it waits for. A
+// machine that stands still is better than one that is lost.
+func (g *instance) untilSpace(ctx context.Context, try func() error) error {
+	for wait := retryLow; ; wait = min(2*wait, retryHigh) {
+		err := try()
+		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+			return err
+		}
+		g.m.say("the memory cannot be saved (%v); trying again until there is space", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// patientWriter writes when there is space. What was written of a part before
+// is written again.
+type patientWriter struct {
+	to  io.WriterAt
+	ctx context.Context
+	g   *instance
+}
+
+func (w patientWriter) WriteAt(p []byte, off int64) (n int, err error) {
+	err = w.g.untilSpace(w.ctx, func() (err error) { n, err = w.to.WriteAt(p, off); return err })
+	return n, err
+}
+
+// patientPages are Pages, written so.
+type patientPages struct {
+	Pages
+	patient patientWriter
+}
+
+func (p patientPages) WriteAt(b []byte, off int64) (int, error) { return p.patient.WriteAt(b, off) }
 
 // openWindow shows the machine's screen in a window of ours, if it was to be
 // shown like that. closed is closed when the user closes it; shut ends it.

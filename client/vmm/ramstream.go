@@ -71,10 +71,6 @@ type pageSink interface {
 	page(addr int64, data []byte) error // data is only valid during the call
 }
 
-// settler is a sink that keeps pages for a while: settle waits until all of
-// them are where they belong.
-type settler interface{ settle() error }
-
 // streamStat is what a stream held.
 type streamStat struct {
 	Pages, Bytes int64 // pages of the memory block, bytes of the stream in all
@@ -119,7 +115,7 @@ func splitStream(r io.Reader, w io.Writer, size int64, sink pageSink) (streamSta
 
 func newSplitter(r io.Reader, w io.Writer, size int64, sink pageSink) *ramSplitter {
 	return &ramSplitter{
-		r: bufio.NewReaderSize(r, 32<<10), w: bufio.NewWriterSize(w, 64<<10),
+		r: bufio.NewReaderSize(r, 1<<20), w: bufio.NewWriterSize(w, 64<<10),
 		sink: sink, names: ramNames, size: size,
 	}
 }
@@ -183,13 +179,6 @@ func (s *ramSplitter) run() error {
 			return err
 		}
 		if kind == secLast {
-			// Before QEMU can be done: a machine that it has sent off it does
-			// not send again, and the rest is more than the buffers hold.
-			if sink, ok := s.sink.(settler); ok {
-				if err := sink.settle(); err != nil {
-					return err
-				}
-			}
 			return s.rest()
 		}
 	}

@@ -30,10 +30,8 @@ type pageRun struct {
 	data []byte
 }
 
-// buffers is how many runs wait to be written.
-const buffers = 8
-
 func newPageWriter(pages Pages, changed pageSet) *pageWriter {
+	const buffers = 8
 	w := &pageWriter{
 		pages: pages, changed: changed,
 		queue: make(chan pageRun, buffers), free: make(chan []byte, buffers), failed: make(chan struct{}),
@@ -87,21 +85,6 @@ func (w *pageWriter) flush() {
 	w.written += int64(len(w.run))
 	w.queue <- pageRun{w.runAt, w.run}
 	w.run = nil
-}
-
-// settle implements settler.
-func (w *pageWriter) settle() error {
-	if len(w.run) > 0 {
-		w.flush()
-	}
-	var all [buffers][]byte
-	for i := range all {
-		all[i] = <-w.free
-	}
-	for _, b := range all {
-		w.free <- b
-	}
-	return w.err
 }
 
 // close writes what is left and reports the first error.
