@@ -234,7 +234,7 @@ func TestStolenWhileRunning(t *testing.T) {
 // what it finds.
 func TestCheckAfterKill(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "1M", "--vmm", "shell")
 	front := start(t, w.command("A", "isr", "resume", "box"))

@@ -574,7 +574,7 @@ func TestServerKilled(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, shortDir(t), kind.name)
+			w := newQuickWorld(t, shortDir(t), kind.name)
 			w.home(t, "A", "alice", "alice")
 			w.home(t, "B", "alice", "alice")
 			w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "16M", "--vmm", "shell")

@@ -269,7 +269,7 @@ func TestDirtometerInTerminal(t *testing.T) {
 // however short the run, and a front that is killed takes nobody along.
 func TestDirtometerAndVMM(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "4M", "--memory", "4M", "--vmm", "toy")
 	for n := 1; n <= 4; n++ {
@@ -297,7 +297,7 @@ func TestDirtometerAndVMM(t *testing.T) {
 // parcel does not mind.
 func TestDirtometerAttached(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.small(t, "box")
 	front := w.inTerminal(t, "A", 80, 24, []string{"TERM=dumb"}, "resume", "box", "-D")
@@ -333,7 +333,7 @@ func TestDirtometerAttached(t *testing.T) {
 func TestDirtometerPage(t *testing.T) {
 	t.Parallel()
 	sshdtest.Require(t, "chromium")
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.small(t, "box")
 	resume := w.command("A", "isr", "resume", "box", "-D")

@@ -34,7 +34,7 @@ func times(n int, args ...string) (all [][]string) {
 // after the other would leave: the toy has counted as often as it was resumed.
 func TestTogether(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}

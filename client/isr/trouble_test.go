@@ -16,7 +16,7 @@ import (
 // two. One of them has it; the others are told so, and nothing is in between.
 func TestAtOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}
@@ -174,7 +174,8 @@ func tmpfs(t testing.TB, dir, size string) (resize func(size string)) {
 func TestNoSpace(t *testing.T) {
 	t.Parallel()
 	t.Run("client", func(t *testing.T) {
-		w := newWorld(t, shortDir(t), "serve")
+		t.Parallel()
+		w := newQuickWorld(t, shortDir(t), "serve")
 		home := filepath.Join(w.dir, "A")
 		resize := tmpfs(t, home, "6M")
 		w.home(t, "A", "alice", "alice")
@@ -230,7 +231,7 @@ exit 0
 	t.Run("server", func(t *testing.T) {
 		dir := shortDir(t)
 		resize := tmpfs(t, filepath.Join(dir, "root"), "4M")
-		w := newWorld(t, dir, "serve")
+		w := newQuickWorld(t, dir, "serve")
 		w.home(t, "A", "alice", "alice")
 		w.home(t, "B", "alice", "alice")
 		w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "16M", "--vmm", "shell")
@@ -256,7 +257,7 @@ exit 0
 // TestLimit: -b bounds what is sent and fetched a second.
 func TestLimit(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.home(t, "B", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "2M", "--vmm", "shell")

@@ -191,7 +191,7 @@ func TestNothingRecognisable(t *testing.T) {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
 			const marker = "Nobody-Shall-Read-This-Marker"
-			w := newWorld(t, shortDir(t), kind.name)
+			w := newQuickWorld(t, shortDir(t), kind.name)
 			x := newWire(t, w, true)
 			w.home(t, "A", "alice", "alice")
 			w.home(t, "B", "alice", "alice")
@@ -272,7 +272,7 @@ func TestCostBySize(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, shortDir(t), kind.name)
+			w := newQuickWorld(t, shortDir(t), kind.name)
 			x := newWire(t, w, false)
 			w.home(t, "A", "alice", "alice")
 			rng := rand.New(rand.NewPCG(1, 2))

@@ -34,7 +34,8 @@ import (
 var raceEnabled bool
 
 // programs is where isr and isr-locksrv are, built once for all tests; quick is
-// where they are without the race detector, for where it takes too long.
+// where they are without the race detector, with which each command takes five
+// times as long.
 var programs, quick string
 
 // drivers is where isr-vmm-toy is.
@@ -123,9 +124,12 @@ type world struct {
 }
 
 // newWorld makes a realm with alice and bob under dir, and starts its server.
+// Under the race detector its programs are too: for one telling of everything,
+// and for what one program does at once.
 func newWorld(t testing.TB, dir, kind string) *world { return makeWorld(t, dir, kind, false) }
 
-// newQuickWorld is newWorld with quick programs.
+// newQuickWorld is newWorld with quick programs: for many runs of a few
+// commands, and for what happens between programs, which no detector sees.
 func newQuickWorld(t testing.TB, dir, kind string) *world { return makeWorld(t, dir, kind, true) }
 
 func makeWorld(t testing.TB, dir, kind string, quickly bool) *world {
