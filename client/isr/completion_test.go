@@ -61,6 +61,7 @@ func takes(t testing.TB, line string) bool {
 }
 
 func TestComplete(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	id := strings.TrimSpace(w.ok(t, "A", "uuid", "winxp").out)
 	for _, c := range []struct{ line, want string }{
@@ -126,6 +127,7 @@ func TestComplete(t *testing.T) {
 // TestCompleteAlone: no server, no configuration, no home to speak of: no
 // answer, in time, and nothing said or left.
 func TestCompleteAlone(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	// What was listed before the server went is known on.
 	w.offered(t, "A", "resume", "")
@@ -169,6 +171,7 @@ func TestCompleteAlone(t *testing.T) {
 
 // TestCompleteHostile: what a server calls its parcels stays words.
 func TestCompleteHostile(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	w.offered(t, "A", "resume", "")
 	kept, _ := filepath.Glob(filepath.Join(w.dir, "A", ".isr", "ls", "*"))
@@ -216,6 +219,7 @@ const (
 )
 
 func TestShells(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	addr := w.addr()
 	for _, sh := range shells {

@@ -233,6 +233,7 @@ func (w *world) processes() (found []process) {
 // for many n, by each signal, and runs the same command again. A command that
 // changes anything has a line here.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		some    int      // how many steps to try; 0: all fsyncs, between which a commit is
@@ -571,6 +572,7 @@ func keepersOf(front int) (pids []int) {
 // TestServerKilled kills the server and all its connections at some instant of
 // a sync and of a checkin, and starts it again.
 func TestServerKilled(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
@@ -653,6 +655,7 @@ func straced(t testing.TB, w *world, pid int, args ...string) (end func()) {
 // many n: the daemon, or whichever of sshd's and its verbs' processes comes
 // there first. The client finishes with the next server, or can when told again.
 func TestServerKilledInCommit(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) { testServerKilledInCommit(t, kind.name) })
 	}

@@ -175,8 +175,8 @@ func TestHoardBeside(t *testing.T) {
 // TestTwoGuests: two real guests at once on one host, each with its own ticks.
 func TestTwoGuests(t *testing.T) {
 	requireFUSE(t)
-	image := guest.Image(t)
 	t.Parallel()
+	image := guest.Image(t)
 	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "import", "alice", "box", image, "--memory", "128M")

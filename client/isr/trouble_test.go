@@ -229,6 +229,7 @@ exit 0
 		w.ok(t, "A", "checkin", "box")
 	})
 	t.Run("server", func(t *testing.T) {
+		t.Parallel()
 		dir := shortDir(t)
 		resize := tmpfs(t, filepath.Join(dir, "root"), "4M")
 		w := newQuickWorld(t, dir, "serve")

@@ -187,6 +187,7 @@ func holding(t testing.TB, dir string, words ...string) (found []string, looked 
 // it might lie: on both hosts, while it runs and after; on the server, all of
 // it; in all that passed over the wire.
 func TestNothingRecognisable(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
@@ -269,6 +270,7 @@ var sentObjects = regexp.MustCompile(`version (\d+), (\d+) objects \((.*)\) sent
 // TestCostBySize: what checkout and sync cost depends on what changed, not on
 // how large the disk is.
 func TestCostBySize(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net"
@@ -16,7 +17,9 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -73,12 +76,22 @@ func testMain(m *testing.M) int {
 		builds[1][2] = quick
 		builds[0] = slices.Insert(builds[0], 1, "-race")
 	}
-	for _, args := range builds {
-		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-			return 1
-		}
+	built := make([]error, len(builds))
+	var wg sync.WaitGroup
+	for i, args := range builds {
+		wg.Go(func() {
+			if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+				built[i] = fmt.Errorf("build: %w\n%s", err, out)
+			}
+		})
 	}
+	wg.Wait()
+	if err := errors.Join(built...); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// Most of a test is waiting: for a disk, a clock, a connection.
+	flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
 	// A keeper's exit status is nobody's: its races go to a file.
 	races := filepath.Join(dir, "race")
 	os.Setenv("GORACE", "log_path="+races+" atexit_sleep_ms=0")
