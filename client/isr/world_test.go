@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -37,8 +38,8 @@ import (
 var raceEnabled bool
 
 // programs is where isr and isr-locksrv are, built once for all tests; quick is
-// where they are without the race detector, with which each command takes five
-// times as long.
+// where they are without the race detector, with which each command takes three
+// to five times as long.
 var programs, quick string
 
 // drivers is where isr-vmm-toy is.
@@ -540,5 +541,34 @@ func within(t testing.TB, d time.Duration, what string, f func() bool) {
 	}
 }
 
-// newSilentListener takes connections and never says anything.
-func newSilentListener() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+// newSilentListener takes connections, which are counted, and never says
+// anything.
+func newSilentListener(t testing.TB) (l net.Listener, taken *atomic.Int64) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken = new(atomic.Int64)
+	var conns []net.Conn
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+			taken.Add(1)
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-ended
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	return l, taken
+}
