@@ -199,11 +199,12 @@ func (w *world) nowhere(t testing.TB, when string, secrets ...string) {
 	}
 }
 
-// lockKey puts a passphrase on a host's key.
+// lockKey puts a passphrase on a host's key, with no more rounds than ssh-keygen
+// must make: that it is slow to guess is not our work.
 func (w *world) lockKey(t testing.TB, host, phrase string) (file string) {
 	t.Helper()
 	file = filepath.Join(w.dir, host, ".ssh", "id_ed25519")
-	if out, err := exec.Command("ssh-keygen", "-q", "-p", "-P", "", "-N", phrase, "-f", file).CombinedOutput(); err != nil {
+	if out, err := exec.Command("ssh-keygen", "-q", "-p", "-a", "1", "-P", "", "-N", phrase, "-f", file).CombinedOutput(); err != nil {
 		t.Fatalf("ssh-keygen: %v\n%s", err, out)
 	}
 	return file
@@ -215,6 +216,7 @@ func (w *world) lockKey(t testing.TB, host, phrase string) (file string) {
 // A key with a passphrase: it is asked for once, and then neither key nor agent
 // is needed for a whole day.
 func TestAuthByKey(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
@@ -481,6 +483,7 @@ func TestPasswdInterrupted(t *testing.T) {
 
 // A user with a key may set a password too, and has no old one to give.
 func TestPasswdWithKey(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()

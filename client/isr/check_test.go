@@ -37,6 +37,7 @@ func flipByte(t testing.TB, file string, off int64) {
 // TestRescueKilled kills a rescue at its n-th step, for many n, and runs it
 // again. The work ends up once, in one new parcel, and nothing stays locked.
 func TestRescueKilled(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		spoil func(t *testing.T, w *world, p string)
@@ -189,6 +190,7 @@ func TestSpliceKilled(t *testing.T) {
 // TestStolenWhileRunning: whoever runs a parcel is told soon that its lock was
 // taken; the guest goes on, and its work can be rescued.
 func TestStolenWhileRunning(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
@@ -234,7 +236,7 @@ func TestStolenWhileRunning(t *testing.T) {
 // what it finds.
 func TestCheckAfterKill(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "1M", "--vmm", "shell")
 	front := start(t, w.command("A", "isr", "resume", "box"))

@@ -61,6 +61,7 @@ func takes(t testing.TB, line string) bool {
 }
 
 func TestComplete(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	id := strings.TrimSpace(w.ok(t, "A", "uuid", "winxp").out)
 	for _, c := range []struct{ line, want string }{
@@ -110,22 +111,19 @@ func TestComplete(t *testing.T) {
 		t.Error("resume: --json is offered")
 	}
 
-	best := time.Hour
-	for range 5 {
+	// On a busy host too, if it is tried often enough.
+	within(t, tooLong, "a key in a tenth of a second", func() bool {
 		begun := time.Now()
 		w.offered(t, "A", "resume", "")
-		best = min(best, time.Since(begun))
-	}
-	t.Logf("a key takes %v", best)
-	if best > 100*time.Millisecond {
-		t.Errorf("a key takes %v", best)
-	}
+		return time.Since(begun) < 100*time.Millisecond
+	})
 	w.wantClean(t)
 }
 
 // TestCompleteAlone: no server, no configuration, no home to speak of: no
 // answer, in time, and nothing said or left.
 func TestCompleteAlone(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	// What was listed before the server went is known on.
 	w.offered(t, "A", "resume", "")
@@ -138,24 +136,20 @@ func TestCompleteAlone(t *testing.T) {
 		t.Errorf("no server: %q", got)
 	}
 
-	// A server that takes the connection and says nothing.
-	l, err := newSilentListener()
-	if err != nil {
-		t.Fatal(err)
+	// A server that takes the connection and says nothing. It is not asked again
+	// at the next key.
+	l, asked := newSilentListener(t)
+	for range 2 {
+		begun := time.Now()
+		if got := w.offered(t, "B", "-s", l.Addr().String(), "resume", ""); len(got) != 0 {
+			t.Errorf("silent server: %q", got)
+		}
+		if d := time.Since(begun); d > 10*time.Second { // a busy host is slow, and a login would wait 30 s
+			t.Errorf("a silent server takes %v", d)
+		}
 	}
-	defer l.Close()
-	begun := time.Now()
-	if got := w.offered(t, "B", "-s", l.Addr().String(), "resume", ""); len(got) != 0 {
-		t.Errorf("silent server: %q", got)
-	}
-	if d := time.Since(begun); d > 3*time.Second {
-		t.Errorf("a silent server takes %v", d)
-	}
-	// It is not asked again at the next key.
-	begun = time.Now()
-	w.offered(t, "B", "-s", l.Addr().String(), "resume", "")
-	if d := time.Since(begun); d > 700*time.Millisecond {
-		t.Errorf("and again %v", d)
+	if n := asked.Load(); n != 1 {
+		t.Errorf("a silent server is asked %d times in two", n)
 	}
 
 	writeFile(t, filepath.Join(w.dir, "C", ".openisrrc"), "frobnicate = yes\n")
@@ -169,6 +163,7 @@ func TestCompleteAlone(t *testing.T) {
 
 // TestCompleteHostile: what a server calls its parcels stays words.
 func TestCompleteHostile(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	w.offered(t, "A", "resume", "")
 	kept, _ := filepath.Glob(filepath.Join(w.dir, "A", ".isr", "ls", "*"))
@@ -216,6 +211,7 @@ const (
 )
 
 func TestShells(t *testing.T) {
+	t.Parallel()
 	w := completionWorld(t)
 	addr := w.addr()
 	for _, sh := range shells {
@@ -242,7 +238,7 @@ func TestShells(t *testing.T) {
 				}
 			})
 			io.WriteString(tty, sh.rc+"echo rea''dy\n")
-			within(t, 30*time.Second, "the shell is ready", func() bool { return strings.Contains(strings.ReplaceAll(said.String(), "\r", "\n"), "\nready") })
+			within(t, tooLong, "the shell is ready", func() bool { return strings.Contains(strings.ReplaceAll(said.String(), "\r", "\n"), "\nready") })
 			want := ""
 			for _, c := range [][2]string{
 				{"isr checki\t", "isr checkin "},
@@ -258,7 +254,7 @@ func TestShells(t *testing.T) {
 				io.WriteString(tty, "\x15"+c[0]+"\x14")
 				want += strings.TrimRight(c[1], " ") + "\n"
 				got := ""
-				within(t, 20*time.Second, fmt.Sprintf("%q is completed", c[0]), func() bool {
+				within(t, tooLong, fmt.Sprintf("%q is completed", c[0]), func() bool {
 					p, err := os.ReadFile(line)
 					if err != nil && !errors.Is(err, os.ErrNotExist) {
 						t.Fatal(err)
@@ -273,7 +269,7 @@ func TestShells(t *testing.T) {
 			// More than one: they are shown.
 			before := len(said.String())
 			io.WriteString(tty, "\x15isr resume \t\t")
-			within(t, 20*time.Second, "parcels are listed", func() bool {
+			within(t, tooLong, "parcels are listed", func() bool {
 				s := said.String()[before:]
 				return strings.Contains(s, "fedora") && strings.Contains(s, "plan9") && strings.Contains(s, "winxp")
 			})

@@ -233,6 +233,7 @@ func (w *world) processes() (found []process) {
 // for many n, by each signal, and runs the same command again. A command that
 // changes anything has a line here.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		some    int      // how many steps to try; 0: all fsyncs, between which a commit is
@@ -571,10 +572,11 @@ func keepersOf(front int) (pids []int) {
 // TestServerKilled kills the server and all its connections at some instant of
 // a sync and of a checkin, and starts it again.
 func TestServerKilled(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, shortDir(t), kind.name)
+			w := newQuickWorld(t, shortDir(t), kind.name)
 			w.home(t, "A", "alice", "alice")
 			w.home(t, "B", "alice", "alice")
 			w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "16M", "--vmm", "shell")
@@ -637,17 +639,23 @@ func TestServerKilled(t *testing.T) {
 }
 
 // straced attaches strace to a process and its threads, and waits until it is.
-func straced(t testing.TB, w *world, pid int, args ...string) *running {
+// The end is to kill it: told to let go, it waits for each thread by itself,
+// and for ever for the first of a process whose others have just died.
+func straced(t testing.TB, w *world, pid int, args ...string) (end func()) {
 	t.Helper()
 	p := start(t, w.command("", "strace", append([]string{"-f", "-p", strconv.Itoa(pid), "-e", "signal=none"}, args...)...))
 	p.waitFor(t, "attached")
-	return p
+	return func() {
+		p.cmd.Process.Kill()
+		<-p.ended
+	}
 }
 
 // TestServerKilledInCommit kills the server at its n-th step of a checkin, for
 // many n: the daemon, or whichever of sshd's and its verbs' processes comes
 // there first. The client finishes with the next server, or can when told again.
 func TestServerKilledInCommit(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) { testServerKilledInCommit(t, kind.name) })
 	}
@@ -677,17 +685,16 @@ func testServerKilledInCommit(t *testing.T, kind string) {
 	fresh("whole")
 	log := filepath.Join(w.dir, "steps")
 	pid, _ := server()
-	trace := straced(t, w, pid, "-o", log, "-e", "trace="+steps)
+	letGo := straced(t, w, pid, "-o", log, "-e", "trace="+steps)
 	w.ok(t, "A", "checkin", "whole")
-	trace.cmd.Process.Signal(syscall.SIGINT)
-	trace.wait(t)
+	letGo()
 	tried, died := 0, 0
 	for _, at := range sampled(seed(t), countLog(t, log), some, "KILL") {
 		p := fmt.Sprint(at.call, at.n)
 		fresh(p)
 		pid, done := server()
 		killed := filepath.Join(w.dir, "killed")
-		trace := straced(t, w, pid, "-o", killed, "-e", "trace="+at.call,
+		letGo := straced(t, w, pid, "-o", killed, "-e", "trace="+at.call,
 			"-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", at.call, at.n))
 		client := start(t, w.command("A", "isr", "checkin", p))
 		tried++
@@ -696,8 +703,7 @@ func testServerKilledInCommit(t *testing.T, kind string) {
 		case <-client.ended:
 		}
 		w.server.kill(t)
-		trace.cmd.Process.Signal(syscall.SIGINT) // there may be others of sshd's
-		trace.wait(t)
+		letGo() // there may be others of sshd's
 		if countLog(t, killed)[at.call] >= at.n {
 			died++
 		}

@@ -100,8 +100,8 @@ func (l *lan) in(host string, cmd *exec.Cmd) *exec.Cmd {
 func TestDay(t *testing.T) {
 	requireFUSE(t)
 	l := newLAN(t)
-	image := guest.Image(t)
 	t.Parallel()
+	image := guest.Image(t)
 	const password = "correct horse battery"
 	w := newQuickWorld(t, shortDir(t), "serve")
 	w.server.stop(t)

@@ -104,7 +104,7 @@ func (x *ptyTerminal) keys(s string) {
 func (x *ptyTerminal) shows(from int, pattern string) {
 	x.t.Helper()
 	re := regexp.MustCompile("(?s)" + pattern)
-	within(x.t, 20*time.Second, "the terminal shows "+pattern, func() bool { return re.MatchString(x.said.String()[from:]) })
+	within(x.t, tooLong, "the terminal shows "+pattern, func() bool { return re.MatchString(x.said.String()[from:]) })
 }
 
 // draws waits until what the program draws has what pattern matches. A
@@ -114,7 +114,7 @@ func (x *ptyTerminal) draws(cols, rows uint16, pattern string) {
 	re := regexp.MustCompile("(?s)" + pattern)
 	var from int
 	var drawn time.Time
-	within(x.t, 20*time.Second, "the terminal draws "+pattern, func() bool {
+	within(x.t, tooLong, "the terminal draws "+pattern, func() bool {
 		if time.Since(drawn) > time.Second {
 			from, drawn = len(x.said.String()), time.Now()
 			x.resize(cols, rows)
@@ -130,7 +130,7 @@ func (x *ptyTerminal) wait(status int) {
 	x.t.Helper()
 	select {
 	case <-x.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(tooLong):
 		x.t.Fatal("the program does not end")
 	}
 	if x.status != status {
@@ -139,7 +139,7 @@ func (x *ptyTerminal) wait(status int) {
 	if got := x.now(); got != x.modes {
 		x.t.Errorf("modes of the terminal are %+v, were %+v", got, x.modes)
 	}
-	within(x.t, 5*time.Second, "the screen is given back", func() bool {
+	within(x.t, tooLong, "the screen is given back", func() bool {
 		s := x.said.String()
 		return strings.LastIndex(s, "\x1b[?1049l") >= strings.LastIndex(s, "\x1b[?1049h") && strings.LastIndex(s, "\x1b[?25h") >= strings.LastIndex(s, "\x1b[?25l")
 	})
@@ -161,7 +161,7 @@ func (w *world) small(t testing.TB, name string) {
 // mount waits until the parcel runs, and tells where it is shown.
 func (w *world) mount(t testing.TB, parcel string) (dir string) {
 	t.Helper()
-	within(t, 20*time.Second, parcel+" runs", func() bool {
+	within(t, tooLong, parcel+" runs", func() bool {
 		dir = stat(t, w, "A", parcel).Mount
 		return dir != "" && exists(filepath.Join(dir, "stats", "map"))
 	})
@@ -218,7 +218,7 @@ func TestDirtometerInTerminal(t *testing.T) {
 		{"keeper-dies", []string{"-D", "-d"}, func(x *ptyTerminal) { syscall.Kill(keeper(x), syscall.SIGKILL) }, 1, "its keeper died"},
 		{"q", []string{"-D"}, func(x *ptyTerminal) {
 			x.keys("q")
-			within(x.t, 20*time.Second, "q gives the terminal back", func() bool { return x.now() == x.modes })
+			within(x.t, tooLong, "q gives the terminal back", func() bool { return x.now() == x.modes })
 			if st := stat(x.t, w, "A", "box"); st.State != "running" {
 				x.t.Errorf("after q it is %s", st.State)
 			}
@@ -269,7 +269,7 @@ func TestDirtometerInTerminal(t *testing.T) {
 // however short the run, and a front that is killed takes nobody along.
 func TestDirtometerAndVMM(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "4M", "--memory", "4M", "--vmm", "toy")
 	for n := 1; n <= 4; n++ {
@@ -286,7 +286,7 @@ func TestDirtometerAndVMM(t *testing.T) {
 	doAsGuest(t, `printf 0123 | dd of="$1/disk" bs=1 seek=4096 conv=notrunc 2>/dev/null`, w.mount(t, "box"))
 	x.cmd.Process.Kill()
 	<-x.ended
-	within(t, 20*time.Second, "its keeper puts it away", func() bool { return stat(t, w, "A", "box").State == "powered off, modified" })
+	within(t, tooLong, "its keeper puts it away", func() bool { return stat(t, w, "A", "box").State == "powered off, modified" })
 	if got := w.disk(t, "A", "box", "dd if=$DISK bs=1 skip=4096 count=4 2>/dev/null"); got != "0123" {
 		t.Errorf("the disk has %q", got)
 	}
@@ -297,7 +297,7 @@ func TestDirtometerAndVMM(t *testing.T) {
 // parcel does not mind.
 func TestDirtometerAttached(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.small(t, "box")
 	front := w.inTerminal(t, "A", 80, 24, []string{"TERM=dumb"}, "resume", "box", "-D")
@@ -333,7 +333,7 @@ func TestDirtometerAttached(t *testing.T) {
 func TestDirtometerPage(t *testing.T) {
 	t.Parallel()
 	sshdtest.Require(t, "chromium")
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.small(t, "box")
 	resume := w.command("A", "isr", "resume", "box", "-D")
@@ -364,7 +364,7 @@ func TestDirtometerPage(t *testing.T) {
 	text := func(id string) string { t.Helper(); return eval(`document.getElementById("` + id + `").textContent`) }
 	becomes := func(id, want string) {
 		t.Helper()
-		within(t, 20*time.Second, id+" becomes "+want, func() bool { return strings.Contains(text(id), want) })
+		within(t, tooLong, id+" becomes "+want, func() bool { return strings.Contains(text(id), want) })
 	}
 	becomes("parcel", "box")
 	becomes("status", "live")

@@ -13,7 +13,7 @@ import (
 // needs no guest; TestGuest does the same with QEMU.
 func TestFront(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "create", "alice", "box", "--disk", "1M", "--vmm", "none")
 	w.ok(t, "A", "checkout", "box")

@@ -28,8 +28,8 @@ func used(t testing.TB, dir string) string {
 // one in front does, and nothing is lost.
 func TestFullGuest(t *testing.T) {
 	requireFUSE(t)
-	image := guest.Image(t)
 	t.Parallel()
+	image := guest.Image(t)
 	w := newQuickWorld(t, shortDir(t), "serve")
 	home := filepath.Join(w.dir, "A")
 	resize := tmpfs(t, home, "400M")

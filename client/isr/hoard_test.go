@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -140,10 +139,11 @@ func TestHoardModel(t *testing.T) {
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}
-	// Each step is a program or two: a few histories must do.
-	flag.Set("rapid.checks", "10")
-	n := 0
+	n, passed := 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
+		if passed == 10 { // each step is a program or two: a few histories must do
+			return
+		}
 		n++
 		box := fmt.Sprint("box", n)
 		w.must(t, "isr-locksrv", "parcel", "create", "alice", box, "--disk", "40M", "--vmm", "shell")
@@ -264,5 +264,6 @@ func TestHoardModel(t *testing.T) {
 		for _, name := range []string{"A", "B"} {
 			os.RemoveAll(filepath.Join(w.dir, name, ".isr", "hoard"))
 		}
+		passed++
 	})
 }

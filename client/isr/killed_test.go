@@ -12,6 +12,7 @@ import (
 // TestKilledBeside is TestKilled of the commands that change something beside
 // a parcel: a place to look aside in, the configuration, the hoard.
 func TestKilledBeside(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		args  func(dir string) []string // dir is of this run alone

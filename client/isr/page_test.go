@@ -91,16 +91,12 @@ var page = []string{
 // TestPage wants each paragraph of the seed page quoted by a story that shows
 // it, in a comment of a script or of a test.
 func TestPage(t *testing.T) {
-	files, err := filepath.Glob("testdata/script/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal(err)
-	}
 	tests, err := filepath.Glob("*_test.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all strings.Builder
-	for _, f := range append(files, tests...) {
+	for _, f := range append(stories(t, true), tests...) {
 		if f == "page_test.go" {
 			continue
 		}

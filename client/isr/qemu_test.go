@@ -157,8 +157,8 @@ func (m *machine) weigh(host string) (sum int64) {
 // fails, and with everything killed that can be.
 func TestGuest(t *testing.T) {
 	requireFUSE(t)
-	image := guest.Image(t)
 	t.Parallel()
+	image := guest.Image(t)
 	w := newQuickWorld(t, shortDir(t), "serve")
 	x := newWire(t, w, false)
 	for _, host := range []string{"A", "B", "C"} {

@@ -15,9 +15,10 @@ import (
 )
 
 // TestStories tells every script of testdata/script twice: against the
-// built-in daemon, and against Debian's sshd with a forced command. A script
-// begins with a realm at $ISR_ROOT that has the users alice and bob, and a
-// server for it. Beside testscript's own commands there are:
+// built-in daemon, and against Debian's sshd with a forced command; and those
+// of testdata/once to the daemon alone, to which the kind of server is nothing.
+// A script begins with a realm at $ISR_ROOT that has the users alice and bob,
+// and a server for it. Beside testscript's own commands there are:
 //
 //	host NAME [USER [KEY]]   go on as host NAME: another home directory, of
 //	                         USER (alice) with the SSH key of KEY (USER)
@@ -38,14 +39,16 @@ import (
 // Conditions [serve] and [sshd] tell the servers apart; [userns] says that one
 // may mount in a user namespace.
 func TestStories(t *testing.T) {
-	for _, kind := range kinds {
+	t.Parallel()
+	for i, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
 			testscript.Run(t, testscript.Params{
-				Dir:                 "testdata/script",
+				Files:               stories(t, i == 0),
 				RequireExplicitExec: true,
 				RequireUniqueNames:  true,
 				Setup: func(env *testscript.Env) error {
-					// Told once under the race detector will do.
+					// Once under the race detector will do.
 					w := makeWorld(env.T().(testing.TB), env.WorkDir, kind.name, kind.name != "serve")
 					w.home(env.T().(testing.TB), "A", "alice", "alice")
 					env.Values["world"] = w
@@ -73,6 +76,20 @@ func TestStories(t *testing.T) {
 			})
 		})
 	}
+}
+
+// stories are the scripts, with those that are told once or without.
+func stories(t testing.TB, once bool) []string {
+	t.Helper()
+	pattern := "testdata/script/*.txtar"
+	if once {
+		pattern = "testdata/*/*.txtar"
+	}
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%s: %d stories, %v", pattern, len(files), err)
+	}
+	return files
 }
 
 // failing is a script as a testing.TB, so that helpers may fail it.

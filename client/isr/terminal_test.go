@@ -80,6 +80,11 @@ var escapes = regexp.MustCompile("\x1b\\[[0-9;]*m")
 func TestTerminal(t *testing.T) {
 	t.Parallel()
 	w := terminalWorld(t)
+	commands := slices.Concat(showing, failingCommands)
+	statuses := make([]int, len(commands))
+	for i, args := range commands {
+		statuses[i] = w.isr("A", args...).status
+	}
 	for _, c := range []struct {
 		name    string
 		columns int
@@ -96,13 +101,13 @@ func TestTerminal(t *testing.T) {
 		{"no locale", 80, []string{"TERM=xterm"}, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			for _, args := range slices.Concat(showing, failingCommands) {
+			for i, args := range commands {
 				cmd := w.command("A", "isr", args...)
 				cmd.Env = append(cmd.Env, c.env...)
 				r := onTerminal(t, cmd, c.columns, "", "")
 				name := "isr " + strings.Join(args, " ")
-				if r.status != w.isr("A", args...).status {
-					t.Errorf("%s: on a terminal status %d", name, r.status)
+				if r.status != statuses[i] {
+					t.Errorf("%s: on a terminal status %d, without one %d", name, r.status, statuses[i])
 				}
 				plain := escapes.ReplaceAllString(r.out, "")
 				if !c.colour && plain != r.out || strings.Contains(plain, "\x1b") {
@@ -145,6 +150,7 @@ func TestTerminal(t *testing.T) {
 // TestNarrow is what ls and stat look like in 40 and in 80 columns: "for each
 // parcel, prints a single line" where there is room for what tells whose it is.
 func TestNarrow(t *testing.T) {
+	t.Parallel()
 	w := terminalWorld(t)
 	show := func(columns int, args ...string) string {
 		cmd := w.command("A", "isr", args...)
@@ -271,11 +277,12 @@ func TestQuestions(t *testing.T) {
 // TestSecretQuestion: a passphrase is asked on the terminal; where there is
 // none nobody waits for it.
 func TestSecretQuestion(t *testing.T) {
+	t.Parallel()
 	sshdtest.Require(t, "ssh-keygen")
 	w := newQuickWorld(t, shortDir(t), "serve")
 	home := w.home(t, "A", "alice", "alice")
 	key := filepath.Join(home, ".ssh", "id_ed25519")
-	if out, err := exec.Command("ssh-keygen", "-q", "-p", "-N", "open sesame", "-f", key).CombinedOutput(); err != nil {
+	if out, err := exec.Command("ssh-keygen", "-q", "-p", "-a", "1", "-N", "open sesame", "-f", key).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	cmd := w.command("A", "isr", "ls")

@@ -34,7 +34,7 @@ func times(n int, args ...string) (all [][]string) {
 // after the other would leave: the toy has counted as often as it was resumed.
 func TestTogether(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, shortDir(t), "serve")
+	w := newQuickWorld(t, shortDir(t), "serve")
 	for _, host := range []string{"A", "B"} {
 		w.home(t, host, "alice", "alice")
 	}
@@ -175,8 +175,8 @@ func TestHoardBeside(t *testing.T) {
 // TestTwoGuests: two real guests at once on one host, each with its own ticks.
 func TestTwoGuests(t *testing.T) {
 	requireFUSE(t)
-	image := guest.Image(t)
 	t.Parallel()
+	image := guest.Image(t)
 	w := newQuickWorld(t, shortDir(t), "serve")
 	w.home(t, "A", "alice", "alice")
 	w.must(t, "isr-locksrv", "parcel", "import", "alice", "box", image, "--memory", "128M")

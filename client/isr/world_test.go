@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net"
@@ -16,9 +17,12 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,7 +38,8 @@ import (
 var raceEnabled bool
 
 // programs is where isr and isr-locksrv are, built once for all tests; quick is
-// where they are without the race detector, for where it takes too long.
+// where they are without the race detector, with which each command takes three
+// to five times as long.
 var programs, quick string
 
 // drivers is where isr-vmm-toy is.
@@ -72,12 +77,22 @@ func testMain(m *testing.M) int {
 		builds[1][2] = quick
 		builds[0] = slices.Insert(builds[0], 1, "-race")
 	}
-	for _, args := range builds {
-		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-			return 1
-		}
+	built := make([]error, len(builds))
+	var wg sync.WaitGroup
+	for i, args := range builds {
+		wg.Go(func() {
+			if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+				built[i] = fmt.Errorf("build: %w\n%s", err, out)
+			}
+		})
 	}
+	wg.Wait()
+	if err := errors.Join(built...); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// Most of a test is waiting: for a disk, a clock, a connection.
+	flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
 	// A keeper's exit status is nobody's: its races go to a file.
 	races := filepath.Join(dir, "race")
 	os.Setenv("GORACE", "log_path="+races+" atexit_sleep_ms=0")
@@ -123,9 +138,12 @@ type world struct {
 }
 
 // newWorld makes a realm with alice and bob under dir, and starts its server.
+// Under the race detector its programs are too: for one telling of everything,
+// and for what one program does at once.
 func newWorld(t testing.TB, dir, kind string) *world { return makeWorld(t, dir, kind, false) }
 
-// newQuickWorld is newWorld with quick programs.
+// newQuickWorld is newWorld with quick programs: for many runs of a few
+// commands, and for what happens between programs, which no detector sees.
 func newQuickWorld(t testing.TB, dir, kind string) *world { return makeWorld(t, dir, kind, true) }
 
 func makeWorld(t testing.TB, dir, kind string, quickly bool) *world {
@@ -523,5 +541,34 @@ func within(t testing.TB, d time.Duration, what string, f func() bool) {
 	}
 }
 
-// newSilentListener takes connections and never says anything.
-func newSilentListener() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+// newSilentListener takes connections, which are counted, and never says
+// anything.
+func newSilentListener(t testing.TB) (l net.Listener, taken *atomic.Int64) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken = new(atomic.Int64)
+	var conns []net.Conn
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+			taken.Add(1)
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-ended
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	return l, taken
+}
