@@ -12,13 +12,14 @@ import (
 
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // adoption is a parcel as somebody else would have it from a backup.
 func adoption(p *Parcel) Adoption {
 	a := Adoption{Files: make(map[string][]byte)}
 	filepath.WalkDir(p.lock, func(path string, e fs.DirEntry, err error) error {
-		if name, rerr := filepath.Rel(p.lock, path); rerr == nil && err == nil && !e.IsDir() && !isTemp(e.Name()) {
+		if name, rerr := filepath.Rel(p.lock, path); rerr == nil && err == nil && !e.IsDir() && !tree.IsTemp(e.Name()) {
 			a.Files[name], _ = os.ReadFile(path)
 		}
 		return nil
@@ -95,7 +96,7 @@ func TestAdopt(t *testing.T) {
 	}
 
 	for name, spoil := range map[string]func(files map[string][]byte){
-		"no parcel.cfg":   func(f map[string][]byte) { delete(f, configFile) },
+		"no parcel.cfg":   func(f map[string][]byte) { delete(f, tree.ConfigFile) },
 		"no head":         func(f map[string][]byte) { delete(f, "keys/000002") },
 		"a damaged head":  func(f map[string][]byte) { f["keys/000002"] = []byte("x") },
 		"a path":          func(f map[string][]byte) { f["../../../escaped"] = []byte("x") },
@@ -125,7 +126,7 @@ func TestAdopt(t *testing.T) {
 func TestAssemble(t *testing.T) {
 	from := newStore(t)
 	p := newParcel(t, from)
-	realm, err := os.ReadFile(filepath.Join(from.root, realmFile))
+	realm, err := os.ReadFile(filepath.Join(from.root, tree.RealmFile))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Severity tells a Problem that makes a store unsound from one that does not.
@@ -130,11 +131,11 @@ func (c *checker) bad(err error) {
 func (c *checker) all(ctx context.Context) error {
 	users := []string{c.opts.User}
 	if c.opts.User == "" {
-		c.private(filepath.Join(c.store.root, realmFile))
-		c.private(filepath.Join(c.store.root, usersDir))
+		c.private(filepath.Join(c.store.root, tree.RealmFile))
+		c.private(filepath.Join(c.store.root, tree.UsersDir))
 		// The last are the server's, and of backups and mirrors.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
-		c.known(filepath.Join(c.store.root, usersDir), "*")
+		c.known(c.store.root, tree.RealmFile, tree.UsersDir, tree.FlockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
+		c.known(filepath.Join(c.store.root, tree.UsersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {
 			return err
@@ -167,7 +168,7 @@ func (c *checker) all(ctx context.Context) error {
 		for _, n := range names {
 			c.where = Problem{User: name, Parcel: n}
 			p := u.parcel(n)
-			if from, err := c.store.renamedFrom(p); err == nil && from != nil && !exists(p.content) {
+			if from, err := c.store.renamedFrom(p); err == nil && from != nil && !tree.Exists(p.content) {
 				p.content = from.content
 			}
 			if err := c.parcel(ctx, p); err != nil {
@@ -181,7 +182,7 @@ func (c *checker) all(ctx context.Context) error {
 // toRead is how many bytes of a user's are going to be hashed; what cannot be
 // found out now is not counted.
 func (c *checker) toRead(u user) (sum int64) {
-	names, _ := subdirs(u.lockRoot)
+	names, _ := tree.Subdirs(u.lockRoot)
 	for _, n := range names {
 		if c.opts.Parcel != "" && c.opts.Parcel != n {
 			continue
@@ -221,7 +222,7 @@ func (c *checker) private(path string) {
 // known reports entries of dir that have no business there; "*" allows
 // directories that can be a user's or parcel's, "0*" those of versions.
 func (c *checker) known(dir string, names ...string) {
-	if err := ownDirs(dir); err != nil {
+	if err := tree.OwnDirs(dir); err != nil {
 		c.bad(err)
 		return
 	}
@@ -236,7 +237,7 @@ func (c *checker) known(dir string, names ...string) {
 		case slices.Contains(names, name):
 		case slices.Contains(names, "*") && e.IsDir() && parcel.CheckName(name) == nil:
 		case slices.Contains(names, "0*") && version:
-		case isTemp(name):
+		case tree.IsTemp(name):
 			c.problem(Note, "gc removes what was left", "%s: left by a process that was killed, or still at work", filepath.Join(dir, name))
 		default:
 			c.problem(Note, "", "%s: unknown file", filepath.Join(dir, name))
@@ -250,10 +251,10 @@ func (s *Store) onTheWay() map[string]bool {
 	users, _ := s.Users()
 	for _, name := range users {
 		u := s.userAt(name)
-		names, _ := subdirs(u.lockRoot)
+		names, _ := tree.Subdirs(u.lockRoot)
 		for _, n := range names {
 			p := u.parcel(n)
-			if from, err := s.renamedFrom(p); err == nil && from != nil && from.lock != p.lock && !exists(p.content) {
+			if from, err := s.renamedFrom(p); err == nil && from != nil && from.lock != p.lock && !tree.Exists(p.content) {
 				dirs[from.content] = true
 			}
 		}
@@ -262,19 +263,19 @@ func (s *Store) onTheWay() map[string]bool {
 }
 
 func (c *checker) user(u user, owner map[string]string) {
-	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, keysFile)} {
+	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, tree.KeysFile)} {
 		c.private(dir)
 	}
-	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile, userFile)
+	c.known(u.dir, tree.KeysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), tree.PasswordFile, tree.UserFile)
 	if _, err := u.config(); err != nil {
 		c.bad(err)
 	} else {
-		c.private(filepath.Join(u.dir, userFile))
+		c.private(filepath.Join(u.dir, tree.UserFile))
 	}
 	if _, err := u.passwordHash(); err != nil {
 		c.bad(err)
-	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
-		c.private(filepath.Join(u.dir, passwordFile))
+	} else if _, err := os.Lstat(filepath.Join(u.dir, tree.PasswordFile)); err == nil {
+		c.private(filepath.Join(u.dir, tree.PasswordFile))
 	}
 	c.known(u.lockRoot, "*")
 	c.known(u.contentRoot, "*")
@@ -294,8 +295,8 @@ func (c *checker) user(u user, owner map[string]string) {
 		owner[id] = u.name
 	}
 	sides := make(map[string]bool)
-	locks, _ := subdirs(u.lockRoot)
-	contents, _ := subdirs(u.contentRoot)
+	locks, _ := tree.Subdirs(u.lockRoot)
+	contents, _ := tree.Subdirs(u.contentRoot)
 	for _, n := range append(locks, contents...) {
 		p := u.parcel(n)
 		if sides[n] || c.opts.Parcel != "" && c.opts.Parcel != n {
@@ -310,12 +311,12 @@ func (c *checker) user(u user, owner map[string]string) {
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
 		case p.unfinished():
 			c.problem(Note, "gc clears away what was left", "being made or removed, or left so by a process that was killed")
-		case exists(filepath.Join(p.lock, renameFile)):
+		case tree.Exists(filepath.Join(p.lock, tree.RenameFile)):
 			from, err := c.store.renamedFrom(p)
 			switch {
 			case err != nil:
 				c.bad(err)
-			case !exists(p.content) && !isDir(from.content):
+			case !tree.Exists(p.content) && !tree.IsDir(from.content):
 				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
 			default:
 				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.name)

@@ -19,6 +19,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // objectState is what is known of one object of a parcel.
@@ -55,7 +56,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 		return ctx.Err()
 	}
 	pc.cfg = cfg
-	if (cfg.User != p.user.name || cfg.Parcel != p.name) && !exists(filepath.Join(p.lock, renameFile)) {
+	if (cfg.User != p.user.name || cfg.Parcel != p.name) && !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
 	}
 	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
@@ -94,13 +95,13 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 // lockSide looks at the lock, and who can see it.
 func (c *parcelCheck) lockSide() {
 	p := c.p
-	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile, renameFile}
-	c.known(p.lock, append(names, "keys", unfinishedFile)...)
+	names := []string{tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile, tree.UsageFile, tree.RenameFile}
+	c.known(p.lock, append(names, "keys", tree.UnfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
 		c.private(filepath.Join(p.lock, n))
 	}
 	c.known(filepath.Join(p.lock, "keys"), "0*", "keyroot")
-	if _, err := os.Lstat(filepath.Join(p.lock, unfinishedFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile)); err == nil {
 		c.problem(Note, "the next acquire or commit repairs it", "the process that made the parcel was killed right after")
 	}
 	l, err := p.held()
@@ -134,7 +135,7 @@ func (c *parcelCheck) hdk(ctx context.Context) error {
 			c.problem(Note, "", "%s: unknown file", dir)
 			continue
 		}
-		err = parallel(ctx, runtime.GOMAXPROCS(0), slices.All(entries), func(_ context.Context, _ int, e fs.DirEntry) error {
+		err = tree.Parallel(ctx, runtime.GOMAXPROCS(0), slices.All(entries), func(_ context.Context, _ int, e fs.DirEntry) error {
 			o, tag, err := c.object(dir, e, &mu)
 			mu.Lock()
 			defer mu.Unlock()
@@ -187,7 +188,7 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		whole := c.whole[id]
 		mu.Unlock()
 		if !whole {
-			if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
+			if err := tree.VerifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
 				o.bad = "does not match its name"
 			} else if err != nil {
 				o.bad = "cannot be read: " + err.Error()
@@ -198,7 +199,7 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		c.read(o.size)
 		mu.Unlock()
 	}
-	if fi.Mode().IsRegular() && fi.Mode().Perm() != objectMode {
+	if fi.Mode().IsRegular() && fi.Mode().Perm() != tree.ObjectMode {
 		mu.Lock()
 		c.problem(Note, "chmod 0400 it", "object %s: mode %04o", tag, fi.Mode().Perm())
 		mu.Unlock()
@@ -329,7 +330,7 @@ func (c *parcelCheck) present(tag seal.Tag, at place) int {
 	o := c.objects[tag]
 	if o == nil {
 		// It may have come after hdk was listed.
-		fi, err := os.Lstat(filepath.Join(c.p.hdk(), objectName(tag)))
+		fi, err := os.Lstat(filepath.Join(c.p.hdk(), tree.ObjectName(tag)))
 		if err != nil {
 			o = &objectState{bad: "is missing"}
 		} else {
@@ -407,16 +408,16 @@ func (c *parcelCheck) directory(rec *version, root *keyring.Root, whole bool) {
 		c.problem(Note, hint, "directory is missing; %s", state)
 		return
 	}
-	links := []link{{"keyring.enc", filepath.Join("..", "hdk", objectName(rec.keyroot.Tag))}}
+	links := []link{{"keyring.enc", filepath.Join("..", "hdk", tree.ObjectName(rec.keyroot.Tag))}}
 	if root != nil && !root.Cfg.IsNil() {
-		links = append(links, link{"cfg.tgz.enc", filepath.Join("..", "hdk", objectName(root.Cfg.Tag))})
+		links = append(links, link{"cfg.tgz.enc", filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag))})
 	}
 	for _, l := range links {
-		if !isLink(filepath.Join(dir, l.name), l.target) {
+		if !tree.IsLink(filepath.Join(dir, l.name), l.target) {
 			c.problem(Note, hint, "link %s is missing or wrong; %s", l.name, state)
 		}
 	}
-	if b, err := readOwn(filepath.Join(dir, "info")); err != nil {
+	if b, err := tree.ReadOwn(filepath.Join(dir, "info")); err != nil {
 		c.problem(Note, "", "info is missing; %s", state)
 	} else if public, err := rec.public().Encode(); err == nil && !bytes.Contains(b, public) {
 		c.problem(Note, "", "info is not as the version's record has it")
@@ -465,14 +466,14 @@ func (c *parcelCheck) contentSide() {
 	const hint = "the next acquire or commit repairs it"
 	if rec, err := p.version(c.cfg.Version); err == nil {
 		for _, l := range p.links(rec) {
-			if !isLink(filepath.Join(p.content, l.name), l.target) {
+			if !tree.IsLink(filepath.Join(p.content, l.name), l.target) {
 				c.problem(Note, hint, "link %s is missing or wrong", l.name)
 			}
 		}
 	}
 	l, err := p.held()
 	if err == nil {
-		public, perr := readLock(filepath.Join(p.lock, holderFile))
+		public, perr := readLock(filepath.Join(p.lock, tree.HolderFile))
 		if l == nil && perr == nil || l != nil && (perr != nil || public.Epoch != l.Epoch) {
 			c.problem(Note, hint, "lockholder does not say who holds the parcel")
 		}

@@ -11,6 +11,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // tagsOf are the tags of version v's disk, by level.
@@ -38,7 +39,7 @@ func tagsOf(t testing.TB, p *Parcel, v int) map[int][]seal.Tag {
 // Each kind of damage is found, and called what it is. Version 2 has chunks 1
 // and 300, version 3 (the head) another chunk 1.
 func TestCheck(t *testing.T) {
-	object := func(p *Parcel, tag seal.Tag) string { return filepath.Join(p.hdk(), objectName(tag)) }
+	object := func(p *Parcel, tag seal.Tag) string { return filepath.Join(p.hdk(), tree.ObjectName(tag)) }
 	chunk := func(t *testing.T, p *Parcel, v int) string { return object(p, tagsOf(t, p, v)[0][0]) }
 	keyroot := func(t *testing.T, p *Parcel, v int) string {
 		ref, err := p.Keyroot(v)
@@ -110,13 +111,13 @@ func TestCheck(t *testing.T) {
 		}, 0, 3, []string{"link last is missing", "link keyring.enc is missing", "info is missing"}},
 		"modes": {func(t *testing.T, s *Store, p *Parcel) {
 			os.Chmod(p.lock, 0o755)
-			os.Chmod(filepath.Join(p.lock, configFile), 0o644)
+			os.Chmod(filepath.Join(p.lock, tree.ConfigFile), 0o644)
 			os.Chmod(chunk(t, p, 2), 0o644)
 		}, 2, 1, []string{"mode 0755 lets others in", "mode 0644 lets others in", "note: object "}},
-		"config missing": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) },
+		"config missing": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(filepath.Join(p.lock, tree.ConfigFile)) },
 			1, 0, []string{"parcel.cfg is missing; restore"}},
 		"config garbled": {func(t *testing.T, s *Store, p *Parcel) {
-			os.WriteFile(filepath.Join(p.lock, configFile), []byte("VERSION:=3"), 0o600)
+			os.WriteFile(filepath.Join(p.lock, tree.ConfigFile), []byte("VERSION:=3"), 0o600)
 		}, 1, 0, []string{"parcel.cfg: "}},
 		"renamed by hand": {func(t *testing.T, s *Store, p *Parcel) {
 			os.Rename(p.lock, filepath.Join(p.user.lockRoot, "other"))
@@ -130,10 +131,10 @@ func TestCheck(t *testing.T) {
 			0, 1, []string{"staging is missing"}},
 		"epoch behind": {func(t *testing.T, s *Store, p *Parcel) {
 			p.Acquire("alice", "h", "id")
-			os.WriteFile(filepath.Join(p.lock, epochFile), []byte("1\n"), 0o600)
+			os.WriteFile(filepath.Join(p.lock, tree.EpochFile), []byte("1\n"), 0o600)
 		}, 1, 0, []string{"epoch is 1, the holder's is 3"}},
 		"epoch garbled": {func(t *testing.T, s *Store, p *Parcel) {
-			os.WriteFile(filepath.Join(p.lock, epochFile), []byte("x"), 0o600)
+			os.WriteFile(filepath.Join(p.lock, tree.EpochFile), []byte("x"), 0o600)
 		}, 1, 0, []string{"epoch: want a number"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -172,7 +173,7 @@ func TestCheckOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(p.hdk(), objectName(tagsOf(t, p, 2)[0][0]))
+	path := filepath.Join(p.hdk(), tree.ObjectName(tagsOf(t, p, 2)[0][0]))
 	flip(t, path)
 	for _, c := range []struct {
 		o      CheckOptions
@@ -203,7 +204,7 @@ func TestCheckOptions(t *testing.T) {
 		}
 	}
 	// A flipped bit in an object that is linked into two parcels is in both.
-	flip(t, filepath.Join(q.hdk(), objectName(tagsOf(t, q, 1)[0][0])))
+	flip(t, filepath.Join(q.hdk(), tree.ObjectName(tagsOf(t, q, 1)[0][0])))
 	if _, sum := check(t, s, CheckOptions{Content: true}); sum.Errors != 6 {
 		t.Errorf("shared damage: got %d errors, want 6", sum.Errors)
 	}
@@ -271,7 +272,7 @@ func TestCheckSample(t *testing.T) {
 	}
 	commit(t, p, all)
 	tag := tagsOf(t, p, 2)[0][100]
-	flip(t, filepath.Join(p.hdk(), objectName(tag)))
+	flip(t, filepath.Join(p.hdk(), tree.ObjectName(tag)))
 	found := 0
 	var read, bytes int64
 	var whole CheckSummary

@@ -15,6 +15,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // CommitRequest asks for a new version.
@@ -285,9 +286,9 @@ func (p *Parcel) discard(path string, tag seal.Tag) error {
 // left anything. What is not as its name says is removed, to be put again.
 func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 	bad := make([]error, len(tags))
-	err := parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
+	err := tree.Parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
 		path := filepath.Join(p.staging(), tag.String())
-		err := verifyObject(path, tag)
+		err := tree.VerifyObject(path, tag)
 		if !errors.Is(err, parcel.ErrDamaged) {
 			return err
 		}
@@ -315,19 +316,19 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 		return err
 	}
 	usage, counted := p.keptUsage()
-	step("sync")
-	if err := syncfs(p.content); err != nil {
+	tree.Step("sync")
+	if err := tree.Syncfs(p.content); err != nil {
 		// The kernel may take for clean what it failed to write: from here on
 		// no hash of a staged object proves that it is on disk.
 		p.clearStaging()
 		return p.wrap(err)
 	}
 	for _, tag := range tags {
-		step("move")
-		from, to := filepath.Join(p.staging(), tag.String()), filepath.Join(p.hdk(), objectName(tag))
+		tree.Step("move")
+		from, to := filepath.Join(p.staging(), tag.String()), filepath.Join(p.hdk(), tree.ObjectName(tag))
 		err := os.Rename(from, to)
 		if errors.Is(err, fs.ErrNotExist) {
-			if err = os.MkdirAll(filepath.Dir(to), dirMode); err == nil {
+			if err = os.MkdirAll(filepath.Dir(to), tree.DirMode); err == nil {
 				err = os.Rename(from, to)
 			}
 		}
@@ -347,21 +348,21 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 // parcel.cfg is the one instant before which there is nothing, and after
 // which there is all.
 func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) error {
-	step("directory")
+	tree.Step("directory")
 	if err := p.writeVersionDir(rec, root); err != nil {
 		return p.wrap(err)
 	}
 	// Names too: those of this commit, and of one killed after its renames.
-	step("sync names")
-	if err := syncfs(p.content); err != nil {
+	tree.Step("sync names")
+	if err := tree.Syncfs(p.content); err != nil {
 		return p.wrap(err)
 	}
 	b, err := rec.encode()
 	if err != nil {
 		return p.wrap(err)
 	}
-	step("keyroot")
-	if err := atomicfile.Write(p.versionFile(rec.Version), b, fileMode); err != nil {
+	tree.Step("keyroot")
+	if err := atomicfile.Write(p.versionFile(rec.Version), b, tree.FileMode); err != nil {
 		return p.wrap(err)
 	}
 	c := *cfg
@@ -375,11 +376,11 @@ func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) e
 	if b, err = c.Encode(); err != nil {
 		return p.wrap(err)
 	}
-	step("head")
-	if err := atomicfile.Write(filepath.Join(p.lock, configFile), b, fileMode); err != nil {
+	tree.Step("head")
+	if err := atomicfile.Write(filepath.Join(p.lock, tree.ConfigFile), b, tree.FileMode); err != nil {
 		return p.wrap(err)
 	}
-	step("derived")
+	tree.Step("derived")
 	p.repair(&c, rec)
 	return nil
 }
@@ -392,11 +393,11 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.Symlink(filepath.Join("..", "hdk", objectName(rec.keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
+	if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(rec.keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
 		return err
 	}
 	if !root.Cfg.IsNil() {
-		if err := os.Symlink(filepath.Join("..", "hdk", objectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
+		if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
 			return err
 		}
 	}
@@ -404,7 +405,7 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(temp, "info"), b, fileMode); err != nil {
+	if err := os.WriteFile(filepath.Join(temp, "info"), b, tree.FileMode); err != nil {
 		return err
 	}
 	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
@@ -432,24 +433,24 @@ func info(rec *version, root *keyring.Root) ([]byte, error) {
 // be repaired now (a full disk, say) is left to the next call, and to Check.
 func (p *Parcel) repair(cfg *parcel.Config, head *version) {
 	for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, filepath.Join(p.content, "keys")} {
-		removeTemps(dir)
+		tree.RemoveTemps(dir)
 	}
 	dir := parcel.VersionDir(head.Version)
-	if !isLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", objectName(head.keyroot.Tag))) {
+	if !tree.IsLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(head.keyroot.Tag))) {
 		if root, err := p.openRoot(context.Background(), p, cfg, head.keyroot); err == nil {
 			p.writeVersionDir(head, root)
 		}
 	}
 	for _, dir := range []string{p.staging(), filepath.Join(p.content, "keys")} {
-		os.Mkdir(dir, dirMode)
+		os.Mkdir(dir, tree.DirMode)
 	}
 	for _, l := range p.links(head) {
 		switch path := filepath.Join(p.content, l.name); {
-		case isLink(path, l.target):
+		case tree.IsLink(path, l.target):
 		case l.target == "":
 			os.Remove(path)
 		default:
-			step("link")
+			tree.Step("link")
 			atomicfile.Symlink(l.target, path)
 		}
 	}
@@ -457,13 +458,13 @@ func (p *Parcel) repair(cfg *parcel.Config, head *version) {
 		{Key: "KEYROOT", Value: head.keyroot.String()}}.Encode)
 	if l, err := p.held(); err == nil {
 		if l == nil {
-			os.Remove(filepath.Join(p.lock, holderFile))
+			os.Remove(filepath.Join(p.lock, tree.HolderFile))
 		} else {
 			public := l.Public()
-			rewrite(filepath.Join(p.lock, holderFile), public.Encode)
+			rewrite(filepath.Join(p.lock, tree.HolderFile), public.Encode)
 		}
 	}
-	os.Remove(filepath.Join(p.lock, unfinishedFile))
+	os.Remove(filepath.Join(p.lock, tree.UnfinishedFile))
 }
 
 // link is a symbolic link of the content side; no target means no link.
@@ -479,27 +480,17 @@ func (p *Parcel) links(head *version) []link {
 	return []link{{"last", dir}, {"keys/keyring.enc", "../last/keyring.enc"}, cfg}
 }
 
-// isLink reports whether path is a symbolic link to target, or not there if
-// target is empty.
-func isLink(path, target string) bool {
-	got, err := os.Readlink(path)
-	if target == "" {
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	return err == nil && got == target
-}
-
 // rewrite writes a derived file if it is not as it should be.
 func rewrite(path string, encode func() ([]byte, error)) {
 	want, err := encode()
 	if err != nil {
 		return
 	}
-	if got, err := readOwn(path); err == nil && string(got) == string(want) {
+	if got, err := tree.ReadOwn(path); err == nil && string(got) == string(want) {
 		return
 	}
-	step("rewrite")
-	atomicfile.Write(path, want, fileMode)
+	tree.Step("rewrite")
+	atomicfile.Write(path, want, tree.FileMode)
 }
 
 // clearStaging removes all that waits in the staging area. Who is still
@@ -509,7 +500,7 @@ func (p *Parcel) clearStaging() { p.clearStagingOf(func(fs.DirEntry) bool { retu
 // clearStaged removes what waits in the staging area and was not committed,
 // but not what is still being written.
 func (p *Parcel) clearStaged() {
-	p.clearStagingOf(func(e fs.DirEntry) bool { return !isTemp(e.Name()) })
+	p.clearStagingOf(func(e fs.DirEntry) bool { return !tree.IsTemp(e.Name()) })
 }
 
 func (p *Parcel) clearStagingOf(which func(fs.DirEntry) bool) {

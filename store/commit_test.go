@@ -13,6 +13,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // holding acquires p, stages c and returns the request to commit it.
@@ -346,7 +347,7 @@ func TestCommitOnDamagedParent(t *testing.T) {
 		}
 		return nil
 	})
-	os.Remove(filepath.Join(p.hdk(), objectName(blocks[0])))
+	os.Remove(filepath.Join(p.hdk(), tree.ObjectName(blocks[0])))
 	if v, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 2, Keyroot: keyroot, ID: "c"}); v != 3 || err != nil {
 		t.Fatalf("got %d, %v, want 3", v, err)
 	}
@@ -366,11 +367,11 @@ func TestCommitSyncFails(t *testing.T) {
 	s := newStore(t)
 	p := newParcel(t, s)
 	r := holding(t, p, change{1: chunkOf("one")})
-	real := syncfs
-	defer func() { syncfs = real }()
+	real := tree.Syncfs
+	defer func() { tree.Syncfs = real }()
 	for fail := range 2 {
 		n := 0
-		syncfs = func(dir string) error {
+		tree.Syncfs = func(dir string) error {
 			if n++; n == fail+1 {
 				return syscall.EIO
 			}
@@ -392,7 +393,7 @@ func TestCommitSyncFails(t *testing.T) {
 		}
 		stageVersion(t, p, change{1: chunkOf("one")}, "")
 	}
-	syncfs = real
+	tree.Syncfs = real
 	keyroot, _ := stageVersion(t, p, change{1: chunkOf("one")}, "")
 	r.Keyroot, r.ID = keyroot, parcel.NewID()
 	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
@@ -452,7 +453,7 @@ func TestStage(t *testing.T) {
 		t.Errorf("long: got %v", err)
 	}
 	w, _ = p.Stage(ref.Tag)
-	if _, err := w.WriteAt([]byte{0}, maxObject); !errors.Is(err, parcel.ErrUsage) {
+	if _, err := w.WriteAt([]byte{0}, tree.MaxObject); !errors.Is(err, parcel.ErrUsage) {
 		t.Errorf("far beyond: got %v", err)
 	}
 	w.Abort()

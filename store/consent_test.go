@@ -4,11 +4,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"isr/store/tree"
 )
 
 func TestConsent(t *testing.T) {
 	s := newStore(t)
-	file := filepath.Join(s.userAt("alice").dir, userFile)
+	file := filepath.Join(s.userAt("alice").dir, tree.UserFile)
 	check := func(text string, want bool, fails bool) {
 		t.Helper()
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -14,6 +14,7 @@ import (
 	"isr/store/keep"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // A crash is one call, made in a child process that is killed at one step.
@@ -91,7 +92,7 @@ func (c *crash) run() error {
 	case "adopt":
 		_, err = s.Adopt(ctx, "bob", "new", adoption(p))
 	case "adopt user":
-		err = s.AdoptUser("carol", map[string][]byte{keysFile: nil, passwordFile: []byte("BCRYPT:=$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy\n")})
+		err = s.AdoptUser("carol", map[string][]byte{tree.KeysFile: nil, tree.PasswordFile: []byte("BCRYPT:=$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy\n")})
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
@@ -110,7 +111,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	n := 0
-	step = func(string) {
+	tree.Step = func(string) {
 		if n == c.Step {
 			p := (&Store{root: c.Root}).userAt("alice").parcel("winxp")
 			for _, dir := range []string{p.lock, p.lock + "/keys", p.content, p.content + "/keys"} {
@@ -492,16 +493,16 @@ func TestCrash(t *testing.T) {
 		c := crash{Image: replicaOf(t, s)}
 		for level, tags := range tagsOf(t, p, 2) {
 			if level < 2 {
-				os.Remove(filepath.Join(p.hdk(), objectName(tags[0])))
+				os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tags[0])))
 			} else {
-				flip(t, filepath.Join(p.hdk(), objectName(tags[0])))
+				flip(t, filepath.Join(p.hdk(), tree.ObjectName(tags[0])))
 			}
 		}
-		useless := filepath.Join(p.hdk(), objectName(seal.Tag(random(32, 9))))
+		useless := filepath.Join(p.hdk(), tree.ObjectName(seal.Tag(random(32, 9))))
 		os.MkdirAll(filepath.Dir(useless), 0o700)
 		os.WriteFile(useless, []byte("x"), 0o400)
 		os.Remove(p.versionFile(1))
-		os.Remove(filepath.Join(p.lock, configFile))
+		os.Remove(filepath.Join(p.lock, tree.ConfigFile))
 		os.RemoveAll(filepath.Join(p.content, "000001"))
 		os.RemoveAll(p.staging())
 		return c

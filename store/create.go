@@ -18,6 +18,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // CreateOptions say what a new parcel is like. Zero values are defaults.
@@ -43,15 +44,11 @@ const maxImage = 1 << 50
 // DefaultChunkSize is the size of a chunk in bytes.
 const DefaultChunkSize = 128 << 10
 
-// unfinishedFile marks a lock side that is being made or removed. With it and
-// without parcel.cfg, there is no parcel: the next to come clears it away.
-const unfinishedFile = "unfinished"
-
 func (p *Parcel) unfinished() bool {
-	if _, err := os.Lstat(filepath.Join(p.lock, configFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.ConfigFile)); err == nil {
 		return false
 	}
-	_, err := os.Lstat(filepath.Join(p.lock, unfinishedFile))
+	_, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile))
 	return err == nil
 }
 
@@ -162,7 +159,7 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 	if err := checkNewName(name); err != nil {
 		return nil, nil, err
 	}
-	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlockStore, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -173,14 +170,14 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 	}
 	p = u.parcel(name)
 	for _, dir := range []string{u.lockRoot, u.contentRoot} {
-		if err := os.MkdirAll(dir, dirMode); err != nil {
+		if err := os.MkdirAll(dir, tree.DirMode); err != nil {
 			return nil, nil, err
 		}
 	}
 	if err := u.ownDirs(); err != nil {
 		return nil, nil, err
 	}
-	removeTemps(u.lockRoot)
+	tree.RemoveTemps(u.lockRoot)
 	if err := s.settleInto(p); err != nil {
 		return nil, nil, err
 	}
@@ -201,22 +198,22 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 		return nil, nil, err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.WriteFile(filepath.Join(temp, unfinishedFile), nil, fileMode); err != nil {
+	if err := os.WriteFile(filepath.Join(temp, tree.UnfinishedFile), nil, tree.FileMode); err != nil {
 		return nil, nil, p.wrap(err)
 	}
-	if err := os.Mkdir(filepath.Join(temp, "keys"), dirMode); err != nil {
+	if err := os.Mkdir(filepath.Join(temp, "keys"), tree.DirMode); err != nil {
 		return nil, nil, p.wrap(err)
 	}
-	step("reserve")
+	tree.Step("reserve")
 	if err := os.Rename(temp, p.lock); err != nil {
 		return nil, nil, p.wrap(err)
 	}
-	if unlock, err = lockFile(filepath.Join(p.lock, flockFile), false); err != nil {
+	if unlock, err = tree.Lock(filepath.Join(p.lock, tree.FlockFile), false); err != nil {
 		return nil, nil, p.wrap(err)
 	}
-	step("content")
+	tree.Step("content")
 	for _, dir := range []string{p.content, p.staging(), filepath.Join(p.content, "keys")} {
-		if err := os.Mkdir(dir, dirMode); err != nil {
+		if err := os.Mkdir(dir, tree.DirMode); err != nil {
 			unlock()
 			return nil, nil, p.wrap(err)
 		}
@@ -239,11 +236,11 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 		return p.wrap(err)
 	}
 	cfg.UUID, cfg.User, cfg.Parcel, cfg.Version, cfg.Created = uuid.NewString(), p.user.name, p.name, 0, now()
-	step("sync")
-	if err := syncfs(p.content); err != nil {
+	tree.Step("sync")
+	if err := tree.Syncfs(p.content); err != nil {
 		return p.wrap(err)
 	}
-	step("hdk")
+	tree.Step("hdk")
 	if err := os.Rename(b.dir, p.hdk()); err != nil {
 		return p.wrap(err)
 	}
@@ -265,16 +262,16 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 
 // remove clears away an unfinished parcel. The mark goes last.
 func (p *Parcel) remove() error {
-	step("remove content")
+	tree.Step("remove content")
 	if err := os.RemoveAll(p.content); err != nil {
 		return err
 	}
 	temp := filepath.Join(p.user.lockRoot, atomicfile.TempPrefix+parcel.NewID())
-	step("remove lock side")
+	tree.Step("remove lock side")
 	if err := os.Rename(p.lock, temp); err != nil {
 		return err
 	}
-	step("remove")
+	tree.Step("remove")
 	if err := os.RemoveAll(temp); err != nil {
 		return err
 	}
@@ -285,7 +282,7 @@ func (p *Parcel) remove() error {
 // if that is not killed but at work. If resume, what a killed import noted is
 // left, with the parcel's flock. The caller has the store's.
 func (p *Parcel) clearUnfinished(resume bool) (unlock func(), err error) {
-	unlock, err = tryLockFile(filepath.Join(p.lock, flockFile))
+	unlock, err = tree.TryLock(filepath.Join(p.lock, tree.FlockFile))
 	if err != nil {
 		return nil, p.wrap(err)
 	}
@@ -293,7 +290,7 @@ func (p *Parcel) clearUnfinished(resume bool) (unlock func(), err error) {
 		return nil, p.errorf(parcel.Busy, "is being made or removed by another process")
 	}
 	if p.unfinished() && resume {
-		if fi, err := os.Lstat(filepath.Join(p.lock, unfinishedFile)); err == nil && fi.Size() > 0 {
+		if fi, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile)); err == nil && fi.Size() > 0 {
 			return unlock, nil
 		}
 	}
@@ -310,7 +307,7 @@ func (p *Parcel) clearUnfinished(resume bool) (unlock func(), err error) {
 // DelParcel removes a parcel, all versions of it, for ever. parcel.ErrLocked
 // if it is held, unless force.
 func (s *Store) DelParcel(userName, name string, force bool) error {
-	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlockStore, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
@@ -334,12 +331,12 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 			}
 			return p.errorf(parcel.Locked, "locked by %s", l)
 		}
-		step("unfinished")
-		if err := atomicfile.Write(filepath.Join(p.lock, unfinishedFile), nil, fileMode); err != nil {
+		tree.Step("unfinished")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.UnfinishedFile), nil, tree.FileMode); err != nil {
 			return p.wrap(err)
 		}
-		step("config")
-		if err := os.Remove(filepath.Join(p.lock, configFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		tree.Step("config")
+		if err := os.Remove(filepath.Join(p.lock, tree.ConfigFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return p.wrap(err)
 		}
 		if err := atomicfile.SyncDir(p.lock); err != nil {
@@ -406,7 +403,7 @@ func (b *building) begin() error {
 			return err
 		}
 	}
-	err := os.Mkdir(b.dir, dirMode)
+	err := os.Mkdir(b.dir, tree.DirMode)
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -415,22 +412,22 @@ func (b *building) begin() error {
 	return nil
 }
 
-func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, objectName(tag)) }
+func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, tree.ObjectName(tag)) }
 
 // Get is an object that was put. It makes building a keyring.Getter.
 func (b *building) Get(_ context.Context, tag seal.Tag) ([]byte, error) {
-	f, err := openOwn(b.path(tag))
+	f, err := tree.OpenOwn(b.path(tag))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxObject))
+	return io.ReadAll(io.LimitReader(f, tree.MaxObject))
 }
 
 // Put writes an object. It makes building a keyring.Putter.
 func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 	if b.again {
-		if err := verifyObject(b.path(tag), tag); err == nil {
+		if err := tree.VerifyObject(b.path(tag), tag); err == nil {
 			return nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			if err := os.Remove(b.path(tag)); err != nil {
@@ -439,7 +436,7 @@ func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 		}
 	}
 	return b.add(tag, func(path string) (int64, error) {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, objectMode)
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, tree.ObjectMode)
 		if err != nil {
 			return 0, err
 		}
@@ -457,7 +454,7 @@ func (b *building) add(tag seal.Tag, make func(path string) (size int64, err err
 	path := b.path(tag)
 	size, err := make(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.Mkdir(filepath.Dir(path), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(filepath.Dir(path), tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		size, err = make(path)

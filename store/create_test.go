@@ -17,6 +17,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // du is what a directory costs on the disk, bytes, each inode once, as du
@@ -419,10 +420,10 @@ func TestCopyObject(t *testing.T) {
 	}
 	from := filepath.Join(dir, "from")
 	os.WriteFile(from, sealed, 0o400)
-	if n, err := copyObject(from, filepath.Join(dir, "to"), ref.Tag); n != int64(len(sealed)) || err != nil {
+	if n, err := tree.CopyObject(from, filepath.Join(dir, "to"), ref.Tag); n != int64(len(sealed)) || err != nil {
 		t.Errorf("got %d, %v", n, err)
 	}
-	if _, err := copyObject(from, filepath.Join(dir, "to2"), seal.Tag(random(32, 1))); !errors.Is(err, parcel.ErrDamaged) {
+	if _, err := tree.CopyObject(from, filepath.Join(dir, "to2"), seal.Tag(random(32, 1))); !errors.Is(err, parcel.ErrDamaged) {
 		t.Errorf("wrong tag: got %v", err)
 	}
 }
@@ -447,14 +448,14 @@ func TestShellTools(t *testing.T) {
 	// And it can fail.
 	root, _ := p.Root(ctx, 1)
 	im, _ := root.Image(keyring.Disk)
-	flip(t, filepath.Join(p.hdk(), objectName(im.Ref.Tag)))
+	flip(t, filepath.Join(p.hdk(), tree.ObjectName(im.Ref.Tag)))
 	sh = exec.Command("sh", "-c", `find hdk -type f | awk -F/ '{print $3"  "$0}' | sha256sum --quiet -c -`)
 	sh.Dir = p.ContentDir()
 	if out, err := sh.CombinedOutput(); err == nil {
 		t.Errorf("a flipped bit is not seen: %s", out)
 	}
 	// The tree can be copied with tar, and is as good at the other place.
-	unflip := filepath.Join(p.hdk(), objectName(im.Ref.Tag))
+	unflip := filepath.Join(p.hdk(), tree.ObjectName(im.Ref.Tag))
 	flip(t, unflip)
 	other := t.TempDir()
 	if out, err := exec.Command("sh", "-c", "tar -C "+s.root+" -cf - . | tar -C "+other+" -xpf -").CombinedOutput(); err != nil {
@@ -483,7 +484,7 @@ func flip(t testing.TB, path string) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	os.Chmod(path, objectMode)
+	os.Chmod(path, tree.ObjectMode)
 }
 
 func TestDelParcel(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // DiskOptions choose what Disk measures.
@@ -70,7 +71,7 @@ func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), tota
 	all := newDiskTally()
 	for _, u := range users {
 		mine := newDiskTally()
-		names, err := subdirs(u.lockRoot)
+		names, err := tree.Subdirs(u.lockRoot)
 		if err != nil {
 			return err
 		}
@@ -179,7 +180,7 @@ func (m *measurer) measure(ctx context.Context) error {
 	m.only, m.pruned = newReach(m.p, m.cache), newReach(m.p, m.cache)
 	// What is on the disk can be told even of a parcel that is damaged.
 	werr := m.walk(ctx)
-	hdk, dirs, err := objectDirs(content)
+	hdk, dirs, err := tree.ObjectDirs(content)
 	if err != nil {
 		return m.p.wrap(err)
 	}
@@ -259,13 +260,13 @@ func (m *measurer) walk(ctx context.Context) error {
 // directory counts the objects in hdk/ab; walked says that it is known who
 // needs them.
 func (m *measurer) directory(hdk *os.File, ab string, walked bool) error {
-	d, err := openObjects(hdk, ab)
+	d, err := tree.OpenObjects(hdk, ab)
 	if err != nil {
 		return err
 	}
-	defer d.close()
-	for _, tag := range d.tags {
-		st, ok := d.stat(tag)
+	defer d.Close()
+	for _, tag := range d.Tags {
+		st, ok := d.Stat(tag)
 		if !ok {
 			continue
 		}
@@ -328,7 +329,7 @@ func (m *measurer) ownLinks(tag seal.Tag, st *unix.Stat_t) uint64 {
 		return links
 	}
 	for _, hdk := range m.hdks {
-		if o, ok := statObject(int(hdk.Fd()), objectName(tag)); ok && o.Dev == st.Dev && o.Ino == st.Ino {
+		if o, ok := tree.StatObject(int(hdk.Fd()), tree.ObjectName(tag)); ok && o.Dev == st.Dev && o.Ino == st.Ino {
 			links++
 		}
 	}

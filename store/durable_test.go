@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"isr/store/tree"
 )
 
 // A power cut takes what no fsync covered. TestPowerCut reads the system calls
@@ -57,16 +59,16 @@ func TestPowerCut(t *testing.T) {
 		if moved != 6 {
 			t.Errorf("%d objects were moved, want 6", moved)
 		}
-		wantPublished(t, events, filepath.Join(p.lock, configFile))
+		wantPublished(t, events, filepath.Join(p.lock, tree.ConfigFile))
 	})
 	t.Run("create", func(t *testing.T) {
 		s := newStore(t)
-		wantPublished(t, trace(t, crash{Op: "create", Root: s.root}), filepath.Join(s.userAt("alice").parcel("new").lock, configFile))
+		wantPublished(t, trace(t, crash{Op: "create", Root: s.root}), filepath.Join(s.userAt("alice").parcel("new").lock, tree.ConfigFile))
 	})
 	t.Run("copy", func(t *testing.T) {
 		s := newStore(t)
 		newParcel(t, s)
-		wantPublished(t, trace(t, crash{Op: "copy", Root: s.root}), filepath.Join(s.userAt("bob").parcel("new").lock, configFile))
+		wantPublished(t, trace(t, crash{Op: "copy", Root: s.root}), filepath.Join(s.userAt("bob").parcel("new").lock, tree.ConfigFile))
 	})
 	t.Run("import", func(t *testing.T) {
 		s := newStore(t)
@@ -74,7 +76,7 @@ func TestPowerCut(t *testing.T) {
 		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		wantPublished(t, trace(t, crash{Op: "import", Root: s.root, Image: image}), filepath.Join(s.userAt("alice").parcel("new").lock, configFile))
+		wantPublished(t, trace(t, crash{Op: "import", Root: s.root, Image: image}), filepath.Join(s.userAt("alice").parcel("new").lock, tree.ConfigFile))
 	})
 	t.Run("prune", func(t *testing.T) {
 		s := newStore(t)
@@ -115,7 +117,7 @@ func TestPowerCut(t *testing.T) {
 			newParcel(t, s)
 			// Each of the three when those before are durable.
 			events, p := trace(t, crash{Op: op, Root: s.root}), s.userAt(user).parcel("new")
-			for _, path := range []string{p.lock, p.content, filepath.Join(p.lock, configFile)} {
+			for _, path := range []string{p.lock, p.content, filepath.Join(p.lock, tree.ConfigFile)} {
 				wantPublished(t, events, path)
 			}
 		})
@@ -128,7 +130,7 @@ func TestPowerCut(t *testing.T) {
 	t.Run("acquire", func(t *testing.T) {
 		s := newStore(t)
 		p := newParcel(t, s)
-		wantPublished(t, trace(t, crash{Op: "acquire", Root: s.root}), filepath.Join(p.lock, nonceFile))
+		wantPublished(t, trace(t, crash{Op: "acquire", Root: s.root}), filepath.Join(p.lock, tree.NonceFile))
 	})
 }
 
@@ -270,7 +272,7 @@ func parseTrace(t *testing.T, log, root string) []event {
 			}
 			e.path, e.from = names[len(names)-1], names[0]
 		}
-		if !strings.HasPrefix(e.path, root) || filepath.Base(e.path) == flockFile {
+		if !strings.HasPrefix(e.path, root) || filepath.Base(e.path) == tree.FlockFile {
 			continue
 		}
 		events = append(events, e)

@@ -13,6 +13,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Export writes the disk of version v, 0 for the head, into the regular file
@@ -39,7 +40,7 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 	var mu sync.Mutex
 	var farthest int64
 	var walkErr error
-	err = parallel(ctx, runtime.GOMAXPROCS(0), p.chunks(ctx, sealer, im, &walkErr), func(ctx context.Context, n int64, ref seal.Ref) error {
+	err = tree.Parallel(ctx, runtime.GOMAXPROCS(0), p.chunks(ctx, sealer, im, &walkErr), func(ctx context.Context, n int64, ref seal.Ref) error {
 		sealed, err := p.Get(ctx, ref.Tag)
 		if err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // GCOptions choose what GC collects.
@@ -61,7 +62,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) err
 			}
 		}
 	}
-	return parallel(ctx, runtime.GOMAXPROCS(0), each, func(ctx context.Context, p *Parcel, _ struct{}) error {
+	return tree.Parallel(ctx, runtime.GOMAXPROCS(0), each, func(ctx context.Context, p *Parcel, _ struct{}) error {
 		c, err := g.parcel(ctx, p)
 		switch {
 		case ctx.Err() != nil:
@@ -114,15 +115,15 @@ func (s *Store) selected(userName, name string) ([]selection, error) {
 // clearLeftovers removes half-made and half-removed parcels, and what killed
 // processes left beside parcels and users.
 func (s *Store) clearLeftovers(users []selection) error {
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	removeTemps(filepath.Join(s.root, usersDir))
+	tree.RemoveTemps(filepath.Join(s.root, tree.UsersDir))
 	for _, u := range users {
-		removeTemps(u.lockRoot)
-		names, err := subdirs(u.lockRoot)
+		tree.RemoveTemps(u.lockRoot)
+		names, err := tree.Subdirs(u.lockRoot)
 		if err != nil {
 			return err
 		}
@@ -208,19 +209,19 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 // unreached lists the objects that r has not, and the directories of hdk that
 // have no others.
 func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err error) {
-	hdk, dirs, err := objectDirs(content)
+	hdk, dirs, err := tree.ObjectDirs(content)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer hdk.Close()
 	for _, ab := range dirs {
-		d, err := openObjects(hdk, ab)
+		d, err := tree.OpenObjects(hdk, ab)
 		if err != nil {
 			return nil, nil, err
 		}
-		d.close()
+		d.Close()
 		reached := false
-		for _, tag := range d.tags {
+		for _, tag := range d.Tags {
 			if r.has(tag) {
 				reached = true
 			} else {
@@ -261,7 +262,7 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 		if r.has(tag) {
 			continue
 		}
-		step("sweep")
+		tree.Step("sweep")
 		if err := g.remove(c, content, tag); err != nil {
 			return p.wrap(err)
 		}
@@ -271,7 +272,7 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 
 // remove removes an object.
 func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag) error {
-	name := filepath.Join("hdk", objectName(tag))
+	name := filepath.Join("hdk", tree.ObjectName(tag))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	fi, err := content.Lstat(name)
@@ -293,7 +294,7 @@ func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag) error {
 
 // count is remove in a dry run.
 func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
-	fi, err := content.Lstat(filepath.Join("hdk", objectName(tag)))
+	fi, err := content.Lstat(filepath.Join("hdk", tree.ObjectName(tag)))
 	if err != nil || fi.IsDir() {
 		return
 	}
@@ -317,7 +318,7 @@ func (p *Parcel) keyrootsMissing(content *os.Root, cfg *parcel.Config) error {
 	if _, _, err := p.published(0); err != nil {
 		return err
 	}
-	entries, err := readDir(content, ".")
+	entries, err := tree.ReadDir(content, ".")
 	if err != nil {
 		return p.wrap(err)
 	}
@@ -347,20 +348,20 @@ func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
 	p.repair(cfg, head)
 	if lock, err := p.held(); lock == nil && err == nil {
 		// A directory may be one of a repair at work, which needs no lock.
-		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !isTemp(e.Name()) })
+		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !tree.IsTemp(e.Name()) })
 	}
 	recorded, err := p.recorded()
 	if err != nil {
 		return err
 	}
-	entries, err := readDir(content, ".")
+	entries, err := tree.ReadDir(content, ".")
 	if err != nil {
 		return p.wrap(err)
 	}
 	for _, e := range entries {
 		// Of a commit that was killed before it wrote its record.
 		if v, ok := parcel.ParseVersionDir(e.Name()); ok && v > cfg.Version && !slices.Contains(recorded, v) {
-			step("directory")
+			tree.Step("directory")
 			if err := content.RemoveAll(e.Name()); err != nil {
 				return p.wrap(err)
 			}
@@ -376,7 +377,7 @@ func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
 		// Of a prune that was killed: the version is there, whole.
 		if rec, err := p.version(v); err == nil {
 			if root, err := p.openRoot(ctx, p, cfg, rec.keyroot); err == nil {
-				step("directory")
+				tree.Step("directory")
 				p.writeVersionDir(rec, root)
 			}
 		}

@@ -20,6 +20,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // collect is GC of all; errors of parcels are in the results.
@@ -224,12 +225,12 @@ func TestGCOfDamage(t *testing.T) {
 		"block": func() func() {
 			root, _ := p.Root(ctx, 3)
 			im, _ := root.Image(keyring.Disk)
-			return moved(t, filepath.Join(p.hdk(), objectName(im.Ref.Tag)))
+			return moved(t, filepath.Join(p.hdk(), tree.ObjectName(im.Ref.Tag)))
 		},
-		"root":    func() func() { k, _ := p.Keyroot(1); return moved(t, filepath.Join(p.hdk(), objectName(k.Tag))) },
+		"root":    func() func() { k, _ := p.Keyroot(1); return moved(t, filepath.Join(p.hdk(), tree.ObjectName(k.Tag))) },
 		"keyroot": func() func() { return moved(t, p.versionFile(1)) },
 		"head":    func() func() { return moved(t, p.versionFile(3)) },
-		"config":  func() func() { return moved(t, filepath.Join(p.lock, configFile)) },
+		"config":  func() func() { return moved(t, filepath.Join(p.lock, tree.ConfigFile)) },
 		"content": func() func() { return moved(t, p.hdk()) },
 	}
 	garbage(p)
@@ -663,15 +664,15 @@ func TestGCOfLeftovers(t *testing.T) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(filepath.Join(dir, unfinishedFile), []byte(mark), 0o600)
+		os.WriteFile(filepath.Join(dir, tree.UnfinishedFile), []byte(mark), 0o600)
 	}
-	for _, dir := range []string{u.lockRoot, filepath.Join(s.root, usersDir), p.lock, p.content} {
+	for _, dir := range []string{u.lockRoot, filepath.Join(s.root, tree.UsersDir), p.lock, p.content} {
 		os.WriteFile(filepath.Join(dir, ".tmp-left"), nil, 0o600)
 	}
 	busy := u.parcel("busy")
 	os.Mkdir(busy.lock, 0o700)
-	os.WriteFile(filepath.Join(busy.lock, unfinishedFile), nil, 0o600)
-	unlock, err := lockFile(filepath.Join(busy.lock, flockFile), false)
+	os.WriteFile(filepath.Join(busy.lock, tree.UnfinishedFile), nil, 0o600)
+	unlock, err := tree.Lock(filepath.Join(busy.lock, tree.FlockFile), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -682,7 +683,7 @@ func TestGCOfLeftovers(t *testing.T) {
 	}
 	unlock()
 	for path, want := range map[string]bool{u.parcel("halfmade").lock: false, u.parcel("imported").lock: true, busy.lock: true,
-		filepath.Join(u.lockRoot, ".tmp-left"): false, filepath.Join(s.root, usersDir, ".tmp-left"): false,
+		filepath.Join(u.lockRoot, ".tmp-left"): false, filepath.Join(s.root, tree.UsersDir, ".tmp-left"): false,
 		filepath.Join(p.lock, ".tmp-left"): false, filepath.Join(p.content, ".tmp-left"): false,
 		filepath.Join(p.staging(), ".tmp-repair"): true, filepath.Join(p.staging(), ".tmp-upload"): false} {
 		if _, err := os.Lstat(path); (err == nil) != want {

@@ -12,6 +12,7 @@ import (
 
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // noteOften has imports note every few chunks how far they are.
@@ -123,13 +124,13 @@ func TestImportGoesOn(t *testing.T) {
 			return err
 		},
 		"garbage for a note": func() error {
-			os.WriteFile(filepath.Join(s.userAt("alice").parcel("box").lock, unfinishedFile), []byte("KEYROOT:=x\n"), 0o600)
+			os.WriteFile(filepath.Join(s.userAt("alice").parcel("box").lock, tree.UnfinishedFile), []byte("KEYROOT:=x\n"), 0o600)
 			_, err := s.Import(ctx, "alice", "box", image, o)
 			return err
 		},
 		"the note's root gone": func() error {
 			p := s.userAt("alice").parcel("box")
-			os.Remove(filepath.Join(p.staging(), "hdk", objectName(p.noted(&parcel.Config{Compress: seal.Gzip}).Tag)))
+			os.Remove(filepath.Join(p.staging(), "hdk", tree.ObjectName(p.noted(&parcel.Config{Compress: seal.Gzip}).Tag)))
 			_, err := s.Import(ctx, "alice", "box", image, o)
 			return err
 		},
@@ -177,7 +178,7 @@ func TestStream(t *testing.T) {
 	if err := p.Stream(ctx, failing{}, 1, nil); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("nowhere to write: got %v", err)
 	}
-	flip(t, filepath.Join(p.hdk(), objectName(tagsOf(t, p, 1)[0][2])))
+	flip(t, filepath.Join(p.hdk(), tree.ObjectName(tagsOf(t, p, 1)[0][2])))
 	if err := p.Stream(ctx, &b, 1, nil); parcel.KindOf(err) != parcel.Damaged || !strings.Contains(err.Error(), "chunk 3") {
 		t.Errorf("damaged: got %v", err)
 	}

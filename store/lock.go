@@ -12,18 +12,11 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
-)
-
-// Files of the lock. The nonce file is the semaphore; the others tell people.
-const (
-	nonceFile    = "nonce"      // parcel.Lock, secret: present exactly while held
-	holderFile   = "lockholder" // its public part; derived
-	releasedFile = "released"   // the last holder's Lock, SINCE when it is free; BY and WHY if it was broken
-	epochFile    = "epoch"      // the number of the last acquisition
+	"isr/store/tree"
 )
 
 func readLock(path string) (*parcel.Lock, error) {
-	b, err := readOwn(path)
+	b, err := tree.ReadOwn(path)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +32,7 @@ func readLock(path string) (*parcel.Lock, error) {
 
 // held is the lock as it is, secrets included; nil if the parcel is free.
 func (p *Parcel) held() (*parcel.Lock, error) {
-	l, err := readLock(filepath.Join(p.lock, nonceFile))
+	l, err := readLock(filepath.Join(p.lock, tree.NonceFile))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
@@ -75,10 +68,10 @@ func (p *Parcel) LastReleased() (*parcel.Lock, error) {
 
 // released is LastReleased with the nonce, unless the lock was broken.
 func (p *Parcel) released() (*parcel.Lock, error) {
-	if _, err := os.Lstat(filepath.Join(p.lock, nonceFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.NonceFile)); err == nil {
 		return nil, nil
 	}
-	l, err := readLock(filepath.Join(p.lock, releasedFile))
+	l, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -121,16 +114,16 @@ func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock,
 			return p.errorf(parcel.Usage, "%v", err)
 		}
 		// The epoch first: no two holders ever have the same one.
-		step("epoch")
-		if err := atomicfile.Write(filepath.Join(p.lock, epochFile),
-			[]byte(strconv.FormatInt(l.Epoch, 10)+"\n"), fileMode); err != nil {
+		tree.Step("epoch")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.EpochFile),
+			[]byte(strconv.FormatInt(l.Epoch, 10)+"\n"), tree.FileMode); err != nil {
 			return p.wrap(err)
 		}
-		step("nonce")
-		if err := atomicfile.WriteNew(filepath.Join(p.lock, nonceFile), b, fileMode); err != nil {
+		tree.Step("nonce")
+		if err := atomicfile.WriteNew(filepath.Join(p.lock, tree.NonceFile), b, tree.FileMode); err != nil {
 			return p.wrap(err)
 		}
-		step("holder")
+		tree.Step("holder")
 		p.repair(cfg, rec)
 		l.Contact = now()
 		lock = l
@@ -141,7 +134,7 @@ func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock,
 
 // epoch is the number of the last acquisition, 0 for none.
 func (p *Parcel) epoch() (int64, error) {
-	b, err := readOwn(filepath.Join(p.lock, epochFile))
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.EpochFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -165,7 +158,7 @@ func (p *Parcel) holding(nonce string) (*parcel.Lock, error) {
 	case l != nil && l.Is(nonce):
 		return l, nil
 	}
-	last, err := readLock(filepath.Join(p.lock, releasedFile))
+	last, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
 	if err != nil {
 		last = nil
 	}
@@ -208,7 +201,7 @@ func (p *Parcel) CheckLock(nonce string) (*parcel.Lock, error) {
 			return err
 		}
 		t := time.Now()
-		if err := os.Chtimes(filepath.Join(p.lock, nonceFile), t, t); err != nil {
+		if err := os.Chtimes(filepath.Join(p.lock, tree.NonceFile), t, t); err != nil {
 			return p.wrap(err)
 		}
 		l.Nonce, l.Acquisition, l.Contact = "", "", t.UTC()
@@ -287,24 +280,24 @@ func (p *Parcel) release(nonce string, force *breaking) (*parcel.Lock, error) {
 		if err != nil {
 			return p.wrap(err)
 		}
-		step("released")
-		if err := atomicfile.Write(filepath.Join(p.lock, releasedFile), b, fileMode); err != nil {
+		tree.Step("released")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.ReleasedFile), b, tree.FileMode); err != nil {
 			return p.wrap(err)
 		}
-		step("nonce")
-		if err := os.Remove(filepath.Join(p.lock, nonceFile)); err != nil {
+		tree.Step("nonce")
+		if err := os.Remove(filepath.Join(p.lock, tree.NonceFile)); err != nil {
 			return p.wrap(err)
 		}
 		if err := atomicfile.SyncDir(p.lock); err != nil {
 			return p.wrap(err)
 		}
-		step("holder")
+		tree.Step("holder")
 		// What follows is derived, or left over from the holder.
 		p.clearStaging()
 		if rec, cfg, err := p.published(0); err == nil {
 			p.repair(cfg, rec)
 		} else {
-			os.Remove(filepath.Join(p.lock, holderFile))
+			os.Remove(filepath.Join(p.lock, tree.HolderFile))
 		}
 		lock = l
 		return nil

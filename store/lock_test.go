@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 func TestLock(t *testing.T) {
@@ -53,12 +54,12 @@ func TestLock(t *testing.T) {
 		t.Errorf("holder: got %+v, %v", h, err)
 	}
 	// The record for people says the same, less the secrets.
-	public, err := os.ReadFile(filepath.Join(p.LockDir(), holderFile))
+	public, err := os.ReadFile(filepath.Join(p.LockDir(), tree.HolderFile))
 	if err != nil || strings.Contains(string(public), a.Nonce) || !strings.Contains(string(public), "HOST:=thinkpad") {
 		t.Errorf("lockholder: got %q, %v", public, err)
 	}
 	old := time.Now().Add(-time.Hour)
-	os.Chtimes(filepath.Join(p.LockDir(), nonceFile), old, old)
+	os.Chtimes(filepath.Join(p.LockDir(), tree.NonceFile), old, old)
 	c, err := p.CheckLock(a.Nonce)
 	if err != nil || c.Nonce != "" || time.Since(c.Contact) > time.Minute {
 		t.Errorf("check: got %+v, %v", c, err)
@@ -80,7 +81,7 @@ func TestLock(t *testing.T) {
 			t.Errorf("release: got %+v, %v", r, err)
 		}
 	}
-	if _, err := os.Lstat(filepath.Join(p.LockDir(), holderFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.LockDir(), tree.HolderFile)); err == nil {
 		t.Error("lockholder is there after release")
 	}
 	if r, err := p.LastReleased(); err != nil || r.Host != a.Host || r.Nonce != "" || r.Epoch != 1 {
@@ -117,7 +118,7 @@ func TestLockGarbled(t *testing.T) {
 	for _, content := range []string{"", "\x00\x00\x00", "USER:=alice\nHOST:=x\nSINCE:=2026-01-02T03:04:05Z\nEPOCH:=1\nVERSION:=1\n", "nonsense"} {
 		s := newStore(t)
 		p := newParcel(t, s)
-		if err := os.WriteFile(filepath.Join(p.LockDir(), nonceFile), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(p.LockDir(), tree.NonceFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		_, err := p.Holder()
@@ -181,9 +182,9 @@ func TestAcquireRace(t *testing.T) {
 // of the new one.
 func TestLockFileReplaced(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "p")
-	name := filepath.Join(dir, flockFile)
+	name := filepath.Join(dir, tree.FlockFile)
 	os.Mkdir(dir, 0o700)
-	unlock, err := lockFile(name, false)
+	unlock, err := tree.Lock(name, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +195,7 @@ func TestLockFileReplaced(t *testing.T) {
 	waiting := fmt.Sprintf(":%d 0 EOF", fi.Sys().(*syscall.Stat_t).Ino)
 	got := make(chan func())
 	go func() {
-		unlock, err := lockFile(name, false)
+		unlock, err := tree.Lock(name, false)
 		if err != nil {
 			t.Error(err)
 		}
@@ -221,16 +222,16 @@ func TestLockFileReplaced(t *testing.T) {
 	}
 	unlock()
 	unlock = <-got
-	if other, err := tryLockFile(name); other != nil || err != nil {
+	if other, err := tree.TryLock(name); other != nil || err != nil {
 		t.Errorf("two have the flock, %v", err)
 	}
 	unlock()
-	if other, err := tryLockFile(name); other == nil || err != nil {
+	if other, err := tree.TryLock(name); other == nil || err != nil {
 		t.Errorf("nobody can have the flock, %v", err)
 	}
 	// And of one that is gone for good, none.
 	os.RemoveAll(dir)
-	if _, err := lockFile(name, false); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := tree.Lock(name, false); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

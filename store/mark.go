@@ -10,6 +10,7 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // headName names the head wherever a version is asked for, so it is no tag.
@@ -199,8 +200,8 @@ func (p *Parcel) writeConfig(cfg *parcel.Config) error {
 	if err != nil {
 		return p.wrap(err)
 	}
-	step("config")
-	if err := atomicfile.Write(filepath.Join(p.lock, configFile), b, fileMode); err != nil {
+	tree.Step("config")
+	if err := atomicfile.Write(filepath.Join(p.lock, tree.ConfigFile), b, tree.FileMode); err != nil {
 		return p.wrap(err)
 	}
 	return nil
@@ -216,27 +217,21 @@ func (p *Parcel) change(v int, f func(*version)) error {
 	if err != nil {
 		return err
 	}
-	removeTemps(filepath.Join(p.lock, "keys"))
+	tree.RemoveTemps(filepath.Join(p.lock, "keys"))
 	f(rec)
 	b, err := rec.encode()
 	if err != nil {
 		return p.wrap(err)
 	}
-	step("record")
-	if err := atomicfile.Write(p.versionFile(v), b, fileMode); err != nil {
+	tree.Step("record")
+	if err := atomicfile.Write(p.versionFile(v), b, tree.FileMode); err != nil {
 		return p.wrap(err)
 	}
 	// Check says so if this fails; another change of the version repairs it.
 	dir := filepath.Join(p.content, parcel.VersionDir(v))
-	if root, err := p.openRoot(context.Background(), p, cfg, rec.keyroot); err == nil && isDir(dir) {
-		removeTemps(dir)
+	if root, err := p.openRoot(context.Background(), p, cfg, rec.keyroot); err == nil && tree.IsDir(dir) {
+		tree.RemoveTemps(dir)
 		rewrite(filepath.Join(dir, "info"), func() ([]byte, error) { return info(rec, root) })
 	}
 	return nil
-}
-
-// isDir is realDir where an error is no matter.
-func isDir(path string) bool {
-	ok, err := realDir(path)
-	return ok && err == nil
 }

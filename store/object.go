@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"io/fs"
@@ -14,19 +13,11 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
-
-// maxObject bounds what is taken for an object, bytes.
-const maxObject = seal.MaxPlain + 1024
 
 func (p *Parcel) hdk() string     { return filepath.Join(p.content, "hdk") }
 func (p *Parcel) staging() string { return filepath.Join(p.content, "staging") }
-
-// objectName is the path of an object below hdk: ab/abcdef….
-func objectName(tag seal.Tag) string {
-	name := tag.String()
-	return filepath.Join(name[:2], name)
-}
 
 func checkTag(tag seal.Tag) error {
 	if tag.NewHash() == nil {
@@ -41,7 +32,7 @@ func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err 
 	if err := checkTag(tag); err != nil {
 		return "", 0, false, err
 	}
-	for _, path := range []string{filepath.Join(p.hdk(), objectName(tag)), filepath.Join(p.staging(), tag.String())} {
+	for _, path := range []string{filepath.Join(p.hdk(), tree.ObjectName(tag)), filepath.Join(p.staging(), tag.String())} {
 		fi, err := os.Lstat(path)
 		if err == nil && fi.Mode().IsRegular() {
 			return path, fi.Size(), staged, nil
@@ -74,7 +65,7 @@ func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		f, err := openOwn(path)
+		f, err := tree.OpenOwn(path)
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}
@@ -97,7 +88,7 @@ func (p *Parcel) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 	if err != nil {
 		return nil, p.wrap(err)
 	}
-	if fi.Size() > maxObject {
+	if fi.Size() > tree.MaxObject {
 		return nil, parcel.NewError(parcel.Damaged, "object %s: %d bytes", tag, fi.Size())
 	}
 	b := make([]byte, fi.Size())
@@ -140,8 +131,8 @@ func (w *Staged) WriteAt(b []byte, off int64) (int, error) {
 	if w.f == nil {
 		return 0, os.ErrClosed
 	}
-	if off < 0 || off+int64(len(b)) > maxObject {
-		return 0, parcel.NewError(parcel.Usage, "object %s: over %d bytes", w.tag, maxObject)
+	if off < 0 || off+int64(len(b)) > tree.MaxObject {
+		return 0, parcel.NewError(parcel.Usage, "object %s: over %d bytes", w.tag, tree.MaxObject)
 	}
 	n, err := w.f.WriteAt(b, off)
 	if off == w.next && w.next >= 0 {
@@ -165,13 +156,13 @@ func (w *Staged) Close() error {
 	w.f = nil
 	err := w.verify(f)
 	if err == nil {
-		err = f.Chmod(objectMode)
+		err = f.Chmod(tree.ObjectMode)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		step("stage")
+		tree.Step("stage")
 		err = os.Rename(f.Name(), filepath.Join(w.p.staging(), w.tag.String()))
 	}
 	if err != nil {
@@ -183,10 +174,10 @@ func (w *Staged) Close() error {
 
 func (w *Staged) verify(f *os.File) error {
 	if w.next < 0 {
-		return verifyFile(f, w.tag)
+		return tree.VerifyFile(f, w.tag)
 	}
 	if seal.Tag(w.hash.Sum(nil)) != w.tag {
-		return errMismatch(w.tag)
+		return tree.ErrMismatch(w.tag)
 	}
 	return nil
 }
@@ -201,33 +192,4 @@ func (w *Staged) Abort() {
 	w.f.Close()
 	os.Remove(w.f.Name())
 	w.f = nil
-}
-
-func errMismatch(tag seal.Tag) error {
-	return parcel.NewError(parcel.Damaged, "object %s: content does not match its name", tag)
-}
-
-// verifyFile hashes all of f; parcel.ErrDamaged if it is not the object tag.
-func verifyFile(f *os.File, tag seal.Tag) error {
-	h := tag.NewHash()
-	if h == nil {
-		return fmt.Errorf("tag of %d bytes", len(tag))
-	}
-	if _, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62)); err != nil {
-		return err
-	}
-	if seal.Tag(h.Sum(nil)) != tag {
-		return errMismatch(tag)
-	}
-	return nil
-}
-
-// verifyObject is verifyFile by name.
-func verifyObject(path string, tag seal.Tag) error {
-	f, err := openOwn(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return verifyFile(f, tag)
 }

@@ -14,6 +14,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Parcel is one parcel of a Store: two directories. It holds nothing open and
@@ -47,10 +48,10 @@ func (s *Store) names(userName string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := ownDirs(u.lockRoot); err != nil {
+	if err := tree.OwnDirs(u.lockRoot); err != nil {
 		return nil, fmt.Errorf("user %s: %w", userName, err)
 	}
-	names, err := subdirs(u.lockRoot)
+	names, err := tree.Subdirs(u.lockRoot)
 	return slices.DeleteFunc(names, func(n string) bool { return u.parcel(n).unfinished() }), err
 }
 
@@ -77,7 +78,7 @@ func (s *Store) find(userName, name string) (*Parcel, error) {
 		return nil, fmt.Errorf("parcel: %w", err)
 	}
 	p := u.parcel(name)
-	if ok, err := realDir(p.lock); err != nil {
+	if ok, err := tree.RealDir(p.lock); err != nil {
 		return nil, p.wrap(err)
 	} else if !ok || p.unfinished() {
 		if now := u.renamed(name); err == nil && !ok && now != "" {
@@ -120,7 +121,7 @@ func (p *Parcel) exclusive(f func() error) error {
 	if err := p.ownDirs(); err != nil {
 		return err
 	}
-	unlock, err := lockFile(filepath.Join(p.lock, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(p.lock, tree.FlockFile), false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return p.errAbsent()
 	}
@@ -133,7 +134,7 @@ func (p *Parcel) exclusive(f func() error) error {
 
 // ConfigFile is parcel.cfg as it is.
 func (p *Parcel) ConfigFile() ([]byte, error) {
-	b, err := readOwn(filepath.Join(p.lock, configFile))
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.ConfigFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(p.lock); err != nil || p.unfinished() {
 			return nil, p.errAbsent()
@@ -261,7 +262,7 @@ func (p *Parcel) versionDir(v int) string { return filepath.Join(p.content, parc
 
 // version is the record of version v; parcel.ErrNoVersion if there is none.
 func (p *Parcel) version(v int) (*version, error) {
-	b, err := readOwn(p.versionFile(v))
+	b, err := tree.ReadOwn(p.versionFile(v))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, p.errorf(parcel.NoVersion, "version %d: no such version", v)
 	}

@@ -15,10 +15,8 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
-
-// passwordFile holds a user's password, as bcrypt has it.
-const passwordFile = "password"
 
 // PasswordCost is bcrypt's: a quarter of a second, for us and for who guesses.
 // Tests lower it, before anything is hashed.
@@ -60,7 +58,7 @@ func (u user) setPassword(password []byte) error {
 	if err != nil {
 		return fmt.Errorf("user %s: %w", u.name, err)
 	}
-	return atomicfile.Write(filepath.Join(u.dir, passwordFile), p, 0o600)
+	return atomicfile.Write(filepath.Join(u.dir, tree.PasswordFile), p, 0o600)
 }
 
 // ChangePassword gives a user a new password if old is the one she has; old
@@ -92,7 +90,7 @@ func (s *Store) RemovePassword(name string) error {
 		return err
 	}
 	defer unlock()
-	err = os.Remove(filepath.Join(u.dir, passwordFile))
+	err = os.Remove(filepath.Join(u.dir, tree.PasswordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Failed, "user %s: has no password", name)
 	}
@@ -114,7 +112,7 @@ func (s *Store) HasPassword(name string) (bool, error) {
 
 // AnyPassword reports whether any user has a password.
 func (s *Store) AnyPassword() bool {
-	found, _ := filepath.Glob(filepath.Join(s.root, usersDir, "*", passwordFile))
+	found, _ := filepath.Glob(filepath.Join(s.root, tree.UsersDir, "*", tree.PasswordFile))
 	return len(found) > 0
 }
 
@@ -160,7 +158,7 @@ func samePassword(hash, password []byte) bool {
 
 // passwordHash is nil if the user has no password.
 func (u user) passwordHash() ([]byte, error) {
-	p, err := readOwn(filepath.Join(u.dir, passwordFile))
+	p, err := tree.ReadOwn(filepath.Join(u.dir, tree.PasswordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // A directory of objects that is a link: what is committed is not moved there.
@@ -15,7 +16,7 @@ func TestCommitPlanted(t *testing.T) {
 	p := newParcel(t, s)
 	r := holding(t, p, change{0: chunkOf("mine")})
 	outside := t.TempDir()
-	ab := filepath.Join(p.hdk(), objectName(r.Keyroot.Tag)[:2])
+	ab := filepath.Join(p.hdk(), tree.ObjectName(r.Keyroot.Tag)[:2])
 	if err := os.RemoveAll(ab); err != nil {
 		t.Fatal(err)
 	}

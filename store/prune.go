@@ -13,6 +13,7 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // Plan is what a prune would do to one version: it goes if nothing keeps it.
@@ -52,7 +53,7 @@ func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 	}
 	// Whoever lost the lock may yet save her work as a fork of the version
 	// she had; a lock that was given back, not broken, left its nonce.
-	released, err := readLock(filepath.Join(p.lock, releasedFile))
+	released, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, p.errorf(parcel.Damaged, "record of the last release: %v", err)
 	}
@@ -134,7 +135,7 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 	var temps []string
 	for _, v := range versions {
 		temp := atomicfile.TempPrefix + parcel.NewID()
-		step("directory")
+		tree.Step("directory")
 		switch err := content.Rename(parcel.VersionDir(v), temp); {
 		case err == nil:
 			temps = append(temps, temp)
@@ -146,7 +147,7 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 		return p.wrap(err)
 	}
 	for _, v := range versions {
-		step("record")
+		tree.Step("record")
 		if err := lock.Remove(filepath.Join("keys", parcel.VersionDir(v))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return p.wrap(err)
 		}
@@ -155,7 +156,7 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 		return p.wrap(err)
 	}
 	for _, temp := range temps {
-		step("remove")
+		tree.Step("remove")
 		if err := content.RemoveAll(temp); err != nil {
 			return p.wrap(err)
 		}

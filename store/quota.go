@@ -14,6 +14,7 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // A quota bounds the bytes of all objects of a user's parcels, those that wait
@@ -24,11 +25,6 @@ import (
 type Usage struct{ Objects, Bytes int64 }
 
 func (a Usage) plus(b Usage) Usage { return Usage{a.Objects + b.Objects, a.Bytes + b.Bytes} }
-
-// usageFile keeps what a parcel's hdk takes, and what its directories' times
-// were then. It holds as long as they are the same, whoever changed the objects
-// by whatever means; else they are counted again.
-const usageFile = "usage"
 
 // settled is how old the last change of hdk must be for its time to tell it
 // from the next one: some ticks of the kernel's clock.
@@ -86,7 +82,7 @@ func (p *Parcel) hdkState() (state string, last time.Time, err error) {
 
 // keptUsage is what hdk takes, if that was counted before and holds.
 func (p *Parcel) keptUsage() (Usage, bool) {
-	if _, err := os.Lstat(filepath.Join(p.lock, usageFile)); err != nil {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.UsageFile)); err != nil {
 		return Usage{}, false // nobody ever asked
 	}
 	state, _, err := p.hdkState()
@@ -97,7 +93,7 @@ func (p *Parcel) keptUsage() (Usage, bool) {
 }
 
 func (p *Parcel) recordedUsage(state string) (u Usage, ok bool) {
-	b, err := readOwn(filepath.Join(p.lock, usageFile))
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.UsageFile))
 	if err != nil {
 		return u, false
 	}
@@ -116,14 +112,14 @@ func (p *Parcel) recordUsage(u Usage, state string) {
 	b, err := parcel.Record{{Key: "OBJECTS", Value: strconv.FormatInt(u.Objects, 10)},
 		{Key: "BYTES", Value: strconv.FormatInt(u.Bytes, 10)}, {Key: "STATE", Value: state}}.Encode()
 	if err == nil {
-		atomicfile.Write(filepath.Join(p.lock, usageFile), b, fileMode)
+		atomicfile.Write(filepath.Join(p.lock, tree.UsageFile), b, tree.FileMode)
 	}
 }
 
 // count sums up the objects in dir, and so many levels below it. What goes
 // meanwhile is not counted, nor what is too large for an object.
 func count(dir string, below int) (u Usage, err error) {
-	if ok, err := realDir(dir); !ok {
+	if ok, err := tree.RealDir(dir); !ok {
 		return u, err
 	}
 	entries, err := os.ReadDir(dir)
@@ -146,7 +142,7 @@ func count(dir string, below int) (u Usage, err error) {
 		if err != nil {
 			return u, err
 		}
-		if fi.Mode().IsRegular() && fi.Size() <= maxObject {
+		if fi.Mode().IsRegular() && fi.Size() <= tree.MaxObject {
 			u = u.plus(Usage{1, fi.Size()})
 		}
 	}
@@ -163,7 +159,7 @@ func (s *Store) Usage(name string) (Usage, error) {
 }
 
 func (u user) usage() (sum Usage, err error) {
-	names, err := subdirs(u.lockRoot)
+	names, err := tree.Subdirs(u.lockRoot)
 	if err != nil {
 		return sum, err
 	}

@@ -12,13 +12,8 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
-
-// renameFile marks a lock side that is being renamed, and names the parcel it
-// was: USER and PARCEL. The lock side is renamed in one instant, and with it
-// the parcel. If the mark is there after that, the content side and parcel.cfg
-// may have to follow: the next to open the parcel sees to it.
-const renameFile = "renaming"
 
 // formerKey is a line of parcel.cfg: a name that the parcel had.
 const formerKey = "FORMERLY"
@@ -30,7 +25,7 @@ func (s *Store) Rename(userName, name, toUser, toName string) error {
 	if err := checkNewName(toName); err != nil {
 		return err
 	}
-	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlockStore, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
@@ -67,13 +62,13 @@ func (s *Store) Rename(userName, name, toUser, toName string) error {
 		if err != nil {
 			return p.wrap(err)
 		}
-		step("mark")
-		if err := atomicfile.Write(filepath.Join(p.lock, renameFile), mark, fileMode); err != nil {
+		tree.Step("mark")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.RenameFile), mark, tree.FileMode); err != nil {
 			return p.wrap(err)
 		}
-		step("rename")
+		tree.Step("rename")
 		if err := renameDir(p.lock, q.lock); err != nil {
-			os.Remove(filepath.Join(p.lock, renameFile))
+			os.Remove(filepath.Join(p.lock, tree.RenameFile))
 			return p.wrap(err)
 		}
 		return s.settle(q)
@@ -94,7 +89,7 @@ func renameDir(from, to string) error {
 // renamedFrom is what the mark of a rename says p was: p itself if the rename
 // was not done, nil if there is no mark.
 func (s *Store) renamedFrom(p *Parcel) (*Parcel, error) {
-	b, err := readOwn(filepath.Join(p.lock, renameFile))
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.RenameFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -121,8 +116,8 @@ func (s *Store) settle(p *Parcel) error {
 	}
 	if from.lock != p.lock {
 		// A lock side that is there owns the content, whatever the mark says.
-		if !exists(p.content) && isDir(from.content) && !exists(from.lock) {
-			step("content")
+		if !tree.Exists(p.content) && tree.IsDir(from.content) && !tree.Exists(from.lock) {
+			tree.Step("content")
 			if err := renameDir(from.content, p.content); err != nil {
 				return p.wrap(err)
 			}
@@ -142,8 +137,8 @@ func (s *Store) settle(p *Parcel) error {
 			}
 		}
 	}
-	step("unmark")
-	if err := os.Remove(filepath.Join(p.lock, renameFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	tree.Step("unmark")
+	if err := os.Remove(filepath.Join(p.lock, tree.RenameFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return p.wrap(err)
 	}
 	return nil
@@ -151,7 +146,7 @@ func (s *Store) settle(p *Parcel) error {
 
 // settled finishes the rename of p, if there is one to finish.
 func (s *Store) settled(p *Parcel) error {
-	if !exists(filepath.Join(p.lock, renameFile)) {
+	if !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) {
 		return nil
 	}
 	return p.exclusive(func() error { return s.settle(p) })
@@ -161,7 +156,7 @@ func (s *Store) settled(p *Parcel) error {
 // something is. The caller has the store's flock.
 func (s *Store) vacant(p *Parcel) error {
 	for _, dir := range []string{p.user.lockRoot, p.user.contentRoot} {
-		if err := os.MkdirAll(dir, dirMode); err != nil {
+		if err := os.MkdirAll(dir, tree.DirMode); err != nil {
 			return p.wrap(err)
 		}
 	}
@@ -175,9 +170,9 @@ func (s *Store) vacant(p *Parcel) error {
 	case p.unfinished():
 		return p.errorf(parcel.Exists, "is being made or removed, or left so by a process that was killed").
 			WithHint("parcel create of that name clears it away")
-	case exists(p.lock):
+	case tree.Exists(p.lock):
 		return p.errorf(parcel.Exists, "exists")
-	case exists(p.content):
+	case tree.Exists(p.content):
 		return p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
 			WithHint("restore %s from a backup, or remove the content", p.lock)
 	}
@@ -187,13 +182,13 @@ func (s *Store) vacant(p *Parcel) error {
 // settleInto finishes the rename of whatever parcel still has its content side
 // where p's is to be.
 func (s *Store) settleInto(p *Parcel) error {
-	if exists(p.lock) || !exists(p.content) {
+	if tree.Exists(p.lock) || !tree.Exists(p.content) {
 		return nil
 	}
 	users, err := s.Users()
 	for _, name := range users {
 		u := s.userAt(name)
-		names, _ := subdirs(u.lockRoot)
+		names, _ := tree.Subdirs(u.lockRoot)
 		for _, n := range names {
 			q := u.parcel(n)
 			if from, ferr := s.renamedFrom(q); ferr == nil && from != nil && from.content == p.content {
@@ -207,7 +202,7 @@ func (s *Store) settleInto(p *Parcel) error {
 // renamed is the name of the user's parcel that was called name once, "" if there
 // is none.
 func (u user) renamed(name string) string {
-	names, _ := subdirs(u.lockRoot)
+	names, _ := tree.Subdirs(u.lockRoot)
 	for _, n := range names {
 		cfg, err := u.parcel(n).Config()
 		if err == nil && slices.Contains(cfg.Other.All(formerKey), name) {
@@ -222,11 +217,6 @@ func (u user) renamed(name string) string {
 func sameOwner(a, b string) bool {
 	var sa, sb unix.Stat_t
 	return unix.Lstat(a, &sa) == nil && unix.Lstat(b, &sb) == nil && sa.Dev == sb.Dev && sa.Uid == sb.Uid
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 // checkNewName refuses what is no name for a parcel.

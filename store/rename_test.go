@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 func hintOf(err error) string {
@@ -222,8 +223,8 @@ func TestRenamePlanted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(filepath.Join(dir, configFile), cfg, 0o600)
-		os.WriteFile(filepath.Join(dir, renameFile), []byte(mark), 0o600)
+		os.WriteFile(filepath.Join(dir, tree.ConfigFile), cfg, 0o600)
+		os.WriteFile(filepath.Join(dir, tree.RenameFile), []byte(mark), 0o600)
 		s.Parcel("bob", "mine")
 		s.Create(ctx, "alice", "winxp", CreateOptions{DiskSize: 1 << 20})
 		if _, err := os.Lstat(p.content); err != nil {

@@ -16,6 +16,7 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // RepairOptions choose what Repair mends, and from where.
@@ -106,12 +107,12 @@ func (r *repairer) settle() error {
 	}
 	for _, name := range users {
 		u := r.store.userAt(name)
-		names, err := subdirs(u.lockRoot)
+		names, err := tree.Subdirs(u.lockRoot)
 		if err != nil {
 			return err
 		}
 		for _, n := range names {
-			if p := u.parcel(n); exists(filepath.Join(p.lock, renameFile)) && parcel.CheckName(n) == nil {
+			if p := u.parcel(n); tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && parcel.CheckName(n) == nil {
 				if _, err := r.store.Parcel(name, n); err != nil {
 					r.failed = errors.Join(r.failed, err)
 				}
@@ -149,7 +150,7 @@ func (r *repairer) all(ctx context.Context) error {
 			names = []string{only}
 		}
 		for _, n := range names {
-			if p := u.parcel(n); !exists(filepath.Join(p.lock, renameFile)) && !r.check.onTheWay[p.content] {
+			if p := u.parcel(n); !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && !r.check.onTheWay[p.content] {
 				ps = append(ps, p)
 			}
 		}
@@ -173,11 +174,11 @@ func (r *repairer) all(ctx context.Context) error {
 
 // anyParcels are the names of parcels of which at least one side is there.
 func (u user) anyParcels() ([]string, error) {
-	names, err := subdirs(u.lockRoot)
+	names, err := tree.Subdirs(u.lockRoot)
 	if err != nil {
 		return nil, err
 	}
-	contents, err := subdirs(u.contentRoot)
+	contents, err := tree.Subdirs(u.contentRoot)
 	names = append(names, contents...)
 	slices.Sort(names)
 	return slices.DeleteFunc(slices.Compact(names), func(n string) bool {
@@ -267,7 +268,7 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 	defer in.close()
 	var useless []seal.Tag
 	var mu sync.Mutex
-	err = parallel(ctx, 4, slices.All(problems), func(ctx context.Context, _ int, q Problem) error {
+	err = tree.Parallel(ctx, 4, slices.All(problems), func(ctx context.Context, _ int, q Problem) error {
 		mu.Lock()
 		absent := r.absent[q.Tag]
 		mu.Unlock()
@@ -319,12 +320,12 @@ func (r *repairer) discard(p *Parcel, tags []seal.Tag) error {
 		defer root.Close()
 		for _, tag := range tags {
 			// A disk that cannot be read today may be read tomorrow.
-			err := verifyObject(filepath.Join(p.hdk(), objectName(tag)), tag)
+			err := tree.VerifyObject(filepath.Join(p.hdk(), tree.ObjectName(tag)), tag)
 			if !errors.Is(err, parcel.ErrDamaged) {
 				continue
 			}
-			step("discard")
-			if err := root.Remove(filepath.Join("hdk", objectName(tag))); err != nil {
+			tree.Step("discard")
+			if err := root.Remove(filepath.Join("hdk", tree.ObjectName(tag))); err != nil {
 				return p.wrap(err)
 			}
 			r.sum.Removed++
@@ -358,7 +359,7 @@ func (r *repairer) installer(p *Parcel) (*installer, error) {
 	// In the staging area nobody else removes it, until the next release.
 	in.temp = filepath.Join("staging", atomicfile.TempPrefix+parcel.NewID())
 	for _, dir := range []string{"hdk", "staging", in.temp} {
-		if err := root.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := root.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 			root.Close()
 			return nil, err
 		}
@@ -379,7 +380,7 @@ func (in *installer) fetch(tag seal.Tag) (size int64, from *supply, err error) {
 	prefer := parcelHdk(in.p.user.name, in.p.name)
 	for i, pl := range in.r.places {
 		pl.find(tag, prefer, func(name string) bool {
-			sealed, rerr := pl.read(name, maxObject)
+			sealed, rerr := pl.read(name, tree.MaxObject)
 			if rerr != nil || tag.Verify(sealed) != nil {
 				return false
 			}
@@ -406,8 +407,8 @@ func (in *installer) link(realm *supply, name string, tag seal.Tag) bool {
 	}
 	// What is linked is looked at once more: it is one file with the other.
 	fi, err := realm.root.Lstat(to)
-	if err == nil && fi.Mode() == objectMode && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {
-		if sealed, err := realm.read(to, maxObject); err == nil && tag.Verify(sealed) == nil {
+	if err == nil && fi.Mode() == tree.ObjectMode && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {
+		if sealed, err := realm.read(to, tree.MaxObject); err == nil && tag.Verify(sealed) == nil {
 			return true
 		}
 	}
@@ -417,7 +418,7 @@ func (in *installer) link(realm *supply, name string, tag seal.Tag) bool {
 
 // write puts an object in temp.
 func (in *installer) write(tag seal.Tag, sealed []byte) error {
-	f, err := in.content.OpenFile(filepath.Join(in.temp, tag.String()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, objectMode)
+	f, err := in.content.OpenFile(filepath.Join(in.temp, tag.String()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, tree.ObjectMode)
 	if err != nil {
 		return err
 	}
@@ -439,14 +440,14 @@ func (in *installer) install() error {
 	if len(in.ready) == 0 {
 		return nil
 	}
-	step("sync")
-	if err := syncfs(in.p.content); err != nil {
+	tree.Step("sync")
+	if err := tree.Syncfs(in.p.content); err != nil {
 		return in.p.wrap(err)
 	}
 	err := in.p.exclusive(func() error {
 		for _, m := range in.ready {
-			step("install")
-			from, to := filepath.Join(in.temp, m.Tag.String()), filepath.Join("hdk", objectName(m.Tag))
+			tree.Step("install")
+			from, to := filepath.Join(in.temp, m.Tag.String()), filepath.Join("hdk", tree.ObjectName(m.Tag))
 			// What is in the way there is none of ours; a link itself is removed,
 			// not what it leads to.
 			if fi, err := in.content.Lstat(filepath.Dir(to)); err == nil && !fi.IsDir() {
@@ -461,7 +462,7 @@ func (in *installer) install() error {
 			}
 			err := in.content.Rename(from, to)
 			if errors.Is(err, fs.ErrNotExist) {
-				if err = in.content.MkdirAll(filepath.Dir(to), dirMode); err == nil {
+				if err = in.content.MkdirAll(filepath.Dir(to), tree.DirMode); err == nil {
 					err = in.content.Rename(from, to)
 				}
 			}
@@ -474,8 +475,8 @@ func (in *installer) install() error {
 	if err != nil {
 		return err
 	}
-	step("sync names")
-	return syncfs(in.p.content)
+	tree.Step("sync names")
+	return tree.Syncfs(in.p.content)
 }
 
 // lockSide puts back directories, parcel.cfg and the records of versions.
@@ -496,8 +497,8 @@ func (r *repairer) lockSide(p *Parcel) error {
 	}
 	if !r.opts.DryRun {
 		for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, p.hdk(), p.staging(), filepath.Join(p.content, "keys")} {
-			step("mkdir")
-			if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+			tree.Step("mkdir")
+			if err := os.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 				return p.wrap(err)
 			}
 		}
@@ -547,7 +548,7 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 		if err := r.versions(p, c.Version, append(recorded, there...), from); err != nil {
 			return err
 		}
-		if err := r.write(p, filepath.Join(p.lock, configFile), text); err != nil {
+		if err := r.write(p, filepath.Join(p.lock, tree.ConfigFile), text); err != nil {
 			return err
 		}
 		r.did(p, Mending{Problem: Problem{Msg: "parcel.cfg was missing or damaged"}, From: from.name})
@@ -636,7 +637,7 @@ func (r *repairer) epoch(p *Parcel) error {
 	if err == nil && now >= least {
 		return nil
 	}
-	if err := r.write(p, filepath.Join(p.lock, epochFile), fmt.Appendf(nil, "%d\n", least)); err != nil {
+	if err := r.write(p, filepath.Join(p.lock, tree.EpochFile), fmt.Appendf(nil, "%d\n", least)); err != nil {
 		return err
 	}
 	r.did(p, Mending{Problem: Problem{Msg: "epoch was missing or damaged"}})
@@ -646,10 +647,10 @@ func (r *repairer) epoch(p *Parcel) error {
 // readInfo is the file info of version v, which is all of its record that is
 // not secret.
 func readInfo(p *Parcel, v int) (parcel.Record, error) {
-	if err := ownDirs(p.versionDir(v)); err != nil {
+	if err := tree.OwnDirs(p.versionDir(v)); err != nil {
 		return nil, err
 	}
-	text, err := readOwn(filepath.Join(p.versionDir(v), "info"))
+	text, err := tree.ReadOwn(filepath.Join(p.versionDir(v), "info"))
 	if err != nil {
 		return nil, err
 	}
@@ -659,7 +660,7 @@ func readInfo(p *Parcel, v int) (parcel.Record, error) {
 // rebuilt is the record of the head, made again of its info and the copy of
 // its keyroot; nil if there is no such copy. The id of its commit is lost.
 func (p *Parcel) rebuilt(v int, info parcel.Record) *version {
-	text, err := readOwn(filepath.Join(p.lock, "keys", "keyroot"))
+	text, err := tree.ReadOwn(filepath.Join(p.lock, "keys", "keyroot"))
 	if err != nil || info == nil {
 		return nil
 	}
@@ -690,8 +691,8 @@ func (r *repairer) write(p *Parcel, name string, text []byte) error {
 	if r.opts.DryRun {
 		return nil
 	}
-	step("record")
-	if err := atomicfile.Write(name, text, fileMode); err != nil {
+	tree.Step("record")
+	if err := atomicfile.Write(name, text, tree.FileMode); err != nil {
 		return p.wrap(err)
 	}
 	return nil
@@ -700,7 +701,7 @@ func (r *repairer) write(p *Parcel, name string, text []byte) error {
 // private takes from others what only the owner may read.
 func (p *Parcel) private() error {
 	for dir, names := range map[string][]string{
-		p.lock:    {".", "keys", configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile},
+		p.lock:    {".", "keys", tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile},
 		p.content: {"."},
 	} {
 		root, err := os.OpenRoot(dir)
@@ -742,7 +743,7 @@ func (r *repairer) derived(ctx context.Context, p *Parcel) error {
 			if err != nil {
 				continue
 			}
-			step("directory")
+			tree.Step("directory")
 			if err := p.writeVersionDir(rec, root); err != nil {
 				return p.wrap(err)
 			}
@@ -762,10 +763,10 @@ func (r *repairer) derived(ctx context.Context, p *Parcel) error {
 func (p *Parcel) shown(rec *version) bool {
 	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
 	info, err := readInfo(p, rec.Version)
-	if err != nil || !isLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", objectName(rec.keyroot.Tag))) {
+	if err != nil || !tree.IsLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(rec.keyroot.Tag))) {
 		return false
 	}
-	if tag, err := seal.ParseTag(info.Get("CFG")); err == nil && !isLink(filepath.Join(dir, "cfg.tgz.enc"), filepath.Join("..", "hdk", objectName(tag))) {
+	if tag, err := seal.ParseTag(info.Get("CFG")); err == nil && !tree.IsLink(filepath.Join(dir, "cfg.tgz.enc"), filepath.Join("..", "hdk", tree.ObjectName(tag))) {
 		return false
 	}
 	public, err := rec.public().Encode()

@@ -16,6 +16,7 @@ import (
 
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // replicaOf is a copy of a store's tree, as cp -a makes it.
@@ -34,7 +35,7 @@ func treeOf(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	m := make(map[string]string)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() == flockFile {
+		if err != nil || d.Name() == tree.FlockFile {
 			return err
 		}
 		rel, _ := filepath.Rel(dir, path)
@@ -136,7 +137,7 @@ func TestRepairFrom(t *testing.T) {
 		if sum, _, ps := mend(t, s, RepairOptions{From: []string{place}}); sum.Left.Errors > 0 {
 			t.Errorf("%s: left: %v", name, ps)
 		}
-		flip(t, filepath.Join(p.hdk(), objectName(tagsOf(t, p, 2)[1][0])))
+		flip(t, filepath.Join(p.hdk(), tree.ObjectName(tagsOf(t, p, 2)[1][0])))
 		sum, ms, ps := mend(t, s, RepairOptions{From: []string{place}})
 		if sum.Left.Errors > 0 || sum.Left.Notes > 0 || sum.Mended != 1 || ms[0].From != place || ms[0].Bytes == 0 {
 			t.Errorf("%s: mended %v, left %v", name, ms, ps)
@@ -148,7 +149,7 @@ func TestRepairFrom(t *testing.T) {
 		t.Errorf("of a sound store: mended %v, left %v", ms, ps)
 	}
 	// No place at all has it.
-	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
+	os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tagsOf(t, p, 3)[0][0])))
 	before := treeOf(t, s.root)
 	sum, _, ps := mend(t, s, RepairOptions{From: []string{t.TempDir()}})
 	if sum.Mended != 0 || sum.Left.Errors != 2 || ps[0].Version != 3 || ps[0].Chunks.String() != "chunk 1" {
@@ -161,7 +162,7 @@ func TestRepairFrom(t *testing.T) {
 		t.Errorf("dry run: %+v, %v", sum, ms)
 	}
 	wantEqualTrees(t, treeOf(t, s.root), before)
-	for _, o := range []RepairOptions{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, realmFile)}}} {
+	for _, o := range []RepairOptions{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, tree.RealmFile)}}} {
 		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("%v: got %v", o.From, err)
 		}
@@ -182,9 +183,9 @@ func TestRepairRecords(t *testing.T) {
 		changed []string
 		errors  int
 	}{
-		"parcel.cfg":                 {func(p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) }, true, nil, 0},
-		"parcel.cfg garbled":         {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, configFile), []byte("UUID:=x\n"), 0o600) }, true, nil, 0},
-		"parcel.cfg, no replica":     {func(p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) }, false, []string{configFile}, 1},
+		"parcel.cfg":                 {func(p *Parcel) { os.Remove(filepath.Join(p.lock, tree.ConfigFile)) }, true, nil, 0},
+		"parcel.cfg garbled":         {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, tree.ConfigFile), []byte("UUID:=x\n"), 0o600) }, true, nil, 0},
+		"parcel.cfg, no replica":     {func(p *Parcel) { os.Remove(filepath.Join(p.lock, tree.ConfigFile)) }, false, []string{tree.ConfigFile}, 1},
 		"head's keyroot":             {func(p *Parcel) { os.Remove(p.versionFile(3)) }, true, nil, 0},
 		"head's keyroot, no replica": {func(p *Parcel) { os.Remove(p.versionFile(3)) }, false, []string{"000003"}, 0},
 		"old keyroot":                {func(p *Parcel) { os.WriteFile(p.versionFile(2), []byte("KEYROOT:=-\n"), 0o600) }, true, nil, 0},
@@ -198,10 +199,10 @@ func TestRepairRecords(t *testing.T) {
 		"content side":          {func(p *Parcel) { os.RemoveAll(p.content) }, true, nil, 0},
 		"modes": {func(p *Parcel) {
 			os.Chmod(p.lock, 0o755)
-			os.Chmod(filepath.Join(p.lock, configFile), 0o644)
+			os.Chmod(filepath.Join(p.lock, tree.ConfigFile), 0o644)
 			os.Chmod(p.content, 0o750)
 		}, false, nil, 0},
-		"epoch": {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, epochFile), []byte("many"), 0o600) }, false, nil, 0},
+		"epoch": {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, tree.EpochFile), []byte("many"), 0o600) }, false, nil, 0},
 		"links": {func(p *Parcel) {
 			os.Remove(filepath.Join(p.content, "last"))
 			os.Remove(filepath.Join(p.lock, "keys/keyroot"))
@@ -246,7 +247,7 @@ func TestRepairRecords(t *testing.T) {
 	s, p := threeVersions(t)
 	old := replicaOf(t, s)
 	commit(t, p, change{7: chunkOf("since")})
-	os.Remove(filepath.Join(p.lock, configFile))
+	os.Remove(filepath.Join(p.lock, tree.ConfigFile))
 	if sum, _, ps := mend(t, s, RepairOptions{From: []string{old}}); sum.Left.Errors > 0 {
 		t.Errorf("older replica: left %v", ps)
 	}
@@ -275,7 +276,7 @@ func TestRepairOfRenamed(t *testing.T) {
 	}
 	p = newParcel(t, s)
 	commit(t, p, change{1: chunkOf("another")})
-	os.Remove(filepath.Join(p.lock, configFile))
+	os.Remove(filepath.Join(p.lock, tree.ConfigFile))
 	if sum, ms, _ := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors == 0 || sum.Mended != 0 {
 		t.Errorf("another of that name: mended %v", ms)
 	}
@@ -284,19 +285,19 @@ func TestRepairOfRenamed(t *testing.T) {
 	replica = replicaOf(t, s)
 	q := p.user.parcel("xp")
 	mark := "USER:=alice\nPARCEL:=winxp\n"
-	os.WriteFile(filepath.Join(p.lock, renameFile), []byte(mark), 0o600)
+	os.WriteFile(filepath.Join(p.lock, tree.RenameFile), []byte(mark), 0o600)
 	if err := os.Rename(p.lock, q.lock); err != nil { // and killed
 		t.Fatal(err)
 	}
-	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p.withLock(q), 3)[0][0])))
+	os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tagsOf(t, p.withLock(q), 3)[0][0])))
 	mend(t, s, RepairOptions{From: []string{replica}, DryRun: true})
-	if exists(p.lock) || exists(q.content) {
+	if tree.Exists(p.lock) || tree.Exists(q.content) {
 		t.Error("the dry run made a side of it")
 	}
 	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 {
 		t.Errorf("half renamed: mended %v, left %v", ms, ps)
 	}
-	if names, err := s.Parcels("alice"); len(names) != 1 || names[0] != "xp" || exists(p.content) {
+	if names, err := s.Parcels("alice"); len(names) != 1 || names[0] != "xp" || tree.Exists(p.content) {
 		t.Errorf("parcels: %v, %v", names, err)
 	}
 }
@@ -313,11 +314,11 @@ func (p *Parcel) withLock(q *Parcel) *Parcel {
 func TestRepairSweptUnder(t *testing.T) {
 	s, p := threeVersions(t)
 	replica := replicaOf(t, s)
-	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
+	os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tagsOf(t, p, 3)[0][0])))
 	sweeps := 0
-	old := step
-	t.Cleanup(func() { step = old })
-	step = func(name string) {
+	old := tree.Step
+	t.Cleanup(func() { tree.Step = old })
+	tree.Step = func(name string) {
 		if name == "sync" && sweeps == 0 {
 			sweeps++
 			p.clearStaging()
@@ -336,15 +337,15 @@ func TestRepairHostilePlace(t *testing.T) {
 	good := make([]string, len(tags))
 	for i, tag := range tags {
 		good[i] = filepath.Join(elsewhere, tag.String())
-		b, err := os.ReadFile(filepath.Join(p.hdk(), objectName(tag)))
+		b, err := os.ReadFile(filepath.Join(p.hdk(), tree.ObjectName(tag)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		os.WriteFile(good[i], b, 0o400)
-		os.Remove(filepath.Join(p.hdk(), objectName(tag)))
+		os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tag)))
 		os.MkdirAll(filepath.Join(place, tag.String()[:2]), 0o700)
 	}
-	at := func(i int) string { return filepath.Join(place, objectName(tags[i])) }
+	at := func(i int) string { return filepath.Join(place, tree.ObjectName(tags[i])) }
 	// The real bytes behind a link that leads out, a FIFO, a directory.
 	os.Symlink(good[0], at(0))
 	if err := syscall.Mkfifo(at(1), 0o600); err != nil {
@@ -373,10 +374,10 @@ func TestRepairHostilePlace(t *testing.T) {
 	// A replica with an absurd head, and records full of nonsense.
 	replica := replicaOf(t, s)
 	lock := filepath.Join(replica, "users/alice/.isr/winxp")
-	cfg, _ := os.ReadFile(filepath.Join(lock, configFile))
-	os.WriteFile(filepath.Join(lock, configFile), []byte(strings.Replace(string(cfg), "VERSION:=3", "VERSION:=2000000000", 1)), 0o600)
+	cfg, _ := os.ReadFile(filepath.Join(lock, tree.ConfigFile))
+	os.WriteFile(filepath.Join(lock, tree.ConfigFile), []byte(strings.Replace(string(cfg), "VERSION:=3", "VERSION:=2000000000", 1)), 0o600)
 	os.WriteFile(filepath.Join(lock, "keys/1999999999"), []byte("KEYROOT:=nonsense\n"), 0o600)
-	os.Remove(filepath.Join(p.lock, configFile))
+	os.Remove(filepath.Join(p.lock, tree.ConfigFile))
 	mend(t, s, RepairOptions{From: []string{replica, elsewhere}})
 	if ps := wantSound(t, s); len(ps) > 0 {
 		t.Errorf("notes: %v", ps)
@@ -395,17 +396,17 @@ func TestRepairHostileTree(t *testing.T) {
 	precious := filepath.Join(outside, "precious")
 	os.WriteFile(precious, []byte("keep"), 0o600)
 	// In the object's place a link, or a directory; its directory a link out.
-	os.Remove(filepath.Join(p.hdk(), objectName(tag)))
-	os.Symlink(precious, filepath.Join(p.hdk(), objectName(tag)))
+	os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tag)))
+	os.Symlink(precious, filepath.Join(p.hdk(), tree.ObjectName(tag)))
 	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a link for an object: left %v", ps)
 	}
-	os.Remove(filepath.Join(p.hdk(), objectName(tag)))
-	os.MkdirAll(filepath.Join(p.hdk(), objectName(tag), "deep"), 0o700)
+	os.Remove(filepath.Join(p.hdk(), tree.ObjectName(tag)))
+	os.MkdirAll(filepath.Join(p.hdk(), tree.ObjectName(tag), "deep"), 0o700)
 	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a directory for an object: left %v", ps)
 	}
-	dir := filepath.Dir(filepath.Join(p.hdk(), objectName(tag)))
+	dir := filepath.Dir(filepath.Join(p.hdk(), tree.ObjectName(tag)))
 	os.RemoveAll(dir)
 	os.Symlink(outside, dir)
 	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
@@ -440,7 +441,7 @@ func TestRepairShares(t *testing.T) {
 		t.Fatal(err)
 	}
 	tag := tagsOf(t, p, 3)[0][0]
-	one, two := filepath.Join(p.hdk(), objectName(tag)), filepath.Join(q.hdk(), objectName(tag))
+	one, two := filepath.Join(p.hdk(), tree.ObjectName(tag)), filepath.Join(q.hdk(), tree.ObjectName(tag))
 	shared := func() bool {
 		a, aerr := os.Lstat(one)
 		b, berr := os.Lstat(two)
@@ -466,7 +467,7 @@ func TestRepairShares(t *testing.T) {
 func TestRepairDiscards(t *testing.T) {
 	s, p := threeVersions(t)
 	tag := seal.Tag(random(32, 77))
-	name := filepath.Join(p.hdk(), objectName(tag))
+	name := filepath.Join(p.hdk(), tree.ObjectName(tag))
 	os.MkdirAll(filepath.Dir(name), 0o700)
 	os.WriteFile(name, []byte("x"), 0o400)
 	for _, c := range []struct {
@@ -524,7 +525,7 @@ func TestRepairProperty(t *testing.T) {
 			switch {
 			// A version without record and directory is one that was removed.
 			case what == "dir" && !strings.Contains(inside, "hdk"):
-			case len(parts) < 3, strings.HasSuffix(name, "released"), strings.HasSuffix(name, epochFile):
+			case len(parts) < 3, strings.HasSuffix(name, "released"), strings.HasSuffix(name, tree.EpochFile):
 			default:
 				names = append(names, name)
 			}
@@ -555,7 +556,7 @@ func TestRepairProperty(t *testing.T) {
 				os.WriteFile(name, append(b, "more"...), 0o600)
 			}
 			if strings.Contains(name, "/hdk/") {
-				os.Chmod(name, objectMode)
+				os.Chmod(name, tree.ObjectMode)
 			}
 			// A record that still can be read is not looked at again: such
 			// damage is no repair's to find.

@@ -18,6 +18,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 var ctx = context.Background()
@@ -272,7 +273,7 @@ func TestInitOpen(t *testing.T) {
 	if _, err := Init(t.TempDir(), "a b"); !errors.Is(err, parcel.ErrUsage) {
 		t.Errorf("realm of two words: got %v", err)
 	}
-	cfg := filepath.Join(dir, realmFile)
+	cfg := filepath.Join(dir, tree.RealmFile)
 	p, _ := os.ReadFile(cfg)
 	os.WriteFile(cfg, bytes.Replace(p, []byte("FORMAT:=1"), []byte("FORMAT:=2"), 1), 0o600)
 	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "format") {
@@ -318,7 +319,7 @@ func TestUsers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	file := filepath.Join(s.userAt("carol").dir, keysFile)
+	file := filepath.Join(s.userAt("carol").dir, tree.KeysFile)
 	if p, _ := os.ReadFile(file); bytes.Count(p, []byte("\n")) != 2 {
 		t.Errorf("authorized_keys: want 2 lines, got %q", p)
 	}
@@ -336,7 +337,7 @@ func TestUsers(t *testing.T) {
 	wantSound(t, s)
 
 	// By hand, all the same: nobody gets in with a key of two.
-	os.WriteFile(filepath.Join(s.userAt("bob").dir, keysFile), []byte(line1), 0o600)
+	os.WriteFile(filepath.Join(s.userAt("bob").dir, tree.KeysFile), []byte(line1), 0o600)
 	if u, err := s.owner(key1); u != "" || !errors.Is(err, parcel.ErrDenied) || !strings.Contains(err.Error(), "bob and carol") {
 		t.Errorf("shared key: got %q, %v", u, err)
 	}
@@ -344,7 +345,7 @@ func TestUsers(t *testing.T) {
 		t.Errorf("check with a shared key: got %d errors, want 1", sum.Errors)
 	}
 	// A line with an option that is not kept lets nobody in.
-	os.WriteFile(filepath.Join(s.userAt("bob").dir, keysFile), []byte("command=\"id\" "+line1+"\n"), 0o600)
+	os.WriteFile(filepath.Join(s.userAt("bob").dir, tree.KeysFile), []byte("command=\"id\" "+line1+"\n"), 0o600)
 	if u, err := s.owner(key1); u != "carol" || err != nil {
 		t.Errorf("bob's with options: got %q, %v", u, err)
 	}

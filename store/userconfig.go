@@ -11,10 +11,8 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
-
-// userFile holds what is known of a user. A user without one has the defaults.
-const userFile = "user.cfg"
 
 // UserConfig is the content of a user.cfg.
 type UserConfig struct {
@@ -112,7 +110,7 @@ func (c *UserConfig) checkTexts() error {
 // config is the user's; the defaults if there is no file. parcel.ErrDamaged if
 // it cannot be understood: then nobody knows that she is not locked out.
 func (u user) config() (*UserConfig, error) {
-	p, err := readOwn(filepath.Join(u.dir, userFile))
+	p, err := tree.ReadOwn(filepath.Join(u.dir, tree.UserFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return &UserConfig{}, nil
 	}
@@ -157,8 +155,8 @@ func (s *Store) ChangeUser(name string, change func(*UserConfig) error) error {
 	if err != nil {
 		return parcel.NewError(parcel.Usage, "user %s: %v", name, err)
 	}
-	step("user.cfg")
-	return atomicfile.Write(filepath.Join(u.dir, userFile), p, fileMode)
+	tree.Step("user.cfg")
+	return atomicfile.Write(filepath.Join(u.dir, tree.UserFile), p, tree.FileMode)
 }
 
 // Admit is nil unless the user is locked out; then the error says why.

@@ -18,6 +18,7 @@ import (
 
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // owner is the user of a key that comes from no address.
@@ -32,7 +33,7 @@ func TestKeyTerms(t *testing.T) {
 	key, line := newKey(t)
 	write := func(lines ...string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(s.userAt("alice").dir, keysFile), []byte(strings.Join(lines, "\r\n")), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.userAt("alice").dir, tree.KeysFile), []byte(strings.Join(lines, "\r\n")), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -86,7 +87,7 @@ func TestHostileUserFiles(t *testing.T) {
 	if err := os.Truncate(big, 10<<20); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(s.userAt("alice").dir, keysFile)
+	file := filepath.Join(s.userAt("alice").dir, tree.KeysFile)
 	for _, plant := range []func() error{
 		func() error { return os.Symlink(outside, file) },
 		func() error { return os.Rename(big, file) },
@@ -104,7 +105,7 @@ func TestHostileUserFiles(t *testing.T) {
 		}
 	}
 	os.RemoveAll(file)
-	cfg := filepath.Join(s.userAt("alice").dir, userFile)
+	cfg := filepath.Join(s.userAt("alice").dir, tree.UserFile)
 	for _, text := range []string{"QUOTA:=-1\n", "QUOTA:=0\n", "QUOTA:=99999999999999999999\n", "QUOTA:=1\nQUOTA:=2\n", "GROUP:=../x\n",
 		"LOCKED:=yes\n", "nonsense\n", "COMMENT:=a\x1bb\n"} {
 		if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
@@ -134,7 +135,7 @@ func TestHostileUserFiles(t *testing.T) {
 
 func TestUserConfig(t *testing.T) {
 	s := newStore(t)
-	file := filepath.Join(s.userAt("alice").dir, userFile)
+	file := filepath.Join(s.userAt("alice").dir, tree.UserFile)
 	os.Remove(file)
 	if c, err := s.UserConfig("alice"); err != nil || !reflect.DeepEqual(c, &UserConfig{}) {
 		t.Errorf("without a file: got %+v, %v", c, err)
@@ -250,7 +251,7 @@ func TestUsage(t *testing.T) {
 		}
 	}
 	before := counted()
-	record := filepath.Join(p.lock, usageFile)
+	record := filepath.Join(p.lock, tree.UsageFile)
 	if _, err := os.Stat(record); err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +372,7 @@ func BenchmarkOwners(b *testing.B) {
 			if err := os.MkdirAll(u.lockRoot, 0o700); err != nil {
 				b.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(u.dir, keysFile), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(u.dir, tree.KeysFile), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
 				b.Fatal(err)
 			}
 		}
