@@ -59,6 +59,7 @@ var mayImport = map[string][]string{
 	"client/remote/linktest":  {},
 	"client/remote/sshdtest":  {},
 	"locksrv/study/studytest": {"locksrv", "locksrv/event", "locksrv/proto", "locksrv/study"},
+	"store/storetest":         {"store", "store/keyring", "store/parcel", "store/seal", "store/tree"},
 	"locksrv/locksrvtest":     {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/guest":           {},
 	"contrib/scale":           {"store", "store/keyring", "store/parcel", "store/seal"},

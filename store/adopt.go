@@ -22,14 +22,14 @@ import (
 // lock side belongs together. It keeps commits waiting: f is to be short.
 func (p *Parcel) Shared(f func() error) error {
 	unlock, err := tree.Lock(filepath.Join(p.lock, tree.FlockFile), true)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && p.unfinished() {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && p.Unfinished() {
 		if err == nil {
 			unlock()
 		}
-		return p.errAbsent()
+		return p.ErrAbsent()
 	}
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	defer unlock()
 	return f()
@@ -76,8 +76,8 @@ func (s *Store) AdoptUser(name string, files map[string][]byte) error {
 	defer unlock()
 	users := filepath.Join(s.root, tree.UsersDir)
 	tree.RemoveTemps(users)
-	u := s.userAt(name)
-	if _, err := os.Lstat(u.dir); err == nil {
+	u := s.UserAt(name)
+	if _, err := os.Lstat(u.Dir); err == nil {
 		return parcel.NewError(parcel.Exists, "user %s: exists", name)
 	}
 	if !s.assembling { // else nobody is shut out by it who was not before
@@ -118,7 +118,7 @@ func (s *Store) Adopt(ctx context.Context, userName, name string, a Adoption) (*
 	if err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "parcel %s: %v", name, err)
 	}
-	head, err := parseVersion(a.Files["keys/"+parcel.VersionDir(cfg.Version)], cfg.Version)
+	head, err := ParseVersion(a.Files["keys/"+parcel.VersionDir(cfg.Version)], cfg.Version)
 	if err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "parcel %s: version %d: record of its keyroot: %v", name, cfg.Version, err)
 	}
@@ -128,10 +128,10 @@ func (s *Store) Adopt(ctx context.Context, userName, name string, a Adoption) (*
 	}
 	defer unlock()
 	if err := p.adopt(ctx, cfg, head, a); err != nil {
-		if p.unfinished() {
+		if p.Unfinished() {
 			p.remove()
 		}
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return p, nil
 }
@@ -146,8 +146,8 @@ func underived(name string) bool {
 	return true
 }
 
-func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a Adoption) error {
-	b := &building{p: p, dir: filepath.Join(p.staging(), "hdk")}
+func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *VersionRecord, a Adoption) error {
+	b := &building{p: p, dir: filepath.Join(p.StagingDir(), "hdk")}
 	if err := os.Mkdir(b.dir, tree.DirMode); err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 		return err
 	}
 	tree.Step("hdk")
-	if err := os.Rename(b.dir, p.hdk()); err != nil {
+	if err := os.Rename(b.dir, p.HdkDir()); err != nil {
 		return err
 	}
 	for name, content := range a.Files {
@@ -184,7 +184,7 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 		return err
 	}
 	c := *cfg
-	c.User, c.Parcel = p.user.name, p.name
+	c.User, c.Parcel = p.user.Name, p.name
 	if a.Another {
 		c.UUID = uuid.NewString()
 		c.Src = nil // they have the content of the one it was
@@ -214,7 +214,7 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 // acquired once a second for years, and one that is adopted again later has a
 // larger one again. What cannot be read stays as it is, for check to tell.
 func (p *Parcel) raiseEpoch() error {
-	epoch, err := p.epoch()
+	epoch, err := p.Epoch()
 	if err != nil {
 		return nil
 	}
@@ -233,13 +233,13 @@ func cutKeys(name string) (version string, inKeys bool) {
 // derive makes the directories of all versions. One that cannot be opened has
 // none, as check says.
 func (p *Parcel) derive(ctx context.Context, cfg *parcel.Config) {
-	versions, _ := p.recorded()
+	versions, _ := p.Recorded()
 	for _, v := range versions {
-		rec, err := p.version(v)
+		rec, err := p.Record(v)
 		if err != nil || v > cfg.Version {
 			continue
 		}
-		if root, err := p.openRoot(ctx, p, cfg, rec.keyroot); err == nil {
+		if root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot); err == nil {
 			p.writeVersionDir(rec, root)
 		}
 	}

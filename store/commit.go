@@ -36,10 +36,10 @@ type CommitRequest struct {
 // isr_missing names may be put and the commit repeated.
 func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err error) {
 	if r.Keyroot.IsNil() || r.ID == "" || r.ID != parcel.Clean(r.ID) || r.Parent < 1 {
-		return 0, p.errorf(parcel.Usage, "commit without keyroot, parent or a printable id")
+		return 0, p.Errorf(parcel.Usage, "commit without keyroot, parent or a printable id")
 	}
-	err = p.exclusive(func() error {
-		head, cfg, err := p.published(0)
+	err = p.Exclusive(func() error {
+		head, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
@@ -54,9 +54,9 @@ func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err e
 			return err
 		}
 		if r.Parent != cfg.Version {
-			return p.errorf(parcel.Conflict, "version %d is the head, not %d", cfg.Version, r.Parent)
+			return p.Errorf(parcel.Conflict, "version %d is the head, not %d", cfg.Version, r.Parent)
 		}
-		rec := &version{keyroot: r.Keyroot, commit: r.ID}
+		rec := &VersionRecord{Keyroot: r.Keyroot, Commit: r.ID}
 		number, err = p.advance(ctx, cfg, head, rec, lock)
 		return err
 	})
@@ -67,18 +67,18 @@ func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err e
 // 0. Parent itself is looked at too: only that is sure to be there.
 func (p *Parcel) committed(r CommitRequest, head int) (int, error) {
 	for v := head; v >= r.Parent && v > 0; v-- {
-		rec, err := p.version(v)
+		rec, err := p.Record(v)
 		if errors.Is(err, parcel.ErrNoVersion) {
 			continue
 		}
 		if err != nil {
 			return 0, err
 		}
-		if rec.commit != r.ID {
+		if rec.Commit != r.ID {
 			continue
 		}
-		if rec.keyroot != r.Keyroot {
-			return 0, p.errorf(parcel.Conflict, "commit id %s is version %d's, which is another one", r.ID, v)
+		if rec.Keyroot != r.Keyroot {
+			return 0, p.Errorf(parcel.Conflict, "commit id %s is version %d's, which is another one", r.ID, v)
 		}
 		return v, nil
 	}
@@ -96,20 +96,20 @@ func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (number int,
 // somebody holds it.
 func (p *Parcel) RollbackFree(ctx context.Context, host string, v int, why string) (number int, err error) {
 	if err := checkText("reason", why); err != nil {
-		return 0, p.wrap(err)
+		return 0, p.Wrap(err)
 	}
 	return p.rollback(ctx, v, parcel.Clean(why), func() (*parcel.Lock, error) {
 		l, err := p.held()
 		if l != nil {
-			err = p.errorf(parcel.Locked, "locked by %s", l).WithHint("--force breaks the lock first")
+			err = p.Errorf(parcel.Locked, "locked by %s", l).WithHint("--force breaks the lock first")
 		}
 		return &parcel.Lock{Host: parcel.Clean(host)}, err
 	})
 }
 
 func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*parcel.Lock, error)) (number int, err error) {
-	err = p.exclusive(func() error {
-		head, cfg, err := p.published(0)
+	err = p.Exclusive(func() error {
+		head, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
@@ -117,16 +117,16 @@ func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*p
 		if err != nil {
 			return err
 		}
-		old, _, err := p.published(v)
+		old, _, err := p.Published(v)
 		if err != nil {
 			return err
 		}
-		if old.keyroot == head.keyroot {
+		if old.Keyroot == head.Keyroot {
 			number = cfg.Version
 			p.repair(cfg, head)
 			return nil
 		}
-		rec := &version{keyroot: old.keyroot, commit: parcel.NewID()}
+		rec := &VersionRecord{Keyroot: old.Keyroot, Commit: parcel.NewID()}
 		rec.Rollback, rec.Comment = v, fmt.Sprintf("rollback to version %d", v)
 		if why != "" {
 			rec.Comment += ": " + why
@@ -140,26 +140,26 @@ func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*p
 // advance verifies that all of rec's version is there, makes it durable and
 // publishes it after the head. The caller has the flock, and found lock to be
 // the holder's.
-func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *version, lock *parcel.Lock) (int, error) {
-	if _, _, _, err := p.where(rec.keyroot.Tag); err != nil {
-		return 0, p.wrap(err)
+func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *VersionRecord, lock *parcel.Lock) (int, error) {
+	if _, _, _, err := p.Where(rec.Keyroot.Tag); err != nil {
+		return 0, p.Wrap(err)
 	}
-	root, err := p.openRoot(ctx, getter{p}, cfg, rec.keyroot)
+	root, err := p.OpenRoot(ctx, getter{p}, cfg, rec.Keyroot)
 	if err != nil {
 		return 0, err
 	}
 	if _, ok := root.Image(keyring.Disk); !ok {
-		return 0, p.errorf(parcel.Usage, "root block names no disk")
+		return 0, p.Errorf(parcel.Usage, "root block names no disk")
 	}
-	parent, err := p.openRoot(ctx, getter{p}, cfg, head.keyroot)
+	parent, err := p.OpenRoot(ctx, getter{p}, cfg, head.Keyroot)
 	if err != nil {
 		parent = new(keyring.Root) // what it leads to is not taken for granted
 	}
-	found, err := p.verify(ctx, cfg, parent, root, head.keyroot, rec.keyroot)
+	found, err := p.verify(ctx, cfg, parent, root, head.Keyroot, rec.Keyroot)
 	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, seal.ErrCorrupt) {
 		// Perhaps only the parent is damaged, which must not keep its holder
 		// from saving what she has: the new version is verified by itself.
-		found, err = p.verify(ctx, cfg, new(keyring.Root), root, seal.Ref{}, rec.keyroot)
+		found, err = p.verify(ctx, cfg, new(keyring.Root), root, seal.Ref{}, rec.Keyroot)
 	}
 	if err != nil {
 		return 0, err
@@ -211,7 +211,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 		if f.seen[ref.Tag] {
 			return false, nil
 		}
-		_, size, staged, err := p.where(ref.Tag)
+		_, size, staged, err := p.Where(ref.Tag)
 		if err != nil {
 			return false, err
 		}
@@ -226,7 +226,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 	for _, pair := range [][2]seal.Ref{{parentKeyroot, keyroot}, {parent.Cfg, root.Cfg}} {
 		if old, ref := pair[0], pair[1]; ref != old && !ref.IsNil() {
 			if _, err := see(0, ref); err != nil {
-				return nil, p.wrap(err)
+				return nil, p.Wrap(err)
 			}
 		}
 	}
@@ -246,7 +246,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 			return err
 		})
 		if err != nil {
-			return nil, p.wrap(err)
+			return nil, p.Wrap(err)
 		}
 	}
 	return f, p.verifyStaged(ctx, f.staged)
@@ -259,7 +259,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 type getter struct{ p *Parcel }
 
 func (g getter) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
-	path, _, staged, err := g.p.where(tag)
+	path, _, staged, err := g.p.Where(tag)
 	if errors.Is(err, parcel.ErrNoObject) {
 		return nil, parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
 	}
@@ -277,7 +277,7 @@ func (g getter) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 // again.
 func (p *Parcel) discard(path string, tag seal.Tag) error {
 	if err := os.Remove(path); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	return parcel.NewError(parcel.NoObject, "object %s: came damaged", tag)
 }
@@ -287,7 +287,7 @@ func (p *Parcel) discard(path string, tag seal.Tag) error {
 func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 	bad := make([]error, len(tags))
 	err := tree.Parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
-		path := filepath.Join(p.staging(), tag.String())
+		path := filepath.Join(p.StagingDir(), tag.String())
 		err := tree.VerifyObject(path, tag)
 		if !errors.Is(err, parcel.ErrDamaged) {
 			return err
@@ -296,11 +296,11 @@ func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 		return nil
 	})
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, err := range bad {
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	return nil
@@ -315,17 +315,17 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 	if err := p.ownObjectDirs(); err != nil {
 		return err
 	}
-	usage, counted := p.keptUsage()
+	usage, counted := p.KeptUsage()
 	tree.Step("sync")
 	if err := tree.Syncfs(p.content); err != nil {
 		// The kernel may take for clean what it failed to write: from here on
 		// no hash of a staged object proves that it is on disk.
 		p.clearStaging()
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, tag := range tags {
 		tree.Step("move")
-		from, to := filepath.Join(p.staging(), tag.String()), filepath.Join(p.hdk(), tree.ObjectName(tag))
+		from, to := filepath.Join(p.StagingDir(), tag.String()), filepath.Join(p.HdkDir(), tree.ObjectName(tag))
 		err := os.Rename(from, to)
 		if errors.Is(err, fs.ErrNotExist) {
 			if err = os.MkdirAll(filepath.Dir(to), tree.DirMode); err == nil {
@@ -333,7 +333,7 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 			}
 		}
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	if counted {
@@ -347,23 +347,23 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 // publish makes rec the head: its objects are in hdk. The rename of
 // parcel.cfg is the one instant before which there is nothing, and after
 // which there is all.
-func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) error {
+func (p *Parcel) publish(cfg *parcel.Config, rec *VersionRecord, root *keyring.Root) error {
 	tree.Step("directory")
 	if err := p.writeVersionDir(rec, root); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	// Names too: those of this commit, and of one killed after its renames.
 	tree.Step("sync names")
 	if err := tree.Syncfs(p.content); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
-	b, err := rec.encode()
+	b, err := rec.Encode()
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	tree.Step("keyroot")
-	if err := atomicfile.Write(p.versionFile(rec.Version), b, tree.FileMode); err != nil {
-		return p.wrap(err)
+	if err := atomicfile.Write(p.VersionFile(rec.Version), b, tree.FileMode); err != nil {
+		return p.Wrap(err)
 	}
 	c := *cfg
 	c.Version = rec.Version
@@ -374,11 +374,11 @@ func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) e
 		c.MemSize, c.MemChunk = im.Size, im.ChunkSize
 	}
 	if b, err = c.Encode(); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	tree.Step("head")
 	if err := atomicfile.Write(filepath.Join(p.lock, tree.ConfigFile), b, tree.FileMode); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	tree.Step("derived")
 	p.repair(&c, rec)
@@ -387,13 +387,13 @@ func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) e
 
 // writeVersionDir makes the directory of a version, instead of one that a
 // killed commit left. Nothing in it is secret, and all of it is derived.
-func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
+func (p *Parcel) writeVersionDir(rec *VersionRecord, root *keyring.Root) error {
 	temp, err := os.MkdirTemp(p.content, atomicfile.TempPrefix+"*")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(rec.keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
+	if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
 		return err
 	}
 	if !root.Cfg.IsNil() {
@@ -416,9 +416,9 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 }
 
 // info is the content of a version's file of that name.
-func info(rec *version, root *keyring.Root) ([]byte, error) {
-	r := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.public()...)
-	r = append(r, parcel.Field{Key: "KEYRING", Value: rec.keyroot.Tag.String()})
+func info(rec *VersionRecord, root *keyring.Root) ([]byte, error) {
+	r := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.Public()...)
+	r = append(r, parcel.Field{Key: "KEYRING", Value: rec.Keyroot.Tag.String()})
 	if !root.Cfg.IsNil() {
 		r = append(r, parcel.Field{Key: "CFG", Value: root.Cfg.Tag.String()})
 	}
@@ -431,17 +431,17 @@ func info(rec *version, root *keyring.Root) ([]byte, error) {
 // repair makes what is derived from the head and the lock agree with them,
 // and removes what killed writers left. The caller has the flock. What cannot
 // be repaired now (a full disk, say) is left to the next call, and to Check.
-func (p *Parcel) repair(cfg *parcel.Config, head *version) {
+func (p *Parcel) repair(cfg *parcel.Config, head *VersionRecord) {
 	for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, filepath.Join(p.content, "keys")} {
 		tree.RemoveTemps(dir)
 	}
 	dir := parcel.VersionDir(head.Version)
-	if !tree.IsLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(head.keyroot.Tag))) {
-		if root, err := p.openRoot(context.Background(), p, cfg, head.keyroot); err == nil {
+	if !tree.IsLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(head.Keyroot.Tag))) {
+		if root, err := p.OpenRoot(context.Background(), p, cfg, head.Keyroot); err == nil {
 			p.writeVersionDir(head, root)
 		}
 	}
-	for _, dir := range []string{p.staging(), filepath.Join(p.content, "keys")} {
+	for _, dir := range []string{p.StagingDir(), filepath.Join(p.content, "keys")} {
 		os.Mkdir(dir, tree.DirMode)
 	}
 	for _, l := range p.links(head) {
@@ -455,7 +455,7 @@ func (p *Parcel) repair(cfg *parcel.Config, head *version) {
 		}
 	}
 	rewrite(filepath.Join(p.lock, "keys", "keyroot"), parcel.Record{{Key: "VERSION", Value: strconv.Itoa(head.Version)},
-		{Key: "KEYROOT", Value: head.keyroot.String()}}.Encode)
+		{Key: "KEYROOT", Value: head.Keyroot.String()}}.Encode)
 	if l, err := p.held(); err == nil {
 		if l == nil {
 			os.Remove(filepath.Join(p.lock, tree.HolderFile))
@@ -471,7 +471,7 @@ func (p *Parcel) repair(cfg *parcel.Config, head *version) {
 type link struct{ name, target string }
 
 // links are those that follow the head: for SFTP clients of the pilot.
-func (p *Parcel) links(head *version) []link {
+func (p *Parcel) links(head *VersionRecord) []link {
 	cfg := link{"cfg.tgz.enc", "last/cfg.tgz.enc"}
 	dir := parcel.VersionDir(head.Version)
 	if _, err := os.Lstat(filepath.Join(p.content, dir, "cfg.tgz.enc")); err != nil {
@@ -504,10 +504,10 @@ func (p *Parcel) clearStaged() {
 }
 
 func (p *Parcel) clearStagingOf(which func(fs.DirEntry) bool) {
-	entries, _ := os.ReadDir(p.staging())
+	entries, _ := os.ReadDir(p.StagingDir())
 	for _, e := range entries {
 		if which(e) {
-			os.RemoveAll(filepath.Join(p.staging(), e.Name()))
+			os.RemoveAll(filepath.Join(p.StagingDir(), e.Name()))
 		}
 	}
 }

@@ -1,16 +1,17 @@
-package store
+package store_test
 
 import (
 	"os"
 	"path/filepath"
 	"testing"
 
+	"isr/store/storetest"
 	"isr/store/tree"
 )
 
 func TestConsent(t *testing.T) {
-	s := newStore(t)
-	file := filepath.Join(s.userAt("alice").dir, tree.UserFile)
+	s := storetest.New(t)
+	file := filepath.Join(s.UserAt("alice").Dir, tree.UserFile)
 	check := func(text string, want bool, fails bool) {
 		t.Helper()
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

@@ -53,17 +53,17 @@ func copied(src *Parcel, o CopyOptions) fill {
 	return func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
 		unlock, err := tree.Lock(filepath.Join(src.lock, tree.FlockFile), true)
 		if errors.Is(err, fs.ErrNotExist) {
-			err = src.errAbsent()
+			err = src.ErrAbsent()
 		}
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
 		defer unlock()
-		head, cfg, err := src.published(o.Version)
+		head, cfg, err := src.Published(o.Version)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
-		root, err := src.openRoot(ctx, src, cfg, head.keyroot)
+		root, err := src.OpenRoot(ctx, src, cfg, head.Keyroot)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -75,7 +75,7 @@ func copied(src *Parcel, o CopyOptions) fill {
 			copied.Comment = parcel.Clean(o.Comment)
 			b.comment = copied.Comment
 		}
-		keyroot := head.keyroot
+		keyroot := head.Keyroot
 		made := memory{}
 		resized, err := src.resized(ctx, made, &copied, root, o)
 		if err != nil {
@@ -137,7 +137,7 @@ func copied(src *Parcel, o CopyOptions) fill {
 // can be none (another file system, another owner, too many links), by a
 // verified copy.
 func (p *Parcel) share(tag seal.Tag, b *building) error {
-	from := filepath.Join(p.hdk(), tree.ObjectName(tag))
+	from := filepath.Join(p.HdkDir(), tree.ObjectName(tag))
 	fi, err := os.Lstat(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "object %s: is missing", tag)

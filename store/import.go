@@ -60,7 +60,7 @@ func (s *Store) Import(ctx context.Context, userName, name, image string, o Crea
 	}
 	defer unlock()
 	err = p.build(ctx, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
-		f, copied, err := disk.Raw(ctx, p.staging(), o.Copying)
+		f, copied, err := disk.Raw(ctx, p.StagingDir(), o.Copying)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -75,7 +75,7 @@ func (s *Store) Import(ctx context.Context, userName, name, image string, o Crea
 	switch {
 	case err == nil:
 		return p, nil
-	case !p.unfinished():
+	case !p.Unfinished():
 	case ctx.Err() != nil && p.noted(c) != seal.Ref{}:
 		err = parcel.NewError(parcel.Interrupted, "parcel %s: the import was interrupted", name).
 			WithHint("the same import goes on from there; parcel delete %s %s removes what there is", userName, name)

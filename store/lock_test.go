@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -13,13 +13,15 @@ import (
 	"testing"
 	"time"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
 	"isr/store/tree"
 )
 
 func TestLock(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	if h, err := p.Holder(); h != nil || err != nil {
 		t.Errorf("holder of a new parcel: got %v, %v", h, err)
 	}
@@ -39,7 +41,7 @@ func TestLock(t *testing.T) {
 	if a.Epoch != 1 || a.Version != 1 || a.Host != "thinkpad  x" || a.User != "alice" || a.Nonce == "" {
 		t.Errorf("lock: got %+v", a)
 	}
-	again, err := reopen(t, p).Acquire("alice", "thinkpad", "id1")
+	again, err := storetest.Reopen(t, p).Acquire("alice", "thinkpad", "id1")
 	if err != nil || again.Nonce != a.Nonce || again.Epoch != 1 {
 		t.Errorf("same acquisition: got %+v, %v", again, err)
 	}
@@ -107,7 +109,7 @@ func TestLock(t *testing.T) {
 	if _, err := p.Release(b.Nonce, false); !errors.Is(err, parcel.ErrNotHolder) {
 		t.Errorf("release of a broken lock: got %v", err)
 	}
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }
@@ -116,8 +118,8 @@ func TestLock(t *testing.T) {
 // gets past it.
 func TestLockGarbled(t *testing.T) {
 	for _, content := range []string{"", "\x00\x00\x00", "USER:=alice\nHOST:=x\nSINCE:=2026-01-02T03:04:05Z\nEPOCH:=1\nVERSION:=1\n", "nonsense"} {
-		s := newStore(t)
-		p := newParcel(t, s)
+		s := storetest.New(t)
+		p := storetest.NewParcel(t, s)
 		if err := os.WriteFile(filepath.Join(p.LockDir(), tree.NonceFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -127,7 +129,7 @@ func TestLockGarbled(t *testing.T) {
 				t.Errorf("nonce %q: got %v, want damaged", content, err)
 			}
 		}
-		if _, sum := check(t, s, CheckOptions{}); sum.Errors != 1 {
+		if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors != 1 {
 			t.Errorf("nonce %q: check: got %d errors, want 1", content, sum.Errors)
 		}
 		if r, err := p.Release("", true); err != nil || r.User != "unknown" {
@@ -136,22 +138,22 @@ func TestLockGarbled(t *testing.T) {
 		if _, err := p.Acquire("alice", "h", "id"); err != nil {
 			t.Errorf("nonce %q: acquire after force: %v", content, err)
 		}
-		wantSound(t, s)
+		storetest.WantSound(t, s)
 	}
 }
 
 func second[T any](_ T, err error) error { return err }
 
 func TestAcquireRace(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	const rounds, racers = 10, 4
 	for round := range rounds {
 		locks := make([]*parcel.Lock, racers)
 		errs := make([]error, racers)
 		var wg sync.WaitGroup
 		for i := range racers {
-			q := reopen(t, p)
+			q := storetest.Reopen(t, p)
 			wg.Go(func() { locks[i], errs[i] = q.Acquire("alice", "h", parcel.NewID()) })
 		}
 		wg.Wait()

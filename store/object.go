@@ -16,8 +16,11 @@ import (
 	"isr/store/tree"
 )
 
-func (p *Parcel) hdk() string     { return filepath.Join(p.content, "hdk") }
-func (p *Parcel) staging() string { return filepath.Join(p.content, "staging") }
+// HdkDir is the directory of the parcel's objects.
+func (p *Parcel) HdkDir() string { return filepath.Join(p.content, "hdk") }
+
+// StagingDir is the directory of those that wait for a commit.
+func (p *Parcel) StagingDir() string { return filepath.Join(p.content, "staging") }
 
 func checkTag(tag seal.Tag) error {
 	if tag.NewHash() == nil {
@@ -26,13 +29,13 @@ func checkTag(tag seal.Tag) error {
 	return nil
 }
 
-// where is the path of an object and its size: in hdk, or in the staging
+// Where is the path of an object and its size: in hdk, or in the staging
 // area, where it is not yet trusted. parcel.ErrNoObject if it is in neither.
-func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err error) {
+func (p *Parcel) Where(tag seal.Tag) (path string, size int64, staged bool, err error) {
 	if err := checkTag(tag); err != nil {
 		return "", 0, false, err
 	}
-	for _, path := range []string{filepath.Join(p.hdk(), tree.ObjectName(tag)), filepath.Join(p.staging(), tag.String())} {
+	for _, path := range []string{filepath.Join(p.HdkDir(), tree.ObjectName(tag)), filepath.Join(p.StagingDir(), tag.String())} {
 		fi, err := os.Lstat(path)
 		if err == nil && fi.Mode().IsRegular() {
 			return path, fi.Size(), staged, nil
@@ -41,7 +44,7 @@ func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err 
 			return "", 0, false, parcel.NewError(parcel.Damaged, "object %s: not a file", tag)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return "", 0, false, p.wrap(err)
+			return "", 0, false, p.Wrap(err)
 		}
 		staged = true
 	}
@@ -50,7 +53,7 @@ func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err 
 
 // Has reports whether the parcel has the object, staged ones included.
 func (p *Parcel) Has(tag seal.Tag) (bool, error) {
-	_, _, _, err := p.where(tag)
+	_, _, _, err := p.Where(tag)
 	if errors.Is(err, parcel.ErrNoObject) {
 		return false, nil
 	}
@@ -61,7 +64,7 @@ func (p *Parcel) Has(tag seal.Tag) (bool, error) {
 // parcel.ErrNoObject if the parcel lacks it. Its content is not verified.
 func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error) {
 	for range 2 { // it may move from staging to hdk between the two calls
-		path, _, _, err := p.where(tag)
+		path, _, _, err := p.Where(tag)
 		if err != nil {
 			return nil, err
 		}
@@ -86,14 +89,14 @@ func (p *Parcel) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	if fi.Size() > tree.MaxObject {
 		return nil, parcel.NewError(parcel.Damaged, "object %s: %d bytes", tag, fi.Size())
 	}
 	b := make([]byte, fi.Size())
 	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return b, nil
 }
@@ -116,9 +119,9 @@ func (p *Parcel) Stage(tag seal.Tag) (*Staged, error) {
 	if err := checkTag(tag); err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(p.staging(), atomicfile.TempPrefix+"*")
+	f, err := os.CreateTemp(p.StagingDir(), atomicfile.TempPrefix+"*")
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return &Staged{p: p, tag: tag, f: f, hash: tag.NewHash()}, nil
 }
@@ -163,11 +166,11 @@ func (w *Staged) Close() error {
 	}
 	if err == nil {
 		tree.Step("stage")
-		err = os.Rename(f.Name(), filepath.Join(w.p.staging(), w.tag.String()))
+		err = os.Rename(f.Name(), filepath.Join(w.p.StagingDir(), w.tag.String()))
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return w.p.wrap(err)
+		return w.p.Wrap(err)
 	}
 	return nil
 }

@@ -39,8 +39,8 @@ func (p *Parcel) Usage() (Usage, error) {
 	}
 	u, ok := p.recordedUsage(state)
 	if !ok {
-		if u, err = count(p.hdk(), 1); err != nil {
-			return u, p.wrap(err)
+		if u, err = count(p.HdkDir(), 1); err != nil {
+			return u, p.Wrap(err)
 		}
 		if begun.Sub(last) > settled {
 			p.recordUsage(u, state)
@@ -52,9 +52,9 @@ func (p *Parcel) Usage() (Usage, error) {
 
 // staged is what waits in the staging area.
 func (p *Parcel) staged() (Usage, error) {
-	u, err := count(p.staging(), 2) // staging/hdk/ab, of a parcel that is being made
+	u, err := count(p.StagingDir(), 2) // staging/hdk/ab, of a parcel that is being made
 	if err != nil {
-		err = p.wrap(err)
+		err = p.Wrap(err)
 	}
 	return u, err
 }
@@ -62,15 +62,15 @@ func (p *Parcel) staged() (Usage, error) {
 // hdkState sums up the names and times of the directories below hdk, which
 // change with every object that comes or goes; last is the newest time.
 func (p *Parcel) hdkState() (state string, last time.Time, err error) {
-	dirs, err := os.ReadDir(p.hdk())
+	dirs, err := os.ReadDir(p.HdkDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", last, p.wrap(err)
+		return "", last, p.Wrap(err)
 	}
 	h := sha256.New()
 	for _, d := range dirs {
 		fi, err := d.Info()
 		if err != nil {
-			return "", last, p.wrap(err)
+			return "", last, p.Wrap(err)
 		}
 		fmt.Fprintf(h, "%s %d\n", d.Name(), fi.ModTime().UnixNano())
 		if fi.ModTime().After(last) {
@@ -80,8 +80,8 @@ func (p *Parcel) hdkState() (state string, last time.Time, err error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), last, nil
 }
 
-// keptUsage is what hdk takes, if that was counted before and holds.
-func (p *Parcel) keptUsage() (Usage, bool) {
+// KeptUsage is what hdk takes, if that was counted before and holds.
+func (p *Parcel) KeptUsage() (Usage, bool) {
 	if _, err := os.Lstat(filepath.Join(p.lock, tree.UsageFile)); err != nil {
 		return Usage{}, false // nobody ever asked
 	}
@@ -151,20 +151,20 @@ func count(dir string, below int) (u Usage, err error) {
 
 // Usage is what a user's parcels take, those that are being made included.
 func (s *Store) Usage(name string) (Usage, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return Usage{}, err
 	}
 	return u.usage()
 }
 
-func (u user) usage() (sum Usage, err error) {
-	names, err := tree.Subdirs(u.lockRoot)
+func (u User) usage() (sum Usage, err error) {
+	names, err := tree.Subdirs(u.LockRoot)
 	if err != nil {
 		return sum, err
 	}
 	for _, n := range names {
-		one, err := u.parcel(n).Usage()
+		one, err := u.At(n).Usage()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return sum, err
 		}
@@ -176,14 +176,14 @@ func (u user) usage() (sum Usage, err error) {
 // Room is how many bytes more a user may store; limited is false if there is
 // no bound. It may be below 0: quotas shrink.
 func (s *Store) Room(name string) (room int64, limited bool, err error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return 0, false, err
 	}
 	return u.room()
 }
 
-func (u user) room() (room int64, limited bool, err error) {
+func (u User) room() (room int64, limited bool, err error) {
 	c, err := u.config()
 	if err != nil || c.Quota == 0 {
 		return 0, false, err
@@ -211,17 +211,17 @@ func (p *Parcel) allow(bytes int64) error {
 
 // errQuota says that a user's quota is used up. It wraps the errno that SFTP
 // clients know it by.
-func (u user) errQuota() error {
+func (u User) errQuota() error {
 	quota := ""
 	if c, err := u.config(); err == nil && c.Quota > 0 {
 		quota = " of " + SizeText(c.Quota)
 	}
-	return fmt.Errorf("%w (%w)", parcel.NewError(parcel.Full, "user %s: quota%s is used up", u.name, quota).
+	return fmt.Errorf("%w (%w)", parcel.NewError(parcel.Full, "user %s: quota%s is used up", u.Name, quota).
 		WithHint("remove versions that are no longer needed, or ask the administrator for a larger quota"), syscall.EDQUOT)
 }
 
 // ErrQuota is the error for a user whose quota is used up.
-func (s *Store) ErrQuota(name string) error { return s.userAt(name).errQuota() }
+func (s *Store) ErrQuota(name string) error { return s.UserAt(name).errQuota() }
 
 // SizeText is a number of bytes for people: at most three digits that count and
 // a unit, powers of 1024, as sizes are typed: 512B, 1.50K, 20.0G. It is the one

@@ -69,7 +69,7 @@ func (s *Store) Repair(ctx context.Context, o RepairOptions, mended func(Mending
 		r.places = append(r.places, p)
 	}
 	c := &checker{store: s, opts: CheckOptions{User: o.User, Parcel: o.Parcel, Content: true, Progress: o.Progress},
-		whole: make(map[inode]bool), report: func(Problem) {}, onTheWay: s.onTheWay()}
+		whole: make(map[inode]bool), report: func(Problem) {}, onTheWay: s.OnTheWay()}
 	r.check = c
 	if err := r.all(ctx); err != nil {
 		return r.sum, err
@@ -106,13 +106,13 @@ func (r *repairer) settle() error {
 		return err
 	}
 	for _, name := range users {
-		u := r.store.userAt(name)
-		names, err := tree.Subdirs(u.lockRoot)
+		u := r.store.UserAt(name)
+		names, err := tree.Subdirs(u.LockRoot)
 		if err != nil {
 			return err
 		}
 		for _, n := range names {
-			if p := u.parcel(n); tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && parcel.CheckName(n) == nil {
+			if p := u.At(n); tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && parcel.CheckName(n) == nil {
 				if _, err := r.store.Parcel(name, n); err != nil {
 					r.failed = errors.Join(r.failed, err)
 				}
@@ -132,7 +132,7 @@ func (r *repairer) all(ctx context.Context) error {
 	}
 	var ps []*Parcel
 	for _, name := range users {
-		u, err := r.store.user(name)
+		u, err := r.store.User(name)
 		if err != nil {
 			return err
 		}
@@ -145,12 +145,12 @@ func (r *repairer) all(ctx context.Context) error {
 				return fmt.Errorf("parcel: %w", err)
 			}
 			if !slices.Contains(names, only) {
-				return u.parcel(only).errAbsent()
+				return u.At(only).ErrAbsent()
 			}
 			names = []string{only}
 		}
 		for _, n := range names {
-			if p := u.parcel(n); !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && !r.check.onTheWay[p.content] {
+			if p := u.At(n); !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && !r.check.onTheWay[p.content] {
 				ps = append(ps, p)
 			}
 		}
@@ -173,22 +173,22 @@ func (r *repairer) all(ctx context.Context) error {
 }
 
 // anyParcels are the names of parcels of which at least one side is there.
-func (u user) anyParcels() ([]string, error) {
-	names, err := tree.Subdirs(u.lockRoot)
+func (u User) anyParcels() ([]string, error) {
+	names, err := tree.Subdirs(u.LockRoot)
 	if err != nil {
 		return nil, err
 	}
-	contents, err := tree.Subdirs(u.contentRoot)
+	contents, err := tree.Subdirs(u.ContentRoot)
 	names = append(names, contents...)
 	slices.Sort(names)
 	return slices.DeleteFunc(slices.Compact(names), func(n string) bool {
-		return parcel.CheckName(n) != nil || u.parcel(n).unfinished()
+		return parcel.CheckName(n) != nil || u.At(n).Unfinished()
 	}), err
 }
 
 // did counts and tells a mending.
 func (r *repairer) did(p *Parcel, m Mending) {
-	m.User, m.Parcel, m.Severity = p.user.name, p.name, Note
+	m.User, m.Parcel, m.Severity = p.user.Name, p.name, Note
 	r.sum.Mended++
 	r.sum.Bytes += m.Bytes
 	r.mended(m)
@@ -206,7 +206,7 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 	tried := make(map[seal.Tag]bool)
 	for swept := 0; ; {
 		var wanted []Problem
-		r.check.where = Problem{User: p.user.name, Parcel: p.name}
+		r.check.where = Problem{User: p.user.Name, Parcel: p.name}
 		r.check.report = func(q Problem) {
 			if q.Severity == Bad && q.Tag != "" && !tried[q.Tag] {
 				tried[q.Tag] = true
@@ -263,7 +263,7 @@ func (p *Parcel) readable() bool {
 func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, fetched func()) error {
 	in, err := r.installer(p)
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	defer in.close()
 	var useless []seal.Tag
@@ -292,7 +292,7 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 		return nil
 	})
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	if !r.opts.DryRun {
 		if err := in.install(); err != nil {
@@ -309,24 +309,24 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 // discard removes objects that do not match their names and that no version
 // needs: a later commit would take them for whole.
 func (r *repairer) discard(p *Parcel, tags []seal.Tag) error {
-	if len(tags) == 0 || r.opts.DryRun || r.opts.Discard == nil || !r.opts.Discard(p.user.name, p.name, len(tags)) {
+	if len(tags) == 0 || r.opts.DryRun || r.opts.Discard == nil || !r.opts.Discard(p.user.Name, p.name, len(tags)) {
 		return nil
 	}
-	return p.exclusive(func() error {
-		root, err := p.openContent()
+	return p.Exclusive(func() error {
+		root, err := p.OpenContent()
 		if err != nil {
 			return err
 		}
 		defer root.Close()
 		for _, tag := range tags {
 			// A disk that cannot be read today may be read tomorrow.
-			err := tree.VerifyObject(filepath.Join(p.hdk(), tree.ObjectName(tag)), tag)
+			err := tree.VerifyObject(filepath.Join(p.HdkDir(), tree.ObjectName(tag)), tag)
 			if !errors.Is(err, parcel.ErrDamaged) {
 				continue
 			}
 			tree.Step("discard")
 			if err := root.Remove(filepath.Join("hdk", tree.ObjectName(tag))); err != nil {
-				return p.wrap(err)
+				return p.Wrap(err)
 			}
 			r.sum.Removed++
 		}
@@ -345,10 +345,10 @@ type installer struct {
 }
 
 func (r *repairer) installer(p *Parcel) (*installer, error) {
-	if err := p.ownDirs(); err != nil {
+	if err := p.OwnDirs(); err != nil {
 		return nil, err
 	}
-	root, err := p.openContent()
+	root, err := p.OpenContent()
 	if err != nil {
 		return nil, err
 	}
@@ -377,7 +377,7 @@ func (in *installer) close() {
 // fetch finds an object in a place, verified, and puts it in temp; from is nil
 // if no place has it.
 func (in *installer) fetch(tag seal.Tag) (size int64, from *supply, err error) {
-	prefer := parcelHdk(in.p.user.name, in.p.name)
+	prefer := parcelHdk(in.p.user.Name, in.p.name)
 	for i, pl := range in.r.places {
 		pl.find(tag, prefer, func(name string) bool {
 			sealed, rerr := pl.read(name, tree.MaxObject)
@@ -442,9 +442,9 @@ func (in *installer) install() error {
 	}
 	tree.Step("sync")
 	if err := tree.Syncfs(in.p.content); err != nil {
-		return in.p.wrap(err)
+		return in.p.Wrap(err)
 	}
-	err := in.p.exclusive(func() error {
+	err := in.p.Exclusive(func() error {
 		for _, m := range in.ready {
 			tree.Step("install")
 			from, to := filepath.Join(in.temp, m.Tag.String()), filepath.Join("hdk", tree.ObjectName(m.Tag))
@@ -452,12 +452,12 @@ func (in *installer) install() error {
 			// not what it leads to.
 			if fi, err := in.content.Lstat(filepath.Dir(to)); err == nil && !fi.IsDir() {
 				if err := in.content.Remove(filepath.Dir(to)); err != nil {
-					return in.p.wrap(err)
+					return in.p.Wrap(err)
 				}
 			}
 			if fi, err := in.content.Lstat(to); err == nil && !fi.Mode().IsRegular() {
 				if err := in.content.RemoveAll(to); err != nil {
-					return in.p.wrap(err)
+					return in.p.Wrap(err)
 				}
 			}
 			err := in.content.Rename(from, to)
@@ -467,7 +467,7 @@ func (in *installer) install() error {
 				}
 			}
 			if err != nil {
-				return in.p.wrap(err)
+				return in.p.Wrap(err)
 			}
 		}
 		return nil
@@ -481,13 +481,13 @@ func (in *installer) install() error {
 
 // lockSide puts back directories, parcel.cfg and the records of versions.
 func (r *repairer) lockSide(p *Parcel) error {
-	if err := p.ownDirs(); err != nil {
+	if err := p.OwnDirs(); err != nil {
 		return err
 	}
 	var replica *parcel.Config
 	var from *supply
 	for _, pl := range r.places[1:] {
-		if c, err := pl.config(p.user.name, p.name); err == nil {
+		if c, err := pl.config(p.user.Name, p.name); err == nil {
 			replica, from = c, pl
 			break
 		}
@@ -496,13 +496,13 @@ func (r *repairer) lockSide(p *Parcel) error {
 		return nil // nobody knows what the content is
 	}
 	if !r.opts.DryRun {
-		for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, p.hdk(), p.staging(), filepath.Join(p.content, "keys")} {
+		for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, p.HdkDir(), p.StagingDir(), filepath.Join(p.content, "keys")} {
 			tree.Step("mkdir")
 			if err := os.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
-				return p.wrap(err)
+				return p.Wrap(err)
 			}
 		}
-		if err := p.exclusive(func() error {
+		if err := p.Exclusive(func() error {
 			if err := r.records(p, replica, from); err != nil {
 				return err
 			}
@@ -518,7 +518,7 @@ func (r *repairer) lockSide(p *Parcel) error {
 // records puts back what of the lock side cannot be read. The caller has the
 // flock.
 func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) error {
-	recorded, err := p.recorded()
+	recorded, err := p.Recorded()
 	if err != nil && !r.opts.DryRun {
 		return err
 	}
@@ -531,18 +531,18 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 		// head is not set back behind them.
 		c := *replica
 		c.Version = 0
-		there := from.versions(p.user.name, p.name, replica.Version)
+		there := from.versions(p.user.Name, p.name, replica.Version)
 		for _, v := range there {
 			c.Version = max(c.Version, v)
 		}
 		for _, v := range recorded {
-			if _, err := p.version(v); err == nil {
+			if _, err := p.Record(v); err == nil {
 				c.Version = max(c.Version, v)
 			}
 		}
 		text, err := c.Encode()
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		// The records first: with parcel.cfg the parcel is there.
 		if err := r.versions(p, c.Version, append(recorded, there...), from); err != nil {
@@ -567,9 +567,9 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 // that would be another parcel, of the same name.
 func (p *Parcel) agrees(from *supply, recorded []int) bool {
 	for _, v := range recorded {
-		here, err := p.version(v)
-		there, terr := from.version(p.user.name, p.name, v)
-		if err == nil && terr == nil && here.keyroot != there.keyroot {
+		here, err := p.Record(v)
+		there, terr := from.version(p.user.Name, p.name, v)
+		if err == nil && terr == nil && here.Keyroot != there.Keyroot {
 			return false
 		}
 	}
@@ -589,24 +589,24 @@ func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error
 	want = append(slices.Clone(want), head)
 	slices.Sort(want)
 	for _, v := range slices.Compact(want) {
-		if _, err := p.version(v); err == nil || v > head {
+		if _, err := p.Record(v); err == nil || v > head {
 			continue
 		}
 		info, _ := readInfo(p, v)
 		rec, place := p.rebuilt(v, info), ""
 		if from != nil {
-			if there, err := from.version(p.user.name, p.name, v); err == nil {
+			if there, err := from.version(p.user.Name, p.name, v); err == nil {
 				rec, place = there, from.name
 			}
 		}
-		if rec == nil || info != nil && info.Get("KEYRING") != rec.keyroot.Tag.String() {
+		if rec == nil || info != nil && info.Get("KEYRING") != rec.Keyroot.Tag.String() {
 			continue
 		}
-		text, err := rec.encode()
+		text, err := rec.Encode()
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
-		if err := r.write(p, p.versionFile(v), text); err != nil {
+		if err := r.write(p, p.VersionFile(v), text); err != nil {
 			return err
 		}
 		r.did(p, Mending{Problem: Problem{Version: v, Msg: "record of its keyroot was missing or damaged"}, From: place})
@@ -617,7 +617,7 @@ func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error
 // epoch sees that the next acquisition's number is above all that were. The
 // caller has the flock.
 func (r *repairer) epoch(p *Parcel) error {
-	now, err := p.epoch()
+	now, err := p.Epoch()
 	if err != nil && !errors.Is(err, parcel.ErrDamaged) {
 		return err
 	}
@@ -628,9 +628,9 @@ func (r *repairer) epoch(p *Parcel) error {
 	if l, lerr := p.released(); lerr == nil && l != nil {
 		least = max(least, l.Epoch)
 	}
-	recorded, _ := p.recorded()
+	recorded, _ := p.Recorded()
 	for _, v := range recorded {
-		if rec, verr := p.version(v); verr == nil {
+		if rec, verr := p.Record(v); verr == nil {
 			least = max(least, rec.Epoch)
 		}
 	}
@@ -647,10 +647,10 @@ func (r *repairer) epoch(p *Parcel) error {
 // readInfo is the file info of version v, which is all of its record that is
 // not secret.
 func readInfo(p *Parcel, v int) (parcel.Record, error) {
-	if err := tree.OwnDirs(p.versionDir(v)); err != nil {
+	if err := tree.OwnDirs(p.VersionDir(v)); err != nil {
 		return nil, err
 	}
-	text, err := tree.ReadOwn(filepath.Join(p.versionDir(v), "info"))
+	text, err := tree.ReadOwn(filepath.Join(p.VersionDir(v), "info"))
 	if err != nil {
 		return nil, err
 	}
@@ -659,7 +659,7 @@ func readInfo(p *Parcel, v int) (parcel.Record, error) {
 
 // rebuilt is the record of the head, made again of its info and the copy of
 // its keyroot; nil if there is no such copy. The id of its commit is lost.
-func (p *Parcel) rebuilt(v int, info parcel.Record) *version {
+func (p *Parcel) rebuilt(v int, info parcel.Record) *VersionRecord {
 	text, err := tree.ReadOwn(filepath.Join(p.lock, "keys", "keyroot"))
 	if err != nil || info == nil {
 		return nil
@@ -679,7 +679,7 @@ func (p *Parcel) rebuilt(v int, info parcel.Record) *version {
 	if text, err = again.Encode(); err != nil {
 		return nil
 	}
-	rec, err := parseVersion(text, v)
+	rec, err := ParseVersion(text, v)
 	if err != nil {
 		return nil
 	}
@@ -693,7 +693,7 @@ func (r *repairer) write(p *Parcel, name string, text []byte) error {
 	}
 	tree.Step("record")
 	if err := atomicfile.Write(name, text, tree.FileMode); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	return nil
 }
@@ -706,14 +706,14 @@ func (p *Parcel) private() error {
 	} {
 		root, err := os.OpenRoot(dir)
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		for _, name := range names {
 			fi, err := root.Lstat(name)
 			if err == nil && fi.Mode().Type()&^fs.ModeDir == 0 && fi.Mode().Perm()&0o077 != 0 {
 				if err := root.Chmod(name, fi.Mode().Perm()&^0o077); err != nil {
 					root.Close()
-					return p.wrap(err)
+					return p.Wrap(err)
 				}
 			}
 		}
@@ -725,27 +725,27 @@ func (p *Parcel) private() error {
 // derived makes again what follows from the rest: links, and the directories
 // of versions.
 func (r *repairer) derived(ctx context.Context, p *Parcel) error {
-	err := p.exclusive(func() error {
-		head, cfg, err := p.published(0)
+	err := p.Exclusive(func() error {
+		head, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
-		recorded, err := p.recorded()
+		recorded, err := p.Recorded()
 		if err != nil {
 			return err
 		}
 		for _, v := range recorded {
-			rec, err := p.version(v)
+			rec, err := p.Record(v)
 			if err != nil || v > cfg.Version || p.shown(rec) {
 				continue
 			}
-			root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
+			root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot)
 			if err != nil {
 				continue
 			}
 			tree.Step("directory")
 			if err := p.writeVersionDir(rec, root); err != nil {
-				return p.wrap(err)
+				return p.Wrap(err)
 			}
 			r.did(p, Mending{Problem: Problem{Version: v, Msg: "directory was missing or wrong"}})
 		}
@@ -760,16 +760,16 @@ func (r *repairer) derived(ctx context.Context, p *Parcel) error {
 
 // shown reports whether the directory of a version is as it should be, as far
 // as can be seen without opening its root.
-func (p *Parcel) shown(rec *version) bool {
+func (p *Parcel) shown(rec *VersionRecord) bool {
 	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
 	info, err := readInfo(p, rec.Version)
-	if err != nil || !tree.IsLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(rec.keyroot.Tag))) {
+	if err != nil || !tree.IsLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag))) {
 		return false
 	}
 	if tag, err := seal.ParseTag(info.Get("CFG")); err == nil && !tree.IsLink(filepath.Join(dir, "cfg.tgz.enc"), filepath.Join("..", "hdk", tree.ObjectName(tag))) {
 		return false
 	}
-	public, err := rec.public().Encode()
+	public, err := rec.Public().Encode()
 	text, ierr := info.Encode()
 	return err == nil && ierr == nil && strings.Contains(string(text), string(public))
 }

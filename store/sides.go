@@ -10,12 +10,13 @@ import (
 	"isr/store/tree"
 )
 
-// OwnDirs is that for the directories of a parcel.
-func (p *Parcel) ownDirs() error {
-	err := tree.OwnDirs(p.user.lockRoot, p.user.contentRoot, p.lock, filepath.Join(p.lock, "keys"),
-		p.content, p.hdk(), p.staging(), filepath.Join(p.content, "keys"))
+// OwnDirs makes sure that none of the parcel's directories is a link;
+// parcel.ErrDamaged if one is.
+func (p *Parcel) OwnDirs() error {
+	err := tree.OwnDirs(p.user.LockRoot, p.user.ContentRoot, p.lock, filepath.Join(p.lock, "keys"),
+		p.content, p.HdkDir(), p.StagingDir(), filepath.Join(p.content, "keys"))
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	return nil
 }
@@ -23,29 +24,29 @@ func (p *Parcel) ownDirs() error {
 // ownObjectDirs is that for the directories of its objects, of which there are
 // many: who makes objects appear there asks.
 func (p *Parcel) ownObjectDirs() error {
-	entries, err := os.ReadDir(p.hdk())
+	entries, err := os.ReadDir(p.HdkDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, e := range entries {
 		if !e.IsDir() && len(e.Name()) == 2 {
-			if err := tree.OwnDirs(filepath.Join(p.hdk(), e.Name())); err != nil {
-				return p.wrap(err)
+			if err := tree.OwnDirs(filepath.Join(p.HdkDir(), e.Name())); err != nil {
+				return p.Wrap(err)
 			}
 		}
 	}
 	return nil
 }
 
-// openContent opens the content side.
-func (p *Parcel) openContent() (*os.Root, error) {
-	r, err := tree.OpenReal(p.user.contentRoot, p.name)
+// OpenContent opens the content side, through no link.
+func (p *Parcel) OpenContent() (*os.Root, error) {
+	r, err := tree.OpenReal(p.user.ContentRoot, p.name)
 	return r, p.openError("content", p.content, err)
 }
 
-// openLock opens the lock side.
-func (p *Parcel) openLock() (*os.Root, error) {
-	r, err := tree.OpenReal(p.user.lockRoot, p.name)
+// OpenLock opens the lock side, through no link.
+func (p *Parcel) OpenLock() (*os.Root, error) {
+	r, err := tree.OpenReal(p.user.LockRoot, p.name)
 	return r, p.openError("lock side", p.lock, err)
 }
 
@@ -54,7 +55,7 @@ func (p *Parcel) openError(what, path string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return p.errorf(parcel.Damaged, "%s is missing", what).WithHint("restore %s from a backup", path)
+		return p.Errorf(parcel.Damaged, "%s is missing", what).WithHint("restore %s from a backup", path)
 	}
-	return p.wrap(err)
+	return p.Wrap(err)
 }

@@ -213,8 +213,8 @@ func (p *supply) versions(user, name string, head int) (numbers []int) {
 	return numbers
 }
 
-// version is the record of a version of a parcel in a replica of the realm.
-func (p *supply) version(user, name string, v int) (*version, error) {
+// VersionRecord is the record of a version of a parcel in a replica of the realm.
+func (p *supply) version(user, name string, v int) (*VersionRecord, error) {
 	dir := p.records(user, name)
 	if dir == "" {
 		return nil, fs.ErrNotExist
@@ -223,7 +223,7 @@ func (p *supply) version(user, name string, v int) (*version, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseVersion(text, v)
+	return ParseVersion(text, v)
 }
 
 // within is the path of file below the place, if it is.

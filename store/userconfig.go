@@ -109,8 +109,8 @@ func (c *UserConfig) checkTexts() error {
 
 // config is the user's; the defaults if there is no file. parcel.ErrDamaged if
 // it cannot be understood: then nobody knows that she is not locked out.
-func (u user) config() (*UserConfig, error) {
-	p, err := tree.ReadOwn(filepath.Join(u.dir, tree.UserFile))
+func (u User) config() (*UserConfig, error) {
+	p, err := tree.ReadOwn(filepath.Join(u.Dir, tree.UserFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return &UserConfig{}, nil
 	}
@@ -119,14 +119,14 @@ func (u user) config() (*UserConfig, error) {
 	}
 	c, err := parseUserConfig(p)
 	if err != nil {
-		return nil, parcel.NewError(parcel.Damaged, "user %s: user.cfg: %v", u.name, err)
+		return nil, parcel.NewError(parcel.Damaged, "user %s: user.cfg: %v", u.Name, err)
 	}
 	return c, nil
 }
 
 // UserConfig is what is known of a user.
 func (s *Store) UserConfig(name string) (*UserConfig, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func (s *Store) ChangeUser(name string, change func(*UserConfig) error) error {
 		return parcel.NewError(parcel.Usage, "user %s: %v", name, err)
 	}
 	tree.Step("user.cfg")
-	return atomicfile.Write(filepath.Join(u.dir, tree.UserFile), p, tree.FileMode)
+	return atomicfile.Write(filepath.Join(u.Dir, tree.UserFile), p, tree.FileMode)
 }
 
 // Admit is nil unless the user is locked out; then the error says why.

@@ -21,40 +21,41 @@ import (
 	"isr/store/tree"
 )
 
-// user is where one user's parcels are. The two roots need not be neighbours,
+// User is where one user's parcels are. The two roots need not be neighbours,
 // nor below the store.
-type user struct {
-	name        string
-	dir         string // who she is: authorized_keys
-	lockRoot    string // lock sides of her parcels
-	contentRoot string // content sides: what SFTP shows
+type User struct {
+	Name        string
+	Dir         string // who she is: authorized_keys
+	LockRoot    string // lock sides of her parcels
+	ContentRoot string // content sides: what SFTP shows
 }
 
-func (s *Store) userAt(name string) user {
+// UserAt is the user of that name, there or not.
+func (s *Store) UserAt(name string) User {
 	dir := filepath.Join(s.root, tree.UsersDir, name)
-	return user{name: name, dir: dir,
-		lockRoot: filepath.Join(dir, ".isr"), contentRoot: filepath.Join(dir, "isr")}
+	return User{Name: name, Dir: dir,
+		LockRoot: filepath.Join(dir, ".isr"), ContentRoot: filepath.Join(dir, "isr")}
 }
 
-// user is an existing user; parcel.ErrNoParcel if there is none of that name.
-func (s *Store) user(name string) (user, error) {
+// User is an existing user; parcel.ErrNoParcel if there is none of that name.
+func (s *Store) User(name string) (User, error) {
 	if err := parcel.CheckName(name); err != nil {
-		return user{}, fmt.Errorf("user: %w", err)
+		return User{}, fmt.Errorf("user: %w", err)
 	}
-	u := s.userAt(name)
-	if ok, err := tree.RealDir(u.dir); err != nil || !ok {
+	u := s.UserAt(name)
+	if ok, err := tree.RealDir(u.Dir); err != nil || !ok {
 		if err == nil {
 			err = parcel.NewError(parcel.NoParcel, "user %s: no such user", name)
 		}
-		return user{}, err
+		return User{}, err
 	}
 	return u, nil
 }
 
-// OwnDirs makes sure that the sides of a user's parcels are no links.
-func (u user) ownDirs() error {
-	if err := tree.OwnDirs(u.lockRoot, u.contentRoot); err != nil {
-		return fmt.Errorf("user %s: %w", u.name, err)
+// ownDirs makes sure that the sides of a user's parcels are no links.
+func (u User) ownDirs() error {
+	if err := tree.OwnDirs(u.LockRoot, u.ContentRoot); err != nil {
+		return fmt.Errorf("user %s: %w", u.Name, err)
 	}
 	return nil
 }
@@ -62,11 +63,11 @@ func (u user) ownDirs() error {
 // UserDirs are the directories of a user's lock sides, never to be shown, and
 // of the content sides, which SFTP shows.
 func (s *Store) UserDirs(name string) (lock, content string, err error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err == nil {
 		err = u.ownDirs()
 	}
-	return u.lockRoot, u.contentRoot, err
+	return u.LockRoot, u.ContentRoot, err
 }
 
 // Users are the names of all users, sorted.
@@ -108,8 +109,8 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	defer unlock()
 	users := filepath.Join(s.root, tree.UsersDir)
 	tree.RemoveTemps(users)
-	u := s.userAt(name)
-	if _, err := os.Lstat(u.dir); err == nil {
+	u := s.UserAt(name)
+	if _, err := os.Lstat(u.Dir); err == nil {
 		return parcel.NewError(parcel.Exists, "user %s: exists", name).WithHint("isr-locksrv user key add adds keys, user change changes the rest")
 	}
 	if err := s.checkUnshared(name, add); err != nil {
@@ -121,14 +122,14 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 // makeUser makes the directory of a user with the given files in it, whole or
 // not at all: made aside, then renamed. The caller has the store's flock, and
 // saw that there is no such user.
-func (s *Store) makeUser(u user, files map[string][]byte) error {
+func (s *Store) makeUser(u User, files map[string][]byte) error {
 	users := filepath.Join(s.root, tree.UsersDir)
 	temp, err := os.MkdirTemp(users, atomicfile.TempPrefix+"*")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	for _, dir := range []string{u.lockRoot, u.contentRoot} {
+	for _, dir := range []string{u.LockRoot, u.ContentRoot} {
 		if err := os.Mkdir(filepath.Join(temp, filepath.Base(dir)), tree.DirMode); err != nil {
 			return err
 		}
@@ -143,7 +144,7 @@ func (s *Store) makeUser(u user, files map[string][]byte) error {
 		}
 	}
 	tree.Step("user")
-	if err := os.Rename(temp, u.dir); err != nil {
+	if err := os.Rename(temp, u.Dir); err != nil {
 		return err
 	}
 	return atomicfile.SyncDir(users)
@@ -161,7 +162,7 @@ func (s *Store) AddKeys(name string, keys []string) error {
 		return err
 	}
 	defer unlock()
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return err
 	}
@@ -184,13 +185,13 @@ func (s *Store) AddKeys(name string, keys []string) error {
 	if err != nil || len(add) == 0 {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(u.dir, tree.KeysFile), keyLines(old, add), tree.FileMode)
+	return atomicfile.Write(filepath.Join(u.Dir, tree.KeysFile), keyLines(old, add), tree.FileMode)
 }
 
 // Keys are the lines of a user's authorized_keys, those that let nobody in
 // included.
 func (s *Store) Keys(name string) ([]authkey.Line, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +206,7 @@ func (s *Store) DelKey(name, text string) error {
 		return err
 	}
 	defer unlock()
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func (s *Store) DelKey(name, text string) error {
 	if len(rest) == len(old) {
 		return parcel.NewError(parcel.Failed, "user %s: no such line in authorized_keys", name)
 	}
-	return atomicfile.Write(filepath.Join(u.dir, tree.KeysFile), rest, tree.FileMode)
+	return atomicfile.Write(filepath.Join(u.Dir, tree.KeysFile), rest, tree.FileMode)
 }
 
 // DelUser removes a user who has no parcels.
@@ -232,11 +233,11 @@ func (s *Store) DelUser(name string) error {
 		return err
 	}
 	defer unlock()
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{u.lockRoot, u.contentRoot} {
+	for _, dir := range []string{u.LockRoot, u.ContentRoot} {
 		names, err := tree.Subdirs(dir)
 		if err != nil {
 			return err
@@ -249,7 +250,7 @@ func (s *Store) DelUser(name string) error {
 	users := filepath.Join(s.root, tree.UsersDir)
 	temp := filepath.Join(users, atomicfile.TempPrefix+parcel.NewID())
 	tree.Step("user")
-	if err := os.Rename(u.dir, temp); err != nil {
+	if err := os.Rename(u.Dir, temp); err != nil {
 		return err
 	}
 	if err := atomicfile.SyncDir(users); err != nil {
@@ -284,7 +285,7 @@ func (s *Store) UserOfKey(key ssh.PublicKey, from netip.Addr) (string, authkey.K
 // KeyOf is UserOfKey for a key that was a user's a moment ago: it looks into
 // her file only. parcel.ErrDenied if it is hers no more.
 func (s *Store) KeyOf(name string, key ssh.PublicKey, from netip.Addr) (authkey.Key, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return authkey.Key{}, err
 	}
@@ -340,7 +341,7 @@ func (s *Store) owners(key ssh.PublicKey) (owners []owner, err error) {
 	part := []byte(base64.StdEncoding.EncodeToString(blob[:len(blob)/3*3]))
 	var unread error
 	for _, name := range users {
-		text, err := s.userAt(name).keysText()
+		text, err := s.UserAt(name).keysText()
 		if err != nil {
 			unread = err
 			continue
@@ -359,8 +360,8 @@ func (s *Store) owners(key ssh.PublicKey) (owners []owner, err error) {
 }
 
 // keysText is a user's authorized_keys, empty if there is no file.
-func (u user) keysText() ([]byte, error) {
-	p, err := tree.ReadOwn(filepath.Join(u.dir, tree.KeysFile))
+func (u User) keysText() ([]byte, error) {
+	p, err := tree.ReadOwn(filepath.Join(u.Dir, tree.KeysFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
