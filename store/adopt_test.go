@@ -132,7 +132,7 @@ func TestAssemble(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(t.TempDir(), "new")
+	root := filepath.Join(storetest.TempDir(t), "new")
 	for range 2 { // as if it was killed in between
 		s, err := store.Assemble(root, realm)
 		if err != nil {
@@ -167,7 +167,7 @@ func TestAssemble(t *testing.T) {
 	if _, err := store.Assemble(root, realm); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("assemble over a store: %v", err)
 	}
-	if _, err := store.Assemble(filepath.Join(t.TempDir(), "x"), []byte("FORMAT:=9\n")); err == nil {
+	if _, err := store.Assemble(filepath.Join(storetest.TempDir(t), "x"), []byte("FORMAT:=9\n")); err == nil {
 		t.Error("another format: no error")
 	}
 }

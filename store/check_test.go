@@ -129,7 +129,7 @@ func TestCheck(t *testing.T) {
 		}, 1, 0, []string{"epoch: want a number"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := storetest.NewInMemory(t)
+			s := storetest.New(t)
 			p := storetest.NewParcel(t, s)
 			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two"), 300: storetest.ChunkOf("both")})
 			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three")})
@@ -156,7 +156,7 @@ func TestCheck(t *testing.T) {
 
 // One version, one parcel, one user: others' problems are not reported.
 func TestCheckOptions(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	p := storetest.NewParcel(t, s)
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two")})
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three")})
@@ -255,7 +255,7 @@ func TestSample(t *testing.T) {
 
 // A sample finds what is damaged in it, and only that.
 func TestCheckSample(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	p := storetest.NewParcel(t, s)
 	all := storetest.Change{}
 	for i := range int64(200) {

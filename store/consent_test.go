@@ -36,7 +36,7 @@ func TestConsent(t *testing.T) {
 	check("nonsense\n", false, true)
 	// What a link leads to is nobody's word.
 	os.Remove(file)
-	elsewhere := filepath.Join(t.TempDir(), "cfg")
+	elsewhere := filepath.Join(storetest.TempDir(t), "cfg")
 	if err := os.WriteFile(elsewhere, []byte("CONSENT:=2026-11-26T10:00:00Z\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

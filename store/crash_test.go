@@ -213,7 +213,7 @@ func TestCrash(t *testing.T) {
 	}
 	storetest.EveryStep(t, "create", 8, func(t *testing.T, s *store.Store) storetest.Crash { return storetest.Crash{} }, again("alice", 1))
 	storetest.EveryStep(t, "import", 13, func(t *testing.T, s *store.Store) storetest.Crash {
-		image := filepath.Join(t.TempDir(), "image")
+		image := filepath.Join(storetest.TempDir(t), "image")
 		if err := os.WriteFile(image, storetest.Random(20*storetest.Chunk, 3), 0o600); err != nil {
 			t.Fatal(err)
 		}

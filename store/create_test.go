@@ -155,7 +155,7 @@ func TestImportFormats(t *testing.T) {
 	}
 	s := storetest.New(t)
 	raw := storetest.WriteImage(t, 3<<20, map[int64][]byte{0: storetest.Random(5000, 1), 2 << 20: storetest.Random(100_000, 2)})
-	dir := t.TempDir()
+	dir := storetest.TempDir(t)
 	qemuImg := func(args ...string) {
 		t.Helper()
 		if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
@@ -206,10 +206,10 @@ func TestImportRefused(t *testing.T) {
 		o     store.CreateOptions
 		want  error
 	}{
-		"no image":   {filepath.Join(t.TempDir(), "x"), store.CreateOptions{Format: "raw"}, fs.ErrNotExist},
+		"no image":   {filepath.Join(storetest.TempDir(t), "x"), store.CreateOptions{Format: "raw"}, fs.ErrNotExist},
 		"empty":      {storetest.WriteImage(t, 0, nil), store.CreateOptions{Format: "raw"}, parcel.ErrUsage},
 		"small disk": {image, store.CreateOptions{Format: "raw", DiskSize: 10*storetest.Chunk - 1}, parcel.ErrUsage},
-		"directory":  {t.TempDir(), store.CreateOptions{Format: "raw"}, nil},
+		"directory":  {storetest.TempDir(t), store.CreateOptions{Format: "raw"}, nil},
 	} {
 		_, err := s.Import(ctx, "alice", "box", c.image, c.o)
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
@@ -259,7 +259,7 @@ func TestImportSparse(t *testing.T) {
 		t.Errorf("took %v: were holes read?", took)
 	}
 	start = time.Now()
-	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	out, err := os.Create(filepath.Join(storetest.TempDir(t), "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestCopy(t *testing.T) {
 
 func mustCreate(t testing.TB) *os.File {
 	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	f, err := os.Create(filepath.Join(storetest.TempDir(t), "f"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +366,7 @@ func stageChunk(t testing.TB, p *store.Parcel, n int64, data []byte) (seal.Ref, 
 
 // Without hard links a copy is a copy, verified.
 func TestCopyObject(t *testing.T) {
-	dir := t.TempDir()
+	dir := storetest.TempDir(t)
 	ref, sealed, err := seal.Sealer{Suite: seal.AES256SHA256, Codec: seal.None}.Seal([]byte("x"))
 	if err != nil {
 		t.Fatal(err)
@@ -410,7 +410,7 @@ func TestShellTools(t *testing.T) {
 	// The tree can be copied with tar, and is as good at the other place.
 	unflip := filepath.Join(p.HdkDir(), tree.ObjectName(im.Ref.Tag))
 	storetest.Flip(t, unflip)
-	other := t.TempDir()
+	other := storetest.TempDir(t)
 	if out, err := exec.Command("sh", "-c", "tar -C "+s.Root()+" -cf - . | tar -C "+other+" -xpf -").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -132,7 +132,7 @@ func TestDisk(t *testing.T) {
 
 // What a prune is said to free is what it frees, of one parcel and of all.
 func TestDiskFrees(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	round := 0
 	storetest.Fewer(t, 15)
 	rapid.Check(t, func(r *rapid.T) {

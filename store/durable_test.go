@@ -37,7 +37,7 @@ func TestPowerCut(t *testing.T) {
 		return parseTrace(t, string(p), c.Root)
 	}
 	t.Run("commit", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		p := storetest.NewParcel(t, s)
 		c := storetest.Crash{Op: "commit", Root: s.Root(), Request: storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})}
 		events := trace(t, c)
@@ -58,16 +58,16 @@ func TestPowerCut(t *testing.T) {
 		wantPublished(t, events, filepath.Join(p.LockDir(), tree.ConfigFile))
 	})
 	t.Run("create", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		wantPublished(t, trace(t, storetest.Crash{Op: "create", Root: s.Root()}), filepath.Join(s.UserAt("alice").At("new").LockDir(), tree.ConfigFile))
 	})
 	t.Run("copy", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		storetest.NewParcel(t, s)
 		wantPublished(t, trace(t, storetest.Crash{Op: "copy", Root: s.Root()}), filepath.Join(s.UserAt("bob").At("new").LockDir(), tree.ConfigFile))
 	})
 	t.Run("import", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		image := filepath.Join(t.TempDir(), "image")
 		if err := os.WriteFile(image, storetest.Random(20*storetest.Chunk, 3), 0o600); err != nil {
 			t.Fatal(err)
@@ -75,7 +75,7 @@ func TestPowerCut(t *testing.T) {
 		wantPublished(t, trace(t, storetest.Crash{Op: "import", Root: s.Root(), Image: image}), filepath.Join(s.UserAt("alice").At("new").LockDir(), tree.ConfigFile))
 	})
 	t.Run("prune", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		p := storetest.NewParcel(t, s)
 		for n := range 3 {
 			storetest.Commit(t, p, storetest.Change{1: storetest.Random(storetest.Chunk, uint64(n))})
@@ -109,7 +109,7 @@ func TestPowerCut(t *testing.T) {
 	})
 	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
 		t.Run(op, func(t *testing.T) {
-			s := storetest.New(t)
+			s := storetest.NewOnDisk(t)
 			storetest.NewParcel(t, s)
 			// Each of the three when those before are durable.
 			events, p := trace(t, storetest.Crash{Op: op, Root: s.Root()}), s.UserAt(user).At("new")
@@ -119,12 +119,12 @@ func TestPowerCut(t *testing.T) {
 		})
 	}
 	t.Run("tag", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		p := storetest.NewParcel(t, s)
 		wantPublished(t, trace(t, storetest.Crash{Op: "tag", Root: s.Root()}), p.VersionFile(1))
 	})
 	t.Run("acquire", func(t *testing.T) {
-		s := storetest.New(t)
+		s := storetest.NewOnDisk(t)
 		p := storetest.NewParcel(t, s)
 		wantPublished(t, trace(t, storetest.Crash{Op: "acquire", Root: s.Root()}), filepath.Join(p.LockDir(), tree.NonceFile))
 	})

@@ -210,7 +210,7 @@ func TestGCOfDamage(t *testing.T) {
 // moved hides a file until restore.
 func moved(t testing.TB, path string) (restore func()) {
 	t.Helper()
-	aside := filepath.Join(t.TempDir(), "aside")
+	aside := filepath.Join(storetest.TempDir(t), "aside")
 	if err := os.Rename(path, aside); err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestGCFollowsNoLink(t *testing.T) {
 	storetest.Commit(t, q, storetest.Change{1: storetest.ChunkOf("bob's")})
 	his := storetest.ObjectsIn(t, q)
 	ab := his[0][:2]
-	outside := filepath.Join(t.TempDir(), "outside")
+	outside := filepath.Join(storetest.TempDir(t), "outside")
 	if err := os.MkdirAll(filepath.Join(outside, ab), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +307,7 @@ func smallBatches(t *testing.T) {
 // Commits, prunes, copies and collections in any order: what is left is what
 // is reachable, and every version has what was committed.
 func TestGCModel(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	storetest.Fewer(t, 40)
 	smallBatches(t)
 	round := 0
@@ -415,7 +415,7 @@ func TestGCModel(t *testing.T) {
 // While users commit, roll back, copy and read, and administrators prune,
 // processes collect: nothing that any version needs is lost.
 func TestGCRace(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	smallBatches(t)
 	const rounds = 9
 	var users, admins sync.WaitGroup

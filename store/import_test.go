@@ -29,7 +29,7 @@ func noteOften(t testing.TB) {
 // is left.
 func TestImportGoesOn(t *testing.T) {
 	noteOften(t)
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	const size = 600*storetest.Chunk + 100
 	image := storetest.WriteImage(t, size, map[int64][]byte{0: storetest.Random(size, 7)})
 	o := store.CreateOptions{ChunkSize: storetest.Chunk, Format: "raw"}
@@ -155,7 +155,7 @@ func TestImportGoesOn(t *testing.T) {
 
 // Stream is Export, byte by byte.
 func TestStream(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	const size = 300*storetest.Chunk + 7
 	image := storetest.WriteImage(t, size, map[int64][]byte{storetest.Chunk + 5: storetest.Random(3*storetest.Chunk, 1), 290 * storetest.Chunk: storetest.Random(100, 2), size - 1: []byte("x")})
 	p, err := s.Import(ctx, "alice", "box", image, store.CreateOptions{ChunkSize: storetest.Chunk, Format: "raw"})

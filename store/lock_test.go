@@ -183,7 +183,7 @@ func TestAcquireRace(t *testing.T) {
 // Who waits for the flock of a parcel that is removed and made again gets that
 // of the new one.
 func TestLockFileReplaced(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "p")
+	dir := filepath.Join(storetest.TempDir(t), "p")
 	name := filepath.Join(dir, tree.FlockFile)
 	os.Mkdir(dir, 0o700)
 	unlock, err := tree.Lock(name, false)

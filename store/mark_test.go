@@ -152,7 +152,7 @@ func TestMarksRefused(t *testing.T) {
 func TestMarksPlanted(t *testing.T) {
 	s := storetest.New(t)
 	p := storetest.Versioned(t, s, 2)
-	victim := t.TempDir()
+	victim := storetest.TempDir(t)
 	for _, name := range []string{"info", ".tmp-mine"} {
 		if err := os.WriteFile(filepath.Join(victim, name), []byte("victim's"), 0o600); err != nil {
 			t.Fatal(err)
@@ -174,7 +174,7 @@ func TestMarksPlanted(t *testing.T) {
 
 // Tags, pins, rollbacks and renames in any order: a simple model agrees.
 func TestMarksModel(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++

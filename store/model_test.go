@@ -26,7 +26,7 @@ type model struct {
 // Two hosts acquire, stage, commit, roll back, release, break and crash in any
 // order; the store agrees with the model at every step.
 func TestModel(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++

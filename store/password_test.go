@@ -14,6 +14,7 @@ import (
 
 	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
 )
 
 // cheapPasswords makes hashing quick until the end of the test.
@@ -26,7 +27,7 @@ func cheapPasswords(t *testing.T) {
 func passwordStore(t *testing.T) *store.Store {
 	t.Helper()
 	cheapPasswords(t)
-	s, err := store.Init(filepath.Join(t.TempDir(), "root"), "test")
+	s, err := store.Init(filepath.Join(storetest.TempDir(t), "root"), "test")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,10 +13,10 @@ import (
 
 // A directory of objects that is a link: what is committed is not moved there.
 func TestCommitPlanted(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	p := storetest.NewParcel(t, s)
 	r := storetest.Holding(t, p, storetest.Change{0: storetest.ChunkOf("mine")})
-	outside := t.TempDir()
+	outside := storetest.TempDir(t)
 	ab := filepath.Join(p.HdkDir(), tree.ObjectName(r.Keyroot.Tag)[:2])
 	if err := os.RemoveAll(ab); err != nil {
 		t.Fatal(err)

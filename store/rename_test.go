@@ -99,7 +99,7 @@ func TestRename(t *testing.T) {
 // Others acquire, tag and copy what is renamed to and fro: each of their calls
 // finds the parcel whole or not at all, and none waits for ever.
 func TestRenameConcurrent(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	p := storetest.Versioned(t, s, 2)
 	if err := p.Tag(2, "gold", false); err != nil {
 		t.Fatal(err)

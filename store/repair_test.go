@@ -89,7 +89,7 @@ func mend(t testing.TB, s *store.Store, o store.RepairOptions) (store.RepairSumm
 // another chunk 1.
 func threeVersions(t testing.TB) (*store.Store, *store.Parcel) {
 	t.Helper()
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	p := storetest.NewParcel(t, s)
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two"), 300: storetest.ChunkOf("both")})
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three"), 999: storetest.ChunkOf("last")})
@@ -102,7 +102,7 @@ func TestRepairFrom(t *testing.T) {
 	replica := storetest.Replica(t, s)
 	want := treeOf(t, s.Root())
 	hdk := filepath.Join(replica, "users/alice/isr/winxp/hdk")
-	layouts := t.TempDir()
+	layouts := storetest.TempDir(t)
 	for _, dir := range []string{"flat", "caps", "dot/isr/hoard", "mixed/some/where"} {
 		os.MkdirAll(filepath.Join(layouts, dir), 0o700)
 	}
@@ -143,7 +143,7 @@ func TestRepairFrom(t *testing.T) {
 	// No place at all has it.
 	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 3)[0][0])))
 	before := treeOf(t, s.Root())
-	sum, _, ps := mend(t, s, store.RepairOptions{From: []string{t.TempDir()}})
+	sum, _, ps := mend(t, s, store.RepairOptions{From: []string{storetest.TempDir(t)}})
 	if sum.Mended != 0 || sum.Left.Errors != 2 || ps[0].Version != 3 || ps[0].Chunks.String() != "chunk 1" {
 		t.Errorf("nowhere to be had: %+v, %v", sum, ps)
 	}
@@ -320,7 +320,7 @@ func TestRepairSweptUnder(t *testing.T) {
 func TestRepairHostilePlace(t *testing.T) {
 	s, p := threeVersions(t)
 	tags := append(storetest.TagsOf(t, p, 3)[0], storetest.TagsOf(t, p, 2)[0][0])
-	elsewhere, place := t.TempDir(), t.TempDir()
+	elsewhere, place := storetest.TempDir(t), storetest.TempDir(t)
 	good := make([]string, len(tags))
 	for i, tag := range tags {
 		good[i] = filepath.Join(elsewhere, tag.String())
@@ -378,7 +378,7 @@ func TestRepairHostilePlace(t *testing.T) {
 func TestRepairHostileTree(t *testing.T) {
 	s, p := threeVersions(t)
 	replica := storetest.Replica(t, s)
-	outside := t.TempDir()
+	outside := storetest.TempDir(t)
 	tag := storetest.TagsOf(t, p, 3)[0][0]
 	precious := filepath.Join(outside, "precious")
 	os.WriteFile(precious, []byte("keep"), 0o600)

@@ -20,7 +20,7 @@ import (
 // what was cut off does not come back.
 func TestCopyResized(t *testing.T) {
 	for _, suite := range []seal.Suite{seal.AES256SHA256, seal.BlowfishSHA1} {
-		s := storetest.NewInMemory(t)
+		s := storetest.New(t)
 		const size = 300*storetest.Chunk + 100
 		image := storetest.WriteImage(t, size, map[int64][]byte{0: storetest.Random(100, 1), 255 * storetest.Chunk: storetest.Random(3*storetest.Chunk, 2), size - 50: storetest.Random(50, 3)})
 		// Made in a realm with another convergence secret, as a parcel that was
@@ -225,7 +225,7 @@ func TestDiff(t *testing.T) {
 
 // Of 64 Ki chunks one has changed: what it costs to see that.
 func TestDiffCost(t *testing.T) {
-	s := storetest.NewInMemory(t)
+	s := storetest.New(t)
 	p, err := s.Create(ctx, "alice", "big", store.CreateOptions{DiskSize: 65536 * storetest.Chunk, ChunkSize: storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ import (
 var ctx = context.Background()
 
 func TestInitOpen(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "a", "b")
+	dir := filepath.Join(storetest.TempDir(t), "a", "b")
 	if _, err := store.Open(dir); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no realm.cfg") {
 		t.Errorf("open of nothing: got %v", err)
 	}
@@ -41,7 +41,7 @@ func TestInitOpen(t *testing.T) {
 	if err != nil || !bytes.Equal(*again.Secret(), *s.Secret()) || len(*s.Secret()) != 32 {
 		t.Errorf("open: got %v, secrets %x %x", err, *again.Secret(), *s.Secret())
 	}
-	if _, err := store.Init(t.TempDir(), "a b"); !errors.Is(err, parcel.ErrUsage) {
+	if _, err := store.Init(storetest.TempDir(t), "a b"); !errors.Is(err, parcel.ErrUsage) {
 		t.Errorf("realm of two words: got %v", err)
 	}
 	cfg := filepath.Join(dir, tree.RealmFile)

@@ -75,14 +75,14 @@ func TestKeyTerms(t *testing.T) {
 func TestHostileUserFiles(t *testing.T) {
 	s := storetest.New(t)
 	key, line := newKey(t)
-	outside := filepath.Join(t.TempDir(), "outside")
+	outside := filepath.Join(storetest.TempDir(t), "outside")
 	if err := os.WriteFile(outside, []byte(line+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.AddUser("carol", []string{line}); err != nil {
 		t.Fatal(err)
 	}
-	big := filepath.Join(t.TempDir(), "big")
+	big := filepath.Join(storetest.TempDir(t), "big")
 	if err := os.WriteFile(big, []byte(line), 0o600); err != nil {
 		t.Fatal(err)
 	}

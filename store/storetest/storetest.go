@@ -20,6 +20,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -32,22 +34,34 @@ var bg = context.Background()
 // Chunk is the size of the chunks of NewParcel, bytes.
 const Chunk = 4096
 
-// New is a store with users alice and bob.
+// New is a store with users alice and bob, in memory where there is room: what
+// a killed process leaves is as it would be on a disk, and no sync is waited
+// for.
 func New(t testing.TB) *store.Store {
+	t.Helper()
+	return NewIn(t, TempDir(t))
+}
+
+// NewOnDisk is New on the disk, for tests that are about it.
+func NewOnDisk(t testing.TB) *store.Store {
 	t.Helper()
 	return NewIn(t, t.TempDir())
 }
 
-// NewInMemory is for tests that make thousands of small changes, and are
-// not about the disk.
-func NewInMemory(t testing.TB) *store.Store {
+// TempDir is t.TempDir, in memory where there is room.
+func TempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "isr-store-test-")
+	const memory, room = "/dev/shm", 1 << 30
+	var fs unix.Statfs_t
+	if err := unix.Statfs(memory, &fs); err != nil || fs.Bavail*uint64(fs.Bsize) < room {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(memory, "isr-store-test-")
 	if err != nil {
-		return New(t)
+		return t.TempDir()
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	return NewIn(t, dir)
+	return dir
 }
 
 // NewIn is New in a directory.
@@ -308,7 +322,7 @@ func TagsOf(t testing.TB, p *store.Parcel, v int) map[int][]seal.Tag {
 // WriteImage makes a sparse file of that size with some parts, by offset.
 func WriteImage(t testing.TB, size int64, parts map[int64][]byte) string {
 	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	f, err := os.Create(filepath.Join(TempDir(t), "image"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +341,7 @@ func WriteImage(t testing.TB, size int64, parts map[int64][]byte) string {
 // WantDisk fails unless the disk of version v equals the file image.
 func WantDisk(t testing.TB, p *store.Parcel, v int, image string) {
 	t.Helper()
-	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	out, err := os.Create(filepath.Join(TempDir(t), "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,7 +469,7 @@ func HintOf(err error) string {
 // Replica is a copy of a store's tree, as cp -a makes it.
 func Replica(t testing.TB, s *store.Store) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "replica")
+	dir := filepath.Join(TempDir(t), "replica")
 	if out, err := exec.Command("cp", "-a", s.Root(), dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
