@@ -15,20 +15,21 @@ import (
 	"isr/store/authkey"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Shared runs f while nobody changes the parcel, so that what f reads on its
 // lock side belongs together. It keeps commits waiting: f is to be short.
 func (p *Parcel) Shared(f func() error) error {
-	unlock, err := lockFile(filepath.Join(p.lock, flockFile), true)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && p.unfinished() {
+	unlock, err := tree.Lock(filepath.Join(p.lock, tree.FlockFile), true)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && p.Unfinished() {
 		if err == nil {
 			unlock()
 		}
-		return p.errAbsent()
+		return p.ErrAbsent()
 	}
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	defer unlock()
 	return f()
@@ -46,20 +47,20 @@ func Assemble(root string, realm []byte) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Lstat(filepath.Join(root, realmFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(root, tree.RealmFile)); err == nil {
 		return nil, parcel.NewError(parcel.Exists, "store %s: exists", root)
 	}
 	s.assembling = true
-	return s, os.MkdirAll(filepath.Join(root, usersDir), dirMode)
+	return s, os.MkdirAll(filepath.Join(root, tree.UsersDir), tree.DirMode)
 }
 
 // Publish ends Assemble: from here on there is a store.
 func (s *Store) Publish(realm []byte) error {
-	if err := syncfs(s.root); err != nil {
+	if err := tree.Syncfs(s.root); err != nil {
 		return err
 	}
-	step("realm")
-	return atomicfile.Write(filepath.Join(s.root, realmFile), realm, fileMode)
+	tree.Step("realm")
+	return atomicfile.Write(filepath.Join(s.root, tree.RealmFile), realm, tree.FileMode)
 }
 
 // AdoptUser makes a user who has the given files, named as in her directory:
@@ -68,19 +69,19 @@ func (s *Store) AdoptUser(name string, files map[string][]byte) error {
 	if err := parcel.CheckName(name); err != nil {
 		return fmt.Errorf("user: %w", err)
 	}
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	users := filepath.Join(s.root, usersDir)
-	removeTemps(users)
-	u := s.userAt(name)
-	if _, err := os.Lstat(u.dir); err == nil {
+	users := filepath.Join(s.root, tree.UsersDir)
+	tree.RemoveTemps(users)
+	u := s.UserAt(name)
+	if _, err := os.Lstat(u.Dir); err == nil {
 		return parcel.NewError(parcel.Exists, "user %s: exists", name)
 	}
 	if !s.assembling { // else nobody is shut out by it who was not before
-		if err := s.checkUnshared(name, readableKeys(files[keysFile])); err != nil {
+		if err := s.checkUnshared(name, readableKeys(files[tree.KeysFile])); err != nil {
 			return err
 		}
 	}
@@ -113,11 +114,11 @@ type Adoption struct {
 // all that were given out after the files were read, and that they do not know
 // of. parcel.ErrExists if there is one of that name.
 func (s *Store) Adopt(ctx context.Context, userName, name string, a Adoption) (*Parcel, error) {
-	cfg, err := parcel.ParseConfig(a.Files[configFile])
+	cfg, err := parcel.ParseConfig(a.Files[tree.ConfigFile])
 	if err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "parcel %s: %v", name, err)
 	}
-	head, err := parseVersion(a.Files["keys/"+parcel.VersionDir(cfg.Version)], cfg.Version)
+	head, err := ParseVersion(a.Files["keys/"+parcel.VersionDir(cfg.Version)], cfg.Version)
 	if err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "parcel %s: version %d: record of its keyroot: %v", name, cfg.Version, err)
 	}
@@ -127,10 +128,10 @@ func (s *Store) Adopt(ctx context.Context, userName, name string, a Adoption) (*
 	}
 	defer unlock()
 	if err := p.adopt(ctx, cfg, head, a); err != nil {
-		if p.unfinished() {
+		if p.Unfinished() {
 			p.remove()
 		}
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return p, nil
 }
@@ -139,22 +140,22 @@ func (s *Store) Adopt(ctx context.Context, userName, name string, a Adoption) (*
 // not derived from others, nor about the process that has the parcel.
 func underived(name string) bool {
 	switch name {
-	case configFile, flockFile, unfinishedFile, renameFile, holderFile, usageFile, "keys/keyroot":
+	case tree.ConfigFile, tree.FlockFile, tree.UnfinishedFile, tree.RenameFile, tree.HolderFile, tree.UsageFile, "keys/keyroot":
 		return false
 	}
 	return true
 }
 
-func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a Adoption) error {
-	b := &building{p: p, dir: filepath.Join(p.staging(), "hdk")}
-	if err := os.Mkdir(b.dir, dirMode); err != nil {
+func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *VersionRecord, a Adoption) error {
+	b := &building{p: p, dir: filepath.Join(p.StagingDir(), "hdk")}
+	if err := os.Mkdir(b.dir, tree.DirMode); err != nil {
 		return err
 	}
 	err := a.Objects(ctx, func(tag seal.Tag, file string) error {
 		return b.add(tag, func(path string) (int64, error) {
 			err := os.Link(file, path)
 			if errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EMLINK) {
-				return copyObject(file, path, tag)
+				return tree.CopyObject(file, path, tag)
 			}
 			return 0, err
 		})
@@ -162,12 +163,12 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 	if err != nil {
 		return err
 	}
-	step("hdk")
-	if err := os.Rename(b.dir, p.hdk()); err != nil {
+	tree.Step("hdk")
+	if err := os.Rename(b.dir, p.HdkDir()); err != nil {
 		return err
 	}
 	for name, content := range a.Files {
-		if !underived(name) || a.Another && name == nonceFile {
+		if !underived(name) || a.Another && name == tree.NonceFile {
 			continue
 		}
 		version, inKeys := cutKeys(name)
@@ -175,7 +176,7 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 		if inKeys && !ok || !inKeys && parcel.CheckName(name) != nil {
 			return parcel.NewError(parcel.Damaged, "file %q: not one of a lock side", parcel.Clean(name))
 		}
-		if err := os.WriteFile(filepath.Join(p.lock, name), content, fileMode); err != nil {
+		if err := os.WriteFile(filepath.Join(p.lock, name), content, tree.FileMode); err != nil {
 			return err
 		}
 	}
@@ -183,7 +184,7 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 		return err
 	}
 	c := *cfg
-	c.User, c.Parcel = p.user.name, p.name
+	c.User, c.Parcel = p.user.Name, p.name
 	if a.Another {
 		c.UUID = uuid.NewString()
 		c.Src = nil // they have the content of the one it was
@@ -193,18 +194,18 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 		return err
 	}
 	p.derive(ctx, &c)
-	step("sync")
-	if err := syncfs(p.lock); err != nil {
+	tree.Step("sync")
+	if err := tree.Syncfs(p.lock); err != nil {
 		return err
 	}
-	if err := syncfs(p.content); err != nil {
+	if err := tree.Syncfs(p.content); err != nil {
 		return err
 	}
-	step("head")
-	if err := atomicfile.Write(filepath.Join(p.lock, configFile), text, fileMode); err != nil {
+	tree.Step("head")
+	if err := atomicfile.Write(filepath.Join(p.lock, tree.ConfigFile), text, tree.FileMode); err != nil {
 		return err
 	}
-	step("derived")
+	tree.Step("derived")
 	p.repair(&c, head)
 	return nil
 }
@@ -213,12 +214,12 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 // acquired once a second for years, and one that is adopted again later has a
 // larger one again. What cannot be read stays as it is, for check to tell.
 func (p *Parcel) raiseEpoch() error {
-	epoch, err := p.epoch()
+	epoch, err := p.Epoch()
 	if err != nil {
 		return nil
 	}
 	epoch = max(epoch, now().Unix())
-	return os.WriteFile(filepath.Join(p.lock, epochFile), fmt.Appendf(nil, "%d\n", epoch), fileMode)
+	return os.WriteFile(filepath.Join(p.lock, tree.EpochFile), fmt.Appendf(nil, "%d\n", epoch), tree.FileMode)
 }
 
 func cutKeys(name string) (version string, inKeys bool) {
@@ -232,13 +233,13 @@ func cutKeys(name string) (version string, inKeys bool) {
 // derive makes the directories of all versions. One that cannot be opened has
 // none, as check says.
 func (p *Parcel) derive(ctx context.Context, cfg *parcel.Config) {
-	versions, _ := p.recorded()
+	versions, _ := p.Recorded()
 	for _, v := range versions {
-		rec, err := p.version(v)
+		rec, err := p.Record(v)
 		if err != nil || v > cfg.Version {
 			continue
 		}
-		if root, err := p.openRoot(ctx, p, cfg, rec.keyroot); err == nil {
+		if root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot); err == nil {
 			p.writeVersionDir(rec, root)
 		}
 	}

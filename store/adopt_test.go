@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"context"
@@ -10,21 +10,24 @@ import (
 	"strings"
 	"testing"
 
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
 // adoption is a parcel as somebody else would have it from a backup.
-func adoption(p *Parcel) Adoption {
-	a := Adoption{Files: make(map[string][]byte)}
-	filepath.WalkDir(p.lock, func(path string, e fs.DirEntry, err error) error {
-		if name, rerr := filepath.Rel(p.lock, path); rerr == nil && err == nil && !e.IsDir() && !isTemp(e.Name()) {
+func adoption(p *store.Parcel) store.Adoption {
+	a := store.Adoption{Files: make(map[string][]byte)}
+	filepath.WalkDir(p.LockDir(), func(path string, e fs.DirEntry, err error) error {
+		if name, rerr := filepath.Rel(p.LockDir(), path); rerr == nil && err == nil && !e.IsDir() && !tree.IsTemp(e.Name()) {
 			a.Files[name], _ = os.ReadFile(path)
 		}
 		return nil
 	})
 	a.Objects = func(_ context.Context, add func(tag seal.Tag, file string) error) error {
-		return filepath.WalkDir(p.hdk(), func(path string, e fs.DirEntry, err error) error {
+		return filepath.WalkDir(p.HdkDir(), func(path string, e fs.DirEntry, err error) error {
 			if err != nil || e.IsDir() {
 				return err
 			}
@@ -41,9 +44,9 @@ func adoption(p *Parcel) Adoption {
 // A parcel that is adopted has its versions and its holder; one that is to be
 // another has neither UUID nor holder of the first.
 func TestAdopt(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("one")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one")})
 	l, err := p.Acquire("alice", "laptop", "id")
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +59,8 @@ func TestAdopt(t *testing.T) {
 	if got, err := q.CheckLock(l.Nonce); err != nil || got.Host != "laptop" {
 		t.Errorf("the holder: %v, %v", got, err)
 	}
-	wantChunk(t, q, 0, 1, "one")
-	wantChunk(t, q, 1, 1, "")
+	storetest.WantChunk(t, q, 0, 1, "one")
+	storetest.WantChunk(t, q, 1, 1, "")
 	// The one that it is of may have been acquired often since.
 	for range 3 {
 		if _, err := p.Release("", true); err != nil {
@@ -87,7 +90,7 @@ func TestAdopt(t *testing.T) {
 	if same.UUID != was.UUID || another.UUID == was.UUID || same.User != "bob" || another.Parcel != "another" || another.Version != 2 {
 		t.Errorf("got %+v and %+v", same, another)
 	}
-	if ps := wantSound(t, s); len(ps) > 0 {
+	if ps := storetest.WantSound(t, s); len(ps) > 0 {
 		t.Errorf("notes: %v", ps)
 	}
 	if _, err := s.Adopt(ctx, "bob", "same", a); !errors.Is(err, parcel.ErrExists) {
@@ -95,7 +98,7 @@ func TestAdopt(t *testing.T) {
 	}
 
 	for name, spoil := range map[string]func(files map[string][]byte){
-		"no parcel.cfg":   func(f map[string][]byte) { delete(f, configFile) },
+		"no parcel.cfg":   func(f map[string][]byte) { delete(f, tree.ConfigFile) },
 		"no head":         func(f map[string][]byte) { delete(f, "keys/000002") },
 		"a damaged head":  func(f map[string][]byte) { f["keys/000002"] = []byte("x") },
 		"a path":          func(f map[string][]byte) { f["../../../escaped"] = []byte("x") },
@@ -113,7 +116,7 @@ func TestAdopt(t *testing.T) {
 	if names, _ := s.Parcels("bob"); strings.Join(names, " ") != "another same" {
 		t.Errorf("parcels: %v", names)
 	}
-	filepath.WalkDir(s.root, func(path string, e fs.DirEntry, err error) error {
+	filepath.WalkDir(s.Root(), func(path string, e fs.DirEntry, err error) error {
 		if strings.Contains(path, "escaped") {
 			t.Errorf("%s is there", path)
 		}
@@ -123,15 +126,15 @@ func TestAdopt(t *testing.T) {
 
 // A store that is put together is none before the end.
 func TestAssemble(t *testing.T) {
-	from := newStore(t)
-	p := newParcel(t, from)
-	realm, err := os.ReadFile(filepath.Join(from.root, realmFile))
+	from := storetest.New(t)
+	p := storetest.NewParcel(t, from)
+	realm, err := os.ReadFile(filepath.Join(from.Root(), tree.RealmFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(t.TempDir(), "new")
+	root := filepath.Join(storetest.TempDir(t), "new")
 	for range 2 { // as if it was killed in between
-		s, err := Assemble(root, realm)
+		s, err := store.Assemble(root, realm)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,30 +144,30 @@ func TestAssemble(t *testing.T) {
 		if _, err := s.Adopt(ctx, "alice", "winxp", adoption(p)); err != nil && !errors.Is(err, parcel.ErrExists) {
 			t.Fatal(err)
 		}
-		if _, err := Open(root); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := store.Open(root); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("open before the end: %v", err)
 		}
 		if err := s.AdoptUser("../x", nil); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("user ../x: %v", err)
 		}
 	}
-	s, err := Assemble(root, realm)
+	s, err := store.Assemble(root, realm)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Publish(realm); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = Open(root); err != nil || s.Realm() != "test" {
+	if s, err = store.Open(root); err != nil || s.Realm() != "test" {
 		t.Fatal(err)
 	}
-	if ps := wantSound(t, s); len(ps) > 0 {
+	if ps := storetest.WantSound(t, s); len(ps) > 0 {
 		t.Errorf("notes: %v", ps)
 	}
-	if _, err := Assemble(root, realm); !errors.Is(err, parcel.ErrExists) {
+	if _, err := store.Assemble(root, realm); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("assemble over a store: %v", err)
 	}
-	if _, err := Assemble(filepath.Join(t.TempDir(), "x"), []byte("FORMAT:=9\n")); err == nil {
+	if _, err := store.Assemble(filepath.Join(storetest.TempDir(t), "x"), []byte("FORMAT:=9\n")); err == nil {
 		t.Error("another format: no error")
 	}
 }

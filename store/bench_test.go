@@ -1,23 +1,25 @@
-package store
+package store_test
 
 import (
 	"fmt"
 	"testing"
 
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
 )
 
 // BenchmarkImport: an image of 64 MiB, by codec.
 func BenchmarkImport(b *testing.B) {
 	const size = 64 << 20
-	image := writeFile(b, size, map[int64][]byte{0: random(size, 1)})
+	image := storetest.WriteImage(b, size, map[int64][]byte{0: storetest.Random(size, 1)})
 	for _, codec := range []seal.Codec{seal.None, seal.Gzip, seal.Zstd} {
 		b.Run(string(codec), func(b *testing.B) {
-			s := newStore(b)
+			s := storetest.New(b)
 			b.SetBytes(size)
 			for n := 0; b.Loop(); n++ {
-				if _, err := s.Import(ctx, "alice", fmt.Sprint("p", n), image, CreateOptions{Format: "raw", Compress: codec}); err != nil {
+				if _, err := s.Import(ctx, "alice", fmt.Sprint("p", n), image, store.CreateOptions{Format: "raw", Compress: codec}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -30,8 +32,8 @@ func BenchmarkImport(b *testing.B) {
 func BenchmarkCommit(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s := newStore(b)
-			p, err := s.Create(ctx, "alice", "winxp", CreateOptions{DiskSize: 10 << 30})
+			s := storetest.New(b)
+			p, err := s.Create(ctx, "alice", "winxp", store.CreateOptions{DiskSize: 10 << 30})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -42,15 +44,15 @@ func BenchmarkCommit(b *testing.B) {
 			b.SetBytes(int64(n) << 17)
 			for v := 1; b.Loop(); v++ {
 				b.StopTimer()
-				c := change{}
+				c := storetest.Change{}
 				for i := range n {
-					plain := random(128<<10, 1)
+					plain := storetest.Random(128<<10, 1)
 					copy(plain, fmt.Sprint(v, i))
 					c[int64(i)*70] = plain
 				}
-				keyroot, _ := stageVersion(b, p, c, "")
+				keyroot, _ := storetest.StageVersion(b, p, c, "")
 				b.StartTimer()
-				if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: v, Keyroot: keyroot, ID: parcel.NewID()}); err != nil {
+				if _, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: v, Keyroot: keyroot, ID: parcel.NewID()}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -60,9 +62,9 @@ func BenchmarkCommit(b *testing.B) {
 
 // BenchmarkCopy: a parcel of 8192 objects.
 func BenchmarkCopy(b *testing.B) {
-	s := newStore(b)
-	const size = 8192 * testChunk
-	if _, err := s.Import(ctx, "alice", "gold", writeFile(b, size, map[int64][]byte{0: random(size, 1)}), CreateOptions{Format: "raw", ChunkSize: testChunk}); err != nil {
+	s := storetest.New(b)
+	const size = 8192 * storetest.Chunk
+	if _, err := s.Import(ctx, "alice", "gold", storetest.WriteImage(b, size, map[int64][]byte{0: storetest.Random(size, 1)}), store.CreateOptions{Format: "raw", ChunkSize: storetest.Chunk}); err != nil {
 		b.Fatal(err)
 	}
 	for n := 0; b.Loop(); n++ {
@@ -74,16 +76,16 @@ func BenchmarkCopy(b *testing.B) {
 
 // BenchmarkCheck: 8192 objects, without and with their content.
 func BenchmarkCheck(b *testing.B) {
-	s := newStore(b)
-	const size = 8192 * testChunk
-	if _, err := s.Import(ctx, "alice", "gold", writeFile(b, size, map[int64][]byte{0: random(size, 1)}), CreateOptions{Format: "raw", ChunkSize: testChunk}); err != nil {
+	s := storetest.New(b)
+	const size = 8192 * storetest.Chunk
+	if _, err := s.Import(ctx, "alice", "gold", storetest.WriteImage(b, size, map[int64][]byte{0: storetest.Random(size, 1)}), store.CreateOptions{Format: "raw", ChunkSize: storetest.Chunk}); err != nil {
 		b.Fatal(err)
 	}
 	for _, content := range []bool{false, true} {
 		b.Run(fmt.Sprint("content=", content), func(b *testing.B) {
 			b.SetBytes(size)
 			for b.Loop() {
-				if _, err := s.Check(ctx, CheckOptions{Content: content}, func(Problem) {}); err != nil {
+				if _, err := s.Check(ctx, store.CheckOptions{Content: content}, func(store.Problem) {}); err != nil {
 					b.Fatal(err)
 				}
 			}

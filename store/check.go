@@ -14,6 +14,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Severity tells a Problem that makes a store unsound from one that does not.
@@ -81,7 +82,7 @@ type CheckSummary struct {
 // the tree. The error says why it could not look; that there are problems is
 // no error. It changes nothing and needs no lock: a parcel in use is sound.
 func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) (CheckSummary, error) {
-	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool), onTheWay: s.onTheWay()}
+	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool), onTheWay: s.OnTheWay()}
 	err := c.all(ctx)
 	return c.sum, err
 }
@@ -130,11 +131,11 @@ func (c *checker) bad(err error) {
 func (c *checker) all(ctx context.Context) error {
 	users := []string{c.opts.User}
 	if c.opts.User == "" {
-		c.private(filepath.Join(c.store.root, realmFile))
-		c.private(filepath.Join(c.store.root, usersDir))
+		c.private(filepath.Join(c.store.root, tree.RealmFile))
+		c.private(filepath.Join(c.store.root, tree.UsersDir))
 		// The last are the server's, and of backups and mirrors.
-		c.known(c.store.root, realmFile, usersDir, flockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
-		c.known(filepath.Join(c.store.root, usersDir), "*")
+		c.known(c.store.root, tree.RealmFile, tree.UsersDir, tree.FlockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
+		c.known(filepath.Join(c.store.root, tree.UsersDir), "*")
 		var err error
 		if users, err = c.store.Users(); err != nil {
 			return err
@@ -142,33 +143,33 @@ func (c *checker) all(ctx context.Context) error {
 	}
 	if c.opts.Content && c.opts.Progress != nil {
 		for _, name := range users {
-			c.total += c.toRead(c.store.userAt(name))
+			c.total += c.toRead(c.store.UserAt(name))
 		}
 	}
 	owner := make(map[string]string) // of each key
 	for _, name := range users {
-		u, err := c.store.user(name)
+		u, err := c.store.User(name)
 		if err != nil {
 			return err
 		}
 		c.where = Problem{User: name}
 		c.user(u, owner)
-		names, err := c.store.names(name)
+		names, err := c.store.Names(name)
 		if err != nil {
 			c.bad(err)
 			continue
 		}
 		if c.opts.Parcel != "" {
-			if _, err := c.store.find(name, c.opts.Parcel); err != nil {
+			if _, err := c.store.Find(name, c.opts.Parcel); err != nil {
 				return err
 			}
 			names = []string{c.opts.Parcel}
 		}
 		for _, n := range names {
 			c.where = Problem{User: name, Parcel: n}
-			p := u.parcel(n)
-			if from, err := c.store.renamedFrom(p); err == nil && from != nil && !exists(p.content) {
-				p.content = from.content
+			p := u.At(n)
+			if from, err := c.store.RenamedFrom(p); err == nil && from != nil && !tree.Exists(p.content) {
+				p = p.WithContent(from)
 			}
 			if err := c.parcel(ctx, p); err != nil {
 				return err
@@ -180,13 +181,13 @@ func (c *checker) all(ctx context.Context) error {
 
 // toRead is how many bytes of a user's are going to be hashed; what cannot be
 // found out now is not counted.
-func (c *checker) toRead(u user) (sum int64) {
-	names, _ := subdirs(u.lockRoot)
+func (c *checker) toRead(u User) (sum int64) {
+	names, _ := tree.Subdirs(u.LockRoot)
 	for _, n := range names {
 		if c.opts.Parcel != "" && c.opts.Parcel != n {
 			continue
 		}
-		filepath.WalkDir(u.parcel(n).hdk(), func(_ string, d fs.DirEntry, err error) error {
+		filepath.WalkDir(u.At(n).HdkDir(), func(_ string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
 				return nil
 			}
@@ -221,7 +222,7 @@ func (c *checker) private(path string) {
 // known reports entries of dir that have no business there; "*" allows
 // directories that can be a user's or parcel's, "0*" those of versions.
 func (c *checker) known(dir string, names ...string) {
-	if err := ownDirs(dir); err != nil {
+	if err := tree.OwnDirs(dir); err != nil {
 		c.bad(err)
 		return
 	}
@@ -236,7 +237,7 @@ func (c *checker) known(dir string, names ...string) {
 		case slices.Contains(names, name):
 		case slices.Contains(names, "*") && e.IsDir() && parcel.CheckName(name) == nil:
 		case slices.Contains(names, "0*") && version:
-		case isTemp(name):
+		case tree.IsTemp(name):
 			c.problem(Note, "gc removes what was left", "%s: left by a process that was killed, or still at work", filepath.Join(dir, name))
 		default:
 			c.problem(Note, "", "%s: unknown file", filepath.Join(dir, name))
@@ -244,60 +245,43 @@ func (c *checker) known(dir string, names ...string) {
 	}
 }
 
-// onTheWay are the content sides of parcels whose rename was killed half-way.
-func (s *Store) onTheWay() map[string]bool {
-	dirs := make(map[string]bool)
-	users, _ := s.Users()
-	for _, name := range users {
-		u := s.userAt(name)
-		names, _ := subdirs(u.lockRoot)
-		for _, n := range names {
-			p := u.parcel(n)
-			if from, err := s.renamedFrom(p); err == nil && from != nil && from.lock != p.lock && !exists(p.content) {
-				dirs[from.content] = true
-			}
-		}
-	}
-	return dirs
-}
-
-func (c *checker) user(u user, owner map[string]string) {
-	for _, dir := range []string{u.dir, u.lockRoot, u.contentRoot, filepath.Join(u.dir, keysFile)} {
+func (c *checker) user(u User, owner map[string]string) {
+	for _, dir := range []string{u.Dir, u.LockRoot, u.ContentRoot, filepath.Join(u.Dir, tree.KeysFile)} {
 		c.private(dir)
 	}
-	c.known(u.dir, keysFile, filepath.Base(u.lockRoot), filepath.Base(u.contentRoot), passwordFile, userFile)
+	c.known(u.Dir, tree.KeysFile, filepath.Base(u.LockRoot), filepath.Base(u.ContentRoot), tree.PasswordFile, tree.UserFile)
 	if _, err := u.config(); err != nil {
 		c.bad(err)
 	} else {
-		c.private(filepath.Join(u.dir, userFile))
+		c.private(filepath.Join(u.Dir, tree.UserFile))
 	}
 	if _, err := u.passwordHash(); err != nil {
 		c.bad(err)
-	} else if _, err := os.Lstat(filepath.Join(u.dir, passwordFile)); err == nil {
-		c.private(filepath.Join(u.dir, passwordFile))
+	} else if _, err := os.Lstat(filepath.Join(u.Dir, tree.PasswordFile)); err == nil {
+		c.private(filepath.Join(u.Dir, tree.PasswordFile))
 	}
-	c.known(u.lockRoot, "*")
-	c.known(u.contentRoot, "*")
+	c.known(u.LockRoot, "*")
+	c.known(u.ContentRoot, "*")
 	text, err := u.keysText()
 	if err != nil {
 		c.bad(err)
 	}
 	for _, l := range authkey.Parse(text) {
 		if l.Err != nil {
-			c.problem(Bad, "isr-locksrv user key list "+u.name+" shows it", "authorized_keys line %d lets nobody in: %v", l.N, l.Err)
+			c.problem(Bad, "isr-locksrv user key list "+u.Name+" shows it", "authorized_keys line %d lets nobody in: %v", l.N, l.Err)
 			continue
 		}
 		id := string(l.Key.Marshal())
-		if o, ok := owner[id]; ok && o != u.name {
+		if o, ok := owner[id]; ok && o != u.Name {
 			c.problem(Bad, "a key belongs to one user", "authorized_keys: a key is also %s's: it lets nobody in", o)
 		}
-		owner[id] = u.name
+		owner[id] = u.Name
 	}
 	sides := make(map[string]bool)
-	locks, _ := subdirs(u.lockRoot)
-	contents, _ := subdirs(u.contentRoot)
+	locks, _ := tree.Subdirs(u.LockRoot)
+	contents, _ := tree.Subdirs(u.ContentRoot)
 	for _, n := range append(locks, contents...) {
-		p := u.parcel(n)
+		p := u.At(n)
 		if sides[n] || c.opts.Parcel != "" && c.opts.Parcel != n {
 			continue
 		}
@@ -308,14 +292,14 @@ func (c *checker) user(u user, owner map[string]string) {
 			// Its new owner's check has it.
 		case !slices.Contains(locks, n):
 			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
-		case p.unfinished():
+		case p.Unfinished():
 			c.problem(Note, "gc clears away what was left", "being made or removed, or left so by a process that was killed")
-		case exists(filepath.Join(p.lock, renameFile)):
-			from, err := c.store.renamedFrom(p)
+		case tree.Exists(filepath.Join(p.lock, tree.RenameFile)):
+			from, err := c.store.RenamedFrom(p)
 			switch {
 			case err != nil:
 				c.bad(err)
-			case !exists(p.content) && !isDir(from.content):
+			case !tree.Exists(p.content) && !tree.IsDir(from.content):
 				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
 			default:
 				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.name)

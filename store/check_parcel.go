@@ -19,6 +19,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // objectState is what is known of one object of a parcel.
@@ -44,7 +45,7 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 	c.sum.Parcels++
 	pc := &parcelCheck{checker: c, p: p, objects: make(map[seal.Tag]*objectState),
 		blocks: make(map[seal.Ref]int), told: make(map[seal.Tag]bool)}
-	if err := p.ownDirs(); err != nil {
+	if err := p.OwnDirs(); err != nil {
 		c.bad(err)
 		return ctx.Err()
 	}
@@ -55,14 +56,14 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 		return ctx.Err()
 	}
 	pc.cfg = cfg
-	if (cfg.User != p.user.name || cfg.Parcel != p.name) && !exists(filepath.Join(p.lock, renameFile)) {
+	if (cfg.User != p.user.Name || cfg.Parcel != p.name) && !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
 	}
 	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
 		return ctx.Err() // as the user's check said
 	}
 	if c.opts.Version > cfg.Version {
-		_, _, err := p.published(c.opts.Version)
+		_, _, err := p.Published(c.opts.Version)
 		return err
 	}
 	if err := pc.hdk(ctx); err != nil {
@@ -94,13 +95,13 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 // lockSide looks at the lock, and who can see it.
 func (c *parcelCheck) lockSide() {
 	p := c.p
-	names := []string{configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile, usageFile, renameFile}
-	c.known(p.lock, append(names, "keys", unfinishedFile)...)
+	names := []string{tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile, tree.UsageFile, tree.RenameFile}
+	c.known(p.lock, append(names, "keys", tree.UnfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
 		c.private(filepath.Join(p.lock, n))
 	}
 	c.known(filepath.Join(p.lock, "keys"), "0*", "keyroot")
-	if _, err := os.Lstat(filepath.Join(p.lock, unfinishedFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile)); err == nil {
 		c.problem(Note, "the next acquire or commit repairs it", "the process that made the parcel was killed right after")
 	}
 	l, err := p.held()
@@ -110,7 +111,7 @@ func (c *parcelCheck) lockSide() {
 	if _, err := p.released(); err != nil {
 		c.bad(err)
 	}
-	epoch, err := p.epoch()
+	epoch, err := p.Epoch()
 	if err != nil {
 		c.bad(err)
 	} else if l != nil && l.Epoch > epoch {
@@ -123,18 +124,18 @@ func (c *parcelCheck) hdk(ctx context.Context) error {
 	var mu sync.Mutex
 	state, _, serr := c.p.hdkState()
 	var there Usage
-	dirs, err := os.ReadDir(c.p.hdk())
+	dirs, err := os.ReadDir(c.p.HdkDir())
 	if err != nil {
 		c.bad(err)
 	}
 	for _, d := range dirs {
-		dir := filepath.Join(c.p.hdk(), d.Name())
+		dir := filepath.Join(c.p.HdkDir(), d.Name())
 		entries, err := os.ReadDir(dir)
 		if err != nil || len(d.Name()) != 2 {
 			c.problem(Note, "", "%s: unknown file", dir)
 			continue
 		}
-		err = parallel(ctx, runtime.GOMAXPROCS(0), slices.All(entries), func(_ context.Context, _ int, e fs.DirEntry) error {
+		err = tree.Parallel(ctx, runtime.GOMAXPROCS(0), slices.All(entries), func(_ context.Context, _ int, e fs.DirEntry) error {
 			o, tag, err := c.object(dir, e, &mu)
 			mu.Lock()
 			defer mu.Unlock()
@@ -187,7 +188,7 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		whole := c.whole[id]
 		mu.Unlock()
 		if !whole {
-			if err := verifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
+			if err := tree.VerifyObject(path, tag); errors.Is(err, parcel.ErrDamaged) {
 				o.bad = "does not match its name"
 			} else if err != nil {
 				o.bad = "cannot be read: " + err.Error()
@@ -198,7 +199,7 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		c.read(o.size)
 		mu.Unlock()
 	}
-	if fi.Mode().IsRegular() && fi.Mode().Perm() != objectMode {
+	if fi.Mode().IsRegular() && fi.Mode().Perm() != tree.ObjectMode {
 		mu.Lock()
 		c.problem(Note, "chmod 0400 it", "object %s: mode %04o", tag, fi.Mode().Perm())
 		mu.Unlock()
@@ -210,7 +211,7 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 // trace; others that are not there it reports.
 func (c *parcelCheck) versions() ([]int, error) {
 	head := c.cfg.Version
-	recorded, err := c.p.recorded()
+	recorded, err := c.p.Recorded()
 	if err != nil {
 		return nil, err
 	}
@@ -234,7 +235,7 @@ func (c *parcelCheck) versions() ([]int, error) {
 			there = append(there, v)
 		default:
 			c.where.Version = v
-			c.problem(Bad, fmt.Sprintf("restore %s from a backup", c.p.versionFile(v)),
+			c.problem(Bad, fmt.Sprintf("restore %s from a backup", c.p.VersionFile(v)),
 				"keyroot is missing: the version cannot be opened")
 			c.where.Version = 0
 		}
@@ -251,16 +252,16 @@ type place struct {
 
 // version walks one version.
 func (c *parcelCheck) version(ctx context.Context, v int) {
-	rec, err := c.p.version(v)
+	rec, err := c.p.Record(v)
 	if err != nil {
 		c.bad(err)
 		return
 	}
 	c.places = make(map[seal.Tag]*place)
-	damaged := c.present(rec.keyroot.Tag, place{what: "root block"})
+	damaged := c.present(rec.Keyroot.Tag, place{what: "root block"})
 	var root *keyring.Root
 	if damaged == 0 {
-		if root, err = c.p.openRoot(ctx, c.p, c.cfg, rec.keyroot); err != nil {
+		if root, err = c.p.OpenRoot(ctx, c.p, c.cfg, rec.Keyroot); err != nil {
 			c.bad(err)
 			damaged++
 		}
@@ -329,7 +330,7 @@ func (c *parcelCheck) present(tag seal.Tag, at place) int {
 	o := c.objects[tag]
 	if o == nil {
 		// It may have come after hdk was listed.
-		fi, err := os.Lstat(filepath.Join(c.p.hdk(), objectName(tag)))
+		fi, err := os.Lstat(filepath.Join(c.p.HdkDir(), tree.ObjectName(tag)))
 		if err != nil {
 			o = &objectState{bad: "is missing"}
 		} else {
@@ -393,7 +394,7 @@ func (c *parcelCheck) tree(ctx context.Context, im keyring.Image, ref seal.Ref, 
 }
 
 // directory looks at a version's directory, which is derived.
-func (c *parcelCheck) directory(rec *version, root *keyring.Root, whole bool) {
+func (c *parcelCheck) directory(rec *VersionRecord, root *keyring.Root, whole bool) {
 	state := "its content is whole, and can still be checked out"
 	if !whole {
 		state = "and its content is damaged"
@@ -407,18 +408,18 @@ func (c *parcelCheck) directory(rec *version, root *keyring.Root, whole bool) {
 		c.problem(Note, hint, "directory is missing; %s", state)
 		return
 	}
-	links := []link{{"keyring.enc", filepath.Join("..", "hdk", objectName(rec.keyroot.Tag))}}
+	links := []link{{"keyring.enc", filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag))}}
 	if root != nil && !root.Cfg.IsNil() {
-		links = append(links, link{"cfg.tgz.enc", filepath.Join("..", "hdk", objectName(root.Cfg.Tag))})
+		links = append(links, link{"cfg.tgz.enc", filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag))})
 	}
 	for _, l := range links {
-		if !isLink(filepath.Join(dir, l.name), l.target) {
+		if !tree.IsLink(filepath.Join(dir, l.name), l.target) {
 			c.problem(Note, hint, "link %s is missing or wrong; %s", l.name, state)
 		}
 	}
-	if b, err := readOwn(filepath.Join(dir, "info")); err != nil {
+	if b, err := tree.ReadOwn(filepath.Join(dir, "info")); err != nil {
 		c.problem(Note, "", "info is missing; %s", state)
-	} else if public, err := rec.public().Encode(); err == nil && !bytes.Contains(b, public) {
+	} else if public, err := rec.Public().Encode(); err == nil && !bytes.Contains(b, public) {
 		c.problem(Note, "", "info is not as the version's record has it")
 	}
 	c.known(dir, "keyring.enc", "cfg.tgz.enc", "info")
@@ -463,21 +464,21 @@ func (c *parcelCheck) contentSide() {
 	c.known(p.content, "hdk", "staging", "keys", "last", "cfg.tgz.enc", "0*")
 	c.known(filepath.Join(p.content, "keys"), "keyring.enc")
 	const hint = "the next acquire or commit repairs it"
-	if rec, err := p.version(c.cfg.Version); err == nil {
+	if rec, err := p.Record(c.cfg.Version); err == nil {
 		for _, l := range p.links(rec) {
-			if !isLink(filepath.Join(p.content, l.name), l.target) {
+			if !tree.IsLink(filepath.Join(p.content, l.name), l.target) {
 				c.problem(Note, hint, "link %s is missing or wrong", l.name)
 			}
 		}
 	}
 	l, err := p.held()
 	if err == nil {
-		public, perr := readLock(filepath.Join(p.lock, holderFile))
+		public, perr := readLock(filepath.Join(p.lock, tree.HolderFile))
 		if l == nil && perr == nil || l != nil && (perr != nil || public.Epoch != l.Epoch) {
 			c.problem(Note, hint, "lockholder does not say who holds the parcel")
 		}
 	}
-	if entries, err := os.ReadDir(p.staging()); errors.Is(err, fs.ErrNotExist) {
+	if entries, err := os.ReadDir(p.StagingDir()); errors.Is(err, fs.ErrNotExist) {
 		c.problem(Note, hint, "staging is missing")
 	} else if err != nil {
 		c.bad(err)

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -8,39 +8,19 @@ import (
 	"strings"
 	"testing"
 
-	"isr/store/keyring"
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
-
-// tagsOf are the tags of version v's disk, by level.
-func tagsOf(t testing.TB, p *Parcel, v int) map[int][]seal.Tag {
-	t.Helper()
-	cfg, err := p.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := p.Root(ctx, v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	im, _ := root.Image(keyring.Disk)
-	tags := make(map[int][]seal.Tag)
-	if err := keyring.Walk(ctx, cfg.Sealer(), p, im, func(level int, _ int64, ref seal.Ref) error {
-		tags[level] = append(tags[level], ref.Tag)
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return tags
-}
 
 // Each kind of damage is found, and called what it is. Version 2 has chunks 1
 // and 300, version 3 (the head) another chunk 1.
 func TestCheck(t *testing.T) {
-	object := func(p *Parcel, tag seal.Tag) string { return filepath.Join(p.hdk(), objectName(tag)) }
-	chunk := func(t *testing.T, p *Parcel, v int) string { return object(p, tagsOf(t, p, v)[0][0]) }
-	keyroot := func(t *testing.T, p *Parcel, v int) string {
+	object := func(p *store.Parcel, tag seal.Tag) string { return filepath.Join(p.HdkDir(), tree.ObjectName(tag)) }
+	chunk := func(t *testing.T, p *store.Parcel, v int) string { return object(p, storetest.TagsOf(t, p, v)[0][0]) }
+	keyroot := func(t *testing.T, p *store.Parcel, v int) string {
 		ref, err := p.Keyroot(v)
 		if err != nil {
 			t.Fatal(err)
@@ -48,101 +28,113 @@ func TestCheck(t *testing.T) {
 		return object(p, ref.Tag)
 	}
 	for name, c := range map[string]struct {
-		damage func(t *testing.T, s *Store, p *Parcel)
+		damage func(t *testing.T, s *store.Store, p *store.Parcel)
 		// Errors and notes wanted, and what some of the problems must say.
 		errors, notes int
 		want          []string
 	}{
-		"nothing": {func(*testing.T, *Store, *Parcel) {}, 0, 0, nil},
-		"version directory removed": {func(t *testing.T, s *Store, p *Parcel) { os.RemoveAll(filepath.Join(p.content, "000002")) },
+		"nothing": {func(*testing.T, *store.Store, *store.Parcel) {}, 0, 0, nil},
+		"version directory removed": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.RemoveAll(filepath.Join(p.ContentDir(), "000002"))
+		},
 			0, 1, []string{"version 2: note: directory is missing; its content is whole"}},
-		"all version directories removed": {func(t *testing.T, s *Store, p *Parcel) {
+		"all version directories removed": {func(t *testing.T, s *store.Store, p *store.Parcel) {
 			for _, d := range []string{"000001", "000002", "000003"} {
-				os.RemoveAll(filepath.Join(p.content, d))
+				os.RemoveAll(filepath.Join(p.ContentDir(), d))
 			}
 		}, 0, 3, []string{"version 1: note: directory is missing", "version 3: note: directory is missing; its content is whole, and can still be checked out; the next"}},
-		"versions pruned by hand": {func(t *testing.T, s *Store, p *Parcel) {
-			os.RemoveAll(filepath.Join(p.content, "000001"))
-			os.RemoveAll(filepath.Join(p.content, "000002"))
-			os.Remove(p.versionFile(1))
-			os.Remove(p.versionFile(2))
+		"versions pruned by hand": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.RemoveAll(filepath.Join(p.ContentDir(), "000001"))
+			os.RemoveAll(filepath.Join(p.ContentDir(), "000002"))
+			os.Remove(p.VersionFile(1))
+			os.Remove(p.VersionFile(2))
 		}, 0, 1, []string{"objects of", "gc removes them"}},
-		"keyroot of an old version removed": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(p.versionFile(2)) },
+		"keyroot of an old version removed": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.Remove(p.VersionFile(2)) },
 			1, 1, []string{"version 2: error: keyroot is missing"}},
-		"keyroot of the head removed": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(p.versionFile(3)) },
+		"keyroot of the head removed": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.Remove(p.VersionFile(3)) },
 			1, 1, []string{"version 3: error: keyroot is missing"}},
-		"keyroot garbled": {func(t *testing.T, s *Store, p *Parcel) { os.WriteFile(p.versionFile(2), []byte("KEYROOT:=x\n"), 0o600) },
+		"keyroot garbled": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.WriteFile(p.VersionFile(2), []byte("KEYROOT:=x\n"), 0o600)
+		},
 			1, 1, []string{"version 2: error: version 2: record of its keyroot: KEYROOT: "}},
-		"chunk missing in the head": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(chunk(t, p, 3)) },
+		"chunk missing in the head": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.Remove(chunk(t, p, 3)) },
 			2, 0, []string{"version 3: error: disk: chunk 1: object ", "version 3: error: cannot be restored whole: damage in one place"}},
-		"chunk missing that two versions share": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(object(p, tagsOf(t, p, 3)[0][1])) },
+		"chunk missing that two versions share": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.Remove(object(p, storetest.TagsOf(t, p, 3)[0][1]))
+		},
 			3, 0, []string{"version 3: error: disk: chunk 300: object ", "version 2: error: cannot be restored whole"}},
-		"chunk flipped": {func(t *testing.T, s *Store, p *Parcel) { flip(t, chunk(t, p, 2)) },
+		"chunk flipped": {func(t *testing.T, s *store.Store, p *store.Parcel) { storetest.Flip(t, chunk(t, p, 2)) },
 			2, 0, []string{"version 2: error: disk: chunk 1: object ", "does not match its name"}},
-		"chunk emptied": {func(t *testing.T, s *Store, p *Parcel) {
+		"chunk emptied": {func(t *testing.T, s *store.Store, p *store.Parcel) {
 			os.Chmod(chunk(t, p, 2), 0o600)
 			os.Truncate(chunk(t, p, 2), 0)
 		},
 			2, 1, []string{"is empty"}},
-		"block flipped": {func(t *testing.T, s *Store, p *Parcel) { flip(t, object(p, tagsOf(t, p, 2)[1][0])) },
+		"block flipped": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			storetest.Flip(t, object(p, storetest.TagsOf(t, p, 2)[1][0]))
+		},
 			2, 1, []string{"version 2: error: disk: keyring block 0 of level 1: object "}},
-		"top block missing": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(object(p, tagsOf(t, p, 2)[2][0])) },
+		"top block missing": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.Remove(object(p, storetest.TagsOf(t, p, 2)[2][0]))
+		},
 			2, 1, []string{"version 2: error: disk: keyring block 0 of level 2: object "}},
-		"root missing": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(keyroot(t, p, 2)) },
+		"root missing": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.Remove(keyroot(t, p, 2)) },
 			2, 1, []string{"version 2: error: root block: object ", "needed by no version that is whole"}},
-		"object nobody needs, damaged": {func(t *testing.T, s *Store, p *Parcel) {
-			os.WriteFile(object(p, seal.Tag(append([]byte{tagsOf(t, p, 2)[0][0][0]}, random(31, 5)...))), []byte("x"), 0o400)
+		"object nobody needs, damaged": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.WriteFile(object(p, seal.Tag(append([]byte{storetest.TagsOf(t, p, 2)[0][0][0]}, storetest.Random(31, 5)...))), []byte("x"), 0o400)
 		}, 1, 1, []string{"which no version needs, does not match its name"}},
-		"unknown files": {func(t *testing.T, s *Store, p *Parcel) {
-			for _, dir := range []string{s.root, p.user.dir, p.lock, p.content, p.hdk(), filepath.Dir(chunk(t, p, 2))} {
+		"unknown files": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			for _, dir := range []string{s.Root(), filepath.Join(p.LockDir(), "../.."), p.LockDir(), p.ContentDir(), p.HdkDir(), filepath.Dir(chunk(t, p, 2))} {
 				os.WriteFile(filepath.Join(dir, "notes.txt"), nil, 0o600)
 			}
 		}, 0, 6, []string{"notes.txt: unknown file"}},
-		"left over": {func(t *testing.T, s *Store, p *Parcel) {
-			os.WriteFile(filepath.Join(p.lock, ".tmp-1"), nil, 0o600)
-			os.WriteFile(filepath.Join(p.staging(), "x"), nil, 0o600)
-			os.Mkdir(filepath.Join(p.content, "000004"), 0o700)
+		"left over": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.WriteFile(filepath.Join(p.LockDir(), ".tmp-1"), nil, 0o600)
+			os.WriteFile(filepath.Join(p.StagingDir(), "x"), nil, 0o600)
+			os.Mkdir(filepath.Join(p.ContentDir(), "000004"), 0o700)
 		}, 0, 3, []string{"version 4: unfinished", "1 files wait in staging", ".tmp-1: left by"}},
-		"links": {func(t *testing.T, s *Store, p *Parcel) {
-			os.Remove(filepath.Join(p.content, "last"))
-			os.Remove(filepath.Join(p.content, "000002", "keyring.enc"))
-			os.Remove(filepath.Join(p.content, "000002", "info"))
+		"links": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.Remove(filepath.Join(p.ContentDir(), "last"))
+			os.Remove(filepath.Join(p.ContentDir(), "000002", "keyring.enc"))
+			os.Remove(filepath.Join(p.ContentDir(), "000002", "info"))
 		}, 0, 3, []string{"link last is missing", "link keyring.enc is missing", "info is missing"}},
-		"modes": {func(t *testing.T, s *Store, p *Parcel) {
-			os.Chmod(p.lock, 0o755)
-			os.Chmod(filepath.Join(p.lock, configFile), 0o644)
+		"modes": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.Chmod(p.LockDir(), 0o755)
+			os.Chmod(filepath.Join(p.LockDir(), tree.ConfigFile), 0o644)
 			os.Chmod(chunk(t, p, 2), 0o644)
 		}, 2, 1, []string{"mode 0755 lets others in", "mode 0644 lets others in", "note: object "}},
-		"config missing": {func(t *testing.T, s *Store, p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) },
+		"config missing": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
+		},
 			1, 0, []string{"parcel.cfg is missing; restore"}},
-		"config garbled": {func(t *testing.T, s *Store, p *Parcel) {
-			os.WriteFile(filepath.Join(p.lock, configFile), []byte("VERSION:=3"), 0o600)
+		"config garbled": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.WriteFile(filepath.Join(p.LockDir(), tree.ConfigFile), []byte("VERSION:=3"), 0o600)
 		}, 1, 0, []string{"parcel.cfg: "}},
-		"renamed by hand": {func(t *testing.T, s *Store, p *Parcel) {
-			os.Rename(p.lock, filepath.Join(p.user.lockRoot, "other"))
-			os.Rename(p.content, filepath.Join(p.user.contentRoot, "other"))
+		"renamed by hand": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.Rename(p.LockDir(), filepath.Join(filepath.Dir(p.LockDir()), "other"))
+			os.Rename(p.ContentDir(), filepath.Join(filepath.Dir(p.ContentDir()), "other"))
 		}, 1, 0, []string{"parcel.cfg is of alice winxp"}},
-		"lock side missing": {func(t *testing.T, s *Store, p *Parcel) { os.RemoveAll(p.lock) },
+		"lock side missing": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.RemoveAll(p.LockDir()) },
 			1, 0, []string{"lock side is missing"}},
-		"content missing": {func(t *testing.T, s *Store, p *Parcel) { os.RemoveAll(p.content) },
+		"content missing": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.RemoveAll(p.ContentDir()) },
 			1, 0, []string{"content is missing"}},
-		"staging missing": {func(t *testing.T, s *Store, p *Parcel) { os.RemoveAll(p.staging()) },
+		"staging missing": {func(t *testing.T, s *store.Store, p *store.Parcel) { os.RemoveAll(p.StagingDir()) },
 			0, 1, []string{"staging is missing"}},
-		"epoch behind": {func(t *testing.T, s *Store, p *Parcel) {
+		"epoch behind": {func(t *testing.T, s *store.Store, p *store.Parcel) {
 			p.Acquire("alice", "h", "id")
-			os.WriteFile(filepath.Join(p.lock, epochFile), []byte("1\n"), 0o600)
+			os.WriteFile(filepath.Join(p.LockDir(), tree.EpochFile), []byte("1\n"), 0o600)
 		}, 1, 0, []string{"epoch is 1, the holder's is 3"}},
-		"epoch garbled": {func(t *testing.T, s *Store, p *Parcel) {
-			os.WriteFile(filepath.Join(p.lock, epochFile), []byte("x"), 0o600)
+		"epoch garbled": {func(t *testing.T, s *store.Store, p *store.Parcel) {
+			os.WriteFile(filepath.Join(p.LockDir(), tree.EpochFile), []byte("x"), 0o600)
 		}, 1, 0, []string{"epoch: want a number"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStoreInMemory(t)
-			p := newParcel(t, s)
-			commit(t, p, change{1: chunkOf("two"), 300: chunkOf("both")})
-			commit(t, p, change{1: chunkOf("three")})
+			s := storetest.New(t)
+			p := storetest.NewParcel(t, s)
+			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two"), 300: storetest.ChunkOf("both")})
+			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three")})
 			c.damage(t, s, p)
-			ps, sum := check(t, s, CheckOptions{Content: true})
+			ps, sum := storetest.Check(t, s, store.CheckOptions{Content: true})
 			var all strings.Builder
 			for _, p := range ps {
 				all.WriteString(p.String() + "\n")
@@ -164,50 +156,50 @@ func TestCheck(t *testing.T) {
 
 // One version, one parcel, one user: others' problems are not reported.
 func TestCheckOptions(t *testing.T) {
-	s := newStoreInMemory(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("two")})
-	commit(t, p, change{1: chunkOf("three")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three")})
 	q, err := s.Copy(ctx, "alice", "winxp", "bob", "box")
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(p.hdk(), objectName(tagsOf(t, p, 2)[0][0]))
-	flip(t, path)
+	path := filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 2)[0][0]))
+	storetest.Flip(t, path)
 	for _, c := range []struct {
-		o      CheckOptions
+		o      store.CheckOptions
 		errors int
 	}{
-		{CheckOptions{Content: true}, 2},
-		{CheckOptions{}, 0},
-		{CheckOptions{User: "bob", Content: true}, 0},
-		{CheckOptions{User: "alice", Content: true}, 2},
-		{CheckOptions{User: "alice", Parcel: "winxp", Content: true}, 2},
-		{CheckOptions{User: "alice", Parcel: "winxp", Version: 3, Content: true}, 0},
-		{CheckOptions{User: "alice", Parcel: "winxp", Version: 2, Content: true}, 2},
+		{store.CheckOptions{Content: true}, 2},
+		{store.CheckOptions{}, 0},
+		{store.CheckOptions{User: "bob", Content: true}, 0},
+		{store.CheckOptions{User: "alice", Content: true}, 2},
+		{store.CheckOptions{User: "alice", Parcel: "winxp", Content: true}, 2},
+		{store.CheckOptions{User: "alice", Parcel: "winxp", Version: 3, Content: true}, 0},
+		{store.CheckOptions{User: "alice", Parcel: "winxp", Version: 2, Content: true}, 2},
 	} {
-		if ps, sum := check(t, s, c.o); sum.Errors != c.errors {
+		if ps, sum := storetest.Check(t, s, c.o); sum.Errors != c.errors {
 			t.Errorf("%+v: got %d errors, want %d: %v", c.o, sum.Errors, c.errors, ps)
 		}
 	}
 	for _, c := range []struct {
-		o    CheckOptions
+		o    store.CheckOptions
 		want error
 	}{
-		{CheckOptions{User: "nobody"}, parcel.ErrNoParcel},
-		{CheckOptions{User: "bob", Parcel: "winxp"}, parcel.ErrNoParcel},
-		{CheckOptions{User: "alice", Parcel: "winxp", Version: 4}, parcel.ErrNoVersion},
+		{store.CheckOptions{User: "nobody"}, parcel.ErrNoParcel},
+		{store.CheckOptions{User: "bob", Parcel: "winxp"}, parcel.ErrNoParcel},
+		{store.CheckOptions{User: "alice", Parcel: "winxp", Version: 4}, parcel.ErrNoVersion},
 	} {
-		if _, err := s.Check(ctx, c.o, func(p Problem) { t.Errorf("%+v: %v", c.o, p) }); !errors.Is(err, c.want) {
+		if _, err := s.Check(ctx, c.o, func(p store.Problem) { t.Errorf("%+v: %v", c.o, p) }); !errors.Is(err, c.want) {
 			t.Errorf("%+v: got %v, want %v", c.o, err, c.want)
 		}
 	}
 	// A flipped bit in an object that is linked into two parcels is in both.
-	flip(t, filepath.Join(q.hdk(), objectName(tagsOf(t, q, 1)[0][0])))
-	if _, sum := check(t, s, CheckOptions{Content: true}); sum.Errors != 6 {
+	storetest.Flip(t, filepath.Join(q.HdkDir(), tree.ObjectName(storetest.TagsOf(t, q, 1)[0][0])))
+	if _, sum := storetest.Check(t, s, store.CheckOptions{Content: true}); sum.Errors != 6 {
 		t.Errorf("shared damage: got %d errors, want 6", sum.Errors)
 	}
-	if _, sum := check(t, s, CheckOptions{User: "bob", Content: true}); sum.Errors != 2 {
+	if _, sum := storetest.Check(t, s, store.CheckOptions{User: "bob", Content: true}); sum.Errors != 2 {
 		t.Errorf("shared damage, bob's: got %d errors, want 2", sum.Errors)
 	}
 }
@@ -217,13 +209,13 @@ func TestCheckOptions(t *testing.T) {
 func TestSample(t *testing.T) {
 	tags := make([]seal.Tag, 2000)
 	for i := range tags {
-		tags[i] = seal.Tag(random(32, uint64(i)))
+		tags[i] = seal.Tag(storetest.Random(32, uint64(i)))
 	}
 	tags[0] = seal.Tag(strings.Repeat("\x00", 32))
 	tags[1] = seal.Tag(strings.Repeat("\xff", 20))
-	sample := func(text string) Sample {
+	sample := func(text string) store.Sample {
 		t.Helper()
-		s, err := ParseSample(text)
+		s, err := store.ParseSample(text)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -255,7 +247,7 @@ func TestSample(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "%", "0", "0%", "-1", "100.1", "NaN", "Inf", "+5", "0x1p3", "5%%", "1/", "/2", "0/2", "3/2", "1/2/3", "-1/2", "1/0", "1.5/3", "5_0"} {
-		if s, err := ParseSample(text); !errors.Is(err, parcel.ErrUsage) {
+		if s, err := store.ParseSample(text); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("%q: got %v, %v", text, s, err)
 		}
 	}
@@ -263,25 +255,25 @@ func TestSample(t *testing.T) {
 
 // A sample finds what is damaged in it, and only that.
 func TestCheckSample(t *testing.T) {
-	s := newStoreInMemory(t)
-	p := newParcel(t, s)
-	all := change{}
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	all := storetest.Change{}
 	for i := range int64(200) {
-		all[i] = chunkOf(fmt.Sprint("chunk ", i))
+		all[i] = storetest.ChunkOf(fmt.Sprint("chunk ", i))
 	}
-	commit(t, p, all)
-	tag := tagsOf(t, p, 2)[0][100]
-	flip(t, filepath.Join(p.hdk(), objectName(tag)))
+	storetest.Commit(t, p, all)
+	tag := storetest.TagsOf(t, p, 2)[0][100]
+	storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 	found := 0
 	var read, bytes int64
-	var whole CheckSummary
+	var whole store.CheckSummary
 	for n := 1; n <= 10; n++ {
-		part, err := ParseSample(fmt.Sprintf("%d/10", n))
+		part, err := store.ParseSample(fmt.Sprintf("%d/10", n))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var last, total int64
-		ps, sum := check(t, s, CheckOptions{Content: true, Sample: part, Progress: func(done, of int64) { last, total = done, of }})
+		ps, sum := storetest.Check(t, s, store.CheckOptions{Content: true, Sample: part, Progress: func(done, of int64) { last, total = done, of }})
 		if wrong := sum.Errors > 0; wrong != part.Has(tag) {
 			t.Errorf("part %d: %d errors: %v", n, sum.Errors, ps)
 		} else if wrong {

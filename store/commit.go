@@ -15,6 +15,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // CommitRequest asks for a new version.
@@ -35,10 +36,10 @@ type CommitRequest struct {
 // isr_missing names may be put and the commit repeated.
 func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err error) {
 	if r.Keyroot.IsNil() || r.ID == "" || r.ID != parcel.Clean(r.ID) || r.Parent < 1 {
-		return 0, p.errorf(parcel.Usage, "commit without keyroot, parent or a printable id")
+		return 0, p.Errorf(parcel.Usage, "commit without keyroot, parent or a printable id")
 	}
-	err = p.exclusive(func() error {
-		head, cfg, err := p.published(0)
+	err = p.Exclusive(func() error {
+		head, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
@@ -53,9 +54,9 @@ func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err e
 			return err
 		}
 		if r.Parent != cfg.Version {
-			return p.errorf(parcel.Conflict, "version %d is the head, not %d", cfg.Version, r.Parent)
+			return p.Errorf(parcel.Conflict, "version %d is the head, not %d", cfg.Version, r.Parent)
 		}
-		rec := &version{keyroot: r.Keyroot, commit: r.ID}
+		rec := &VersionRecord{Keyroot: r.Keyroot, Commit: r.ID}
 		number, err = p.advance(ctx, cfg, head, rec, lock)
 		return err
 	})
@@ -66,18 +67,18 @@ func (p *Parcel) Commit(ctx context.Context, r CommitRequest) (number int, err e
 // 0. Parent itself is looked at too: only that is sure to be there.
 func (p *Parcel) committed(r CommitRequest, head int) (int, error) {
 	for v := head; v >= r.Parent && v > 0; v-- {
-		rec, err := p.version(v)
+		rec, err := p.Record(v)
 		if errors.Is(err, parcel.ErrNoVersion) {
 			continue
 		}
 		if err != nil {
 			return 0, err
 		}
-		if rec.commit != r.ID {
+		if rec.Commit != r.ID {
 			continue
 		}
-		if rec.keyroot != r.Keyroot {
-			return 0, p.errorf(parcel.Conflict, "commit id %s is version %d's, which is another one", r.ID, v)
+		if rec.Keyroot != r.Keyroot {
+			return 0, p.Errorf(parcel.Conflict, "commit id %s is version %d's, which is another one", r.ID, v)
 		}
 		return v, nil
 	}
@@ -95,20 +96,20 @@ func (p *Parcel) Rollback(ctx context.Context, nonce string, v int) (number int,
 // somebody holds it.
 func (p *Parcel) RollbackFree(ctx context.Context, host string, v int, why string) (number int, err error) {
 	if err := checkText("reason", why); err != nil {
-		return 0, p.wrap(err)
+		return 0, p.Wrap(err)
 	}
 	return p.rollback(ctx, v, parcel.Clean(why), func() (*parcel.Lock, error) {
 		l, err := p.held()
 		if l != nil {
-			err = p.errorf(parcel.Locked, "locked by %s", l).WithHint("--force breaks the lock first")
+			err = p.Errorf(parcel.Locked, "locked by %s", l).WithHint("--force breaks the lock first")
 		}
 		return &parcel.Lock{Host: parcel.Clean(host)}, err
 	})
 }
 
 func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*parcel.Lock, error)) (number int, err error) {
-	err = p.exclusive(func() error {
-		head, cfg, err := p.published(0)
+	err = p.Exclusive(func() error {
+		head, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
@@ -116,16 +117,16 @@ func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*p
 		if err != nil {
 			return err
 		}
-		old, _, err := p.published(v)
+		old, _, err := p.Published(v)
 		if err != nil {
 			return err
 		}
-		if old.keyroot == head.keyroot {
+		if old.Keyroot == head.Keyroot {
 			number = cfg.Version
 			p.repair(cfg, head)
 			return nil
 		}
-		rec := &version{keyroot: old.keyroot, commit: parcel.NewID()}
+		rec := &VersionRecord{Keyroot: old.Keyroot, Commit: parcel.NewID()}
 		rec.Rollback, rec.Comment = v, fmt.Sprintf("rollback to version %d", v)
 		if why != "" {
 			rec.Comment += ": " + why
@@ -139,26 +140,26 @@ func (p *Parcel) rollback(ctx context.Context, v int, why string, may func() (*p
 // advance verifies that all of rec's version is there, makes it durable and
 // publishes it after the head. The caller has the flock, and found lock to be
 // the holder's.
-func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *version, lock *parcel.Lock) (int, error) {
-	if _, _, _, err := p.where(rec.keyroot.Tag); err != nil {
-		return 0, p.wrap(err)
+func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *VersionRecord, lock *parcel.Lock) (int, error) {
+	if _, _, _, err := p.Where(rec.Keyroot.Tag); err != nil {
+		return 0, p.Wrap(err)
 	}
-	root, err := p.openRoot(ctx, getter{p}, cfg, rec.keyroot)
+	root, err := p.OpenRoot(ctx, getter{p}, cfg, rec.Keyroot)
 	if err != nil {
 		return 0, err
 	}
 	if _, ok := root.Image(keyring.Disk); !ok {
-		return 0, p.errorf(parcel.Usage, "root block names no disk")
+		return 0, p.Errorf(parcel.Usage, "root block names no disk")
 	}
-	parent, err := p.openRoot(ctx, getter{p}, cfg, head.keyroot)
+	parent, err := p.OpenRoot(ctx, getter{p}, cfg, head.Keyroot)
 	if err != nil {
 		parent = new(keyring.Root) // what it leads to is not taken for granted
 	}
-	found, err := p.verify(ctx, cfg, parent, root, head.keyroot, rec.keyroot)
+	found, err := p.verify(ctx, cfg, parent, root, head.Keyroot, rec.Keyroot)
 	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, seal.ErrCorrupt) {
 		// Perhaps only the parent is damaged, which must not keep its holder
 		// from saving what she has: the new version is verified by itself.
-		found, err = p.verify(ctx, cfg, new(keyring.Root), root, seal.Ref{}, rec.keyroot)
+		found, err = p.verify(ctx, cfg, new(keyring.Root), root, seal.Ref{}, rec.Keyroot)
 	}
 	if err != nil {
 		return 0, err
@@ -210,7 +211,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 		if f.seen[ref.Tag] {
 			return false, nil
 		}
-		_, size, staged, err := p.where(ref.Tag)
+		_, size, staged, err := p.Where(ref.Tag)
 		if err != nil {
 			return false, err
 		}
@@ -225,7 +226,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 	for _, pair := range [][2]seal.Ref{{parentKeyroot, keyroot}, {parent.Cfg, root.Cfg}} {
 		if old, ref := pair[0], pair[1]; ref != old && !ref.IsNil() {
 			if _, err := see(0, ref); err != nil {
-				return nil, p.wrap(err)
+				return nil, p.Wrap(err)
 			}
 		}
 	}
@@ -245,7 +246,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 			return err
 		})
 		if err != nil {
-			return nil, p.wrap(err)
+			return nil, p.Wrap(err)
 		}
 	}
 	return f, p.verifyStaged(ctx, f.staged)
@@ -258,7 +259,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 type getter struct{ p *Parcel }
 
 func (g getter) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
-	path, _, staged, err := g.p.where(tag)
+	path, _, staged, err := g.p.Where(tag)
 	if errors.Is(err, parcel.ErrNoObject) {
 		return nil, parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
 	}
@@ -276,7 +277,7 @@ func (g getter) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 // again.
 func (p *Parcel) discard(path string, tag seal.Tag) error {
 	if err := os.Remove(path); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	return parcel.NewError(parcel.NoObject, "object %s: came damaged", tag)
 }
@@ -285,9 +286,9 @@ func (p *Parcel) discard(path string, tag seal.Tag) error {
 // left anything. What is not as its name says is removed, to be put again.
 func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 	bad := make([]error, len(tags))
-	err := parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
-		path := filepath.Join(p.staging(), tag.String())
-		err := verifyObject(path, tag)
+	err := tree.Parallel(ctx, runtime.GOMAXPROCS(0), slices.All(tags), func(_ context.Context, i int, tag seal.Tag) error {
+		path := filepath.Join(p.StagingDir(), tag.String())
+		err := tree.VerifyObject(path, tag)
 		if !errors.Is(err, parcel.ErrDamaged) {
 			return err
 		}
@@ -295,11 +296,11 @@ func (p *Parcel) verifyStaged(ctx context.Context, tags []seal.Tag) error {
 		return nil
 	})
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, err := range bad {
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	return nil
@@ -314,25 +315,25 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 	if err := p.ownObjectDirs(); err != nil {
 		return err
 	}
-	usage, counted := p.keptUsage()
-	step("sync")
-	if err := syncfs(p.content); err != nil {
+	usage, counted := p.KeptUsage()
+	tree.Step("sync")
+	if err := tree.Syncfs(p.content); err != nil {
 		// The kernel may take for clean what it failed to write: from here on
 		// no hash of a staged object proves that it is on disk.
 		p.clearStaging()
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, tag := range tags {
-		step("move")
-		from, to := filepath.Join(p.staging(), tag.String()), filepath.Join(p.hdk(), objectName(tag))
+		tree.Step("move")
+		from, to := filepath.Join(p.StagingDir(), tag.String()), filepath.Join(p.HdkDir(), tree.ObjectName(tag))
 		err := os.Rename(from, to)
 		if errors.Is(err, fs.ErrNotExist) {
-			if err = os.MkdirAll(filepath.Dir(to), dirMode); err == nil {
+			if err = os.MkdirAll(filepath.Dir(to), tree.DirMode); err == nil {
 				err = os.Rename(from, to)
 			}
 		}
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	if counted {
@@ -346,23 +347,23 @@ func (p *Parcel) unstage(tags []seal.Tag, bytes int64) error {
 // publish makes rec the head: its objects are in hdk. The rename of
 // parcel.cfg is the one instant before which there is nothing, and after
 // which there is all.
-func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) error {
-	step("directory")
+func (p *Parcel) publish(cfg *parcel.Config, rec *VersionRecord, root *keyring.Root) error {
+	tree.Step("directory")
 	if err := p.writeVersionDir(rec, root); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	// Names too: those of this commit, and of one killed after its renames.
-	step("sync names")
-	if err := syncfs(p.content); err != nil {
-		return p.wrap(err)
+	tree.Step("sync names")
+	if err := tree.Syncfs(p.content); err != nil {
+		return p.Wrap(err)
 	}
-	b, err := rec.encode()
+	b, err := rec.Encode()
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
-	step("keyroot")
-	if err := atomicfile.Write(p.versionFile(rec.Version), b, fileMode); err != nil {
-		return p.wrap(err)
+	tree.Step("keyroot")
+	if err := atomicfile.Write(p.VersionFile(rec.Version), b, tree.FileMode); err != nil {
+		return p.Wrap(err)
 	}
 	c := *cfg
 	c.Version = rec.Version
@@ -373,30 +374,30 @@ func (p *Parcel) publish(cfg *parcel.Config, rec *version, root *keyring.Root) e
 		c.MemSize, c.MemChunk = im.Size, im.ChunkSize
 	}
 	if b, err = c.Encode(); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
-	step("head")
-	if err := atomicfile.Write(filepath.Join(p.lock, configFile), b, fileMode); err != nil {
-		return p.wrap(err)
+	tree.Step("head")
+	if err := atomicfile.Write(filepath.Join(p.lock, tree.ConfigFile), b, tree.FileMode); err != nil {
+		return p.Wrap(err)
 	}
-	step("derived")
+	tree.Step("derived")
 	p.repair(&c, rec)
 	return nil
 }
 
 // writeVersionDir makes the directory of a version, instead of one that a
 // killed commit left. Nothing in it is secret, and all of it is derived.
-func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
+func (p *Parcel) writeVersionDir(rec *VersionRecord, root *keyring.Root) error {
 	temp, err := os.MkdirTemp(p.content, atomicfile.TempPrefix+"*")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.Symlink(filepath.Join("..", "hdk", objectName(rec.keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
+	if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
 		return err
 	}
 	if !root.Cfg.IsNil() {
-		if err := os.Symlink(filepath.Join("..", "hdk", objectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
+		if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
 			return err
 		}
 	}
@@ -404,7 +405,7 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(temp, "info"), b, fileMode); err != nil {
+	if err := os.WriteFile(filepath.Join(temp, "info"), b, tree.FileMode); err != nil {
 		return err
 	}
 	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
@@ -415,9 +416,9 @@ func (p *Parcel) writeVersionDir(rec *version, root *keyring.Root) error {
 }
 
 // info is the content of a version's file of that name.
-func info(rec *version, root *keyring.Root) ([]byte, error) {
-	r := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.public()...)
-	r = append(r, parcel.Field{Key: "KEYRING", Value: rec.keyroot.Tag.String()})
+func info(rec *VersionRecord, root *keyring.Root) ([]byte, error) {
+	r := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.Public()...)
+	r = append(r, parcel.Field{Key: "KEYRING", Value: rec.Keyroot.Tag.String()})
 	if !root.Cfg.IsNil() {
 		r = append(r, parcel.Field{Key: "CFG", Value: root.Cfg.Tag.String()})
 	}
@@ -430,47 +431,47 @@ func info(rec *version, root *keyring.Root) ([]byte, error) {
 // repair makes what is derived from the head and the lock agree with them,
 // and removes what killed writers left. The caller has the flock. What cannot
 // be repaired now (a full disk, say) is left to the next call, and to Check.
-func (p *Parcel) repair(cfg *parcel.Config, head *version) {
+func (p *Parcel) repair(cfg *parcel.Config, head *VersionRecord) {
 	for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, filepath.Join(p.content, "keys")} {
-		removeTemps(dir)
+		tree.RemoveTemps(dir)
 	}
 	dir := parcel.VersionDir(head.Version)
-	if !isLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", objectName(head.keyroot.Tag))) {
-		if root, err := p.openRoot(context.Background(), p, cfg, head.keyroot); err == nil {
+	if !tree.IsLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(head.Keyroot.Tag))) {
+		if root, err := p.OpenRoot(context.Background(), p, cfg, head.Keyroot); err == nil {
 			p.writeVersionDir(head, root)
 		}
 	}
-	for _, dir := range []string{p.staging(), filepath.Join(p.content, "keys")} {
-		os.Mkdir(dir, dirMode)
+	for _, dir := range []string{p.StagingDir(), filepath.Join(p.content, "keys")} {
+		os.Mkdir(dir, tree.DirMode)
 	}
 	for _, l := range p.links(head) {
 		switch path := filepath.Join(p.content, l.name); {
-		case isLink(path, l.target):
+		case tree.IsLink(path, l.target):
 		case l.target == "":
 			os.Remove(path)
 		default:
-			step("link")
+			tree.Step("link")
 			atomicfile.Symlink(l.target, path)
 		}
 	}
 	rewrite(filepath.Join(p.lock, "keys", "keyroot"), parcel.Record{{Key: "VERSION", Value: strconv.Itoa(head.Version)},
-		{Key: "KEYROOT", Value: head.keyroot.String()}}.Encode)
+		{Key: "KEYROOT", Value: head.Keyroot.String()}}.Encode)
 	if l, err := p.held(); err == nil {
 		if l == nil {
-			os.Remove(filepath.Join(p.lock, holderFile))
+			os.Remove(filepath.Join(p.lock, tree.HolderFile))
 		} else {
 			public := l.Public()
-			rewrite(filepath.Join(p.lock, holderFile), public.Encode)
+			rewrite(filepath.Join(p.lock, tree.HolderFile), public.Encode)
 		}
 	}
-	os.Remove(filepath.Join(p.lock, unfinishedFile))
+	os.Remove(filepath.Join(p.lock, tree.UnfinishedFile))
 }
 
 // link is a symbolic link of the content side; no target means no link.
 type link struct{ name, target string }
 
 // links are those that follow the head: for SFTP clients of the pilot.
-func (p *Parcel) links(head *version) []link {
+func (p *Parcel) links(head *VersionRecord) []link {
 	cfg := link{"cfg.tgz.enc", "last/cfg.tgz.enc"}
 	dir := parcel.VersionDir(head.Version)
 	if _, err := os.Lstat(filepath.Join(p.content, dir, "cfg.tgz.enc")); err != nil {
@@ -479,27 +480,17 @@ func (p *Parcel) links(head *version) []link {
 	return []link{{"last", dir}, {"keys/keyring.enc", "../last/keyring.enc"}, cfg}
 }
 
-// isLink reports whether path is a symbolic link to target, or not there if
-// target is empty.
-func isLink(path, target string) bool {
-	got, err := os.Readlink(path)
-	if target == "" {
-		return errors.Is(err, fs.ErrNotExist)
-	}
-	return err == nil && got == target
-}
-
 // rewrite writes a derived file if it is not as it should be.
 func rewrite(path string, encode func() ([]byte, error)) {
 	want, err := encode()
 	if err != nil {
 		return
 	}
-	if got, err := readOwn(path); err == nil && string(got) == string(want) {
+	if got, err := tree.ReadOwn(path); err == nil && string(got) == string(want) {
 		return
 	}
-	step("rewrite")
-	atomicfile.Write(path, want, fileMode)
+	tree.Step("rewrite")
+	atomicfile.Write(path, want, tree.FileMode)
 }
 
 // clearStaging removes all that waits in the staging area. Who is still
@@ -509,14 +500,14 @@ func (p *Parcel) clearStaging() { p.clearStagingOf(func(fs.DirEntry) bool { retu
 // clearStaged removes what waits in the staging area and was not committed,
 // but not what is still being written.
 func (p *Parcel) clearStaged() {
-	p.clearStagingOf(func(e fs.DirEntry) bool { return !isTemp(e.Name()) })
+	p.clearStagingOf(func(e fs.DirEntry) bool { return !tree.IsTemp(e.Name()) })
 }
 
 func (p *Parcel) clearStagingOf(which func(fs.DirEntry) bool) {
-	entries, _ := os.ReadDir(p.staging())
+	entries, _ := os.ReadDir(p.StagingDir())
 	for _, e := range entries {
 		if which(e) {
-			os.RemoveAll(filepath.Join(p.staging(), e.Name()))
+			os.RemoveAll(filepath.Join(p.StagingDir(), e.Name()))
 		}
 	}
 }

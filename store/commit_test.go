@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -10,42 +10,34 @@ import (
 	"syscall"
 	"testing"
 
+	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
-// holding acquires p, stages c and returns the request to commit it.
-func holding(t testing.TB, p *Parcel, c change) CommitRequest {
-	t.Helper()
-	l, err := p.Acquire("alice", "testhost", parcel.NewID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyroot, _ := stageVersion(t, p, c, "")
-	return CommitRequest{Nonce: l.Nonce, Parent: l.Version, Keyroot: keyroot, ID: parcel.NewID()}
-}
-
 func TestCommitRefused(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	r := holding(t, p, change{1: chunkOf("one")})
-	with := func(f func(*CommitRequest)) CommitRequest { c := r; f(&c); return c }
-	unknown := seal.Ref{Tag: seal.Tag(random(32, 1)), Key: seal.Key(random(32, 2))}
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one")})
+	with := func(f func(*store.CommitRequest)) store.CommitRequest { c := r; f(&c); return c }
+	unknown := seal.Ref{Tag: seal.Tag(storetest.Random(32, 1)), Key: seal.Key(storetest.Random(32, 2))}
 	wrongKey := seal.Ref{Tag: r.Keyroot.Tag, Key: unknown.Key}
 	for name, c := range map[string]struct {
-		r    CommitRequest
+		r    store.CommitRequest
 		want error
 	}{
-		"no nonce":     {with(func(c *CommitRequest) { c.Nonce = "" }), parcel.ErrNotHolder},
-		"other nonce":  {with(func(c *CommitRequest) { c.Nonce += "x" }), parcel.ErrNotHolder},
-		"later parent": {with(func(c *CommitRequest) { c.Parent = 2 }), parcel.ErrConflict},
-		"no parent":    {with(func(c *CommitRequest) { c.Parent = 0 }), parcel.ErrUsage},
-		"no id":        {with(func(c *CommitRequest) { c.ID = "" }), parcel.ErrUsage},
-		"id of lines":  {with(func(c *CommitRequest) { c.ID = "a\nKEYROOT:=-" }), parcel.ErrUsage},
-		"no keyroot":   {with(func(c *CommitRequest) { c.Keyroot = seal.Ref{} }), parcel.ErrUsage},
-		"unknown root": {with(func(c *CommitRequest) { c.Keyroot = unknown }), parcel.ErrNoObject},
-		"wrong key":    {with(func(c *CommitRequest) { c.Keyroot = wrongKey }), seal.ErrCorrupt},
+		"no nonce":     {with(func(c *store.CommitRequest) { c.Nonce = "" }), parcel.ErrNotHolder},
+		"other nonce":  {with(func(c *store.CommitRequest) { c.Nonce += "x" }), parcel.ErrNotHolder},
+		"later parent": {with(func(c *store.CommitRequest) { c.Parent = 2 }), parcel.ErrConflict},
+		"no parent":    {with(func(c *store.CommitRequest) { c.Parent = 0 }), parcel.ErrUsage},
+		"no id":        {with(func(c *store.CommitRequest) { c.ID = "" }), parcel.ErrUsage},
+		"id of lines":  {with(func(c *store.CommitRequest) { c.ID = "a\nKEYROOT:=-" }), parcel.ErrUsage},
+		"no keyroot":   {with(func(c *store.CommitRequest) { c.Keyroot = seal.Ref{} }), parcel.ErrUsage},
+		"unknown root": {with(func(c *store.CommitRequest) { c.Keyroot = unknown }), parcel.ErrNoObject},
+		"wrong key":    {with(func(c *store.CommitRequest) { c.Keyroot = wrongKey }), seal.ErrCorrupt},
 	} {
 		if v, err := p.Commit(ctx, c.r); v != 0 || !errors.Is(err, c.want) {
 			t.Errorf("%s: got %d, %v, want %v", name, v, err, c.want)
@@ -58,10 +50,10 @@ func TestCommitRefused(t *testing.T) {
 	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
 		t.Errorf("again: got %d, %v, want 2", v, err)
 	}
-	if _, err := p.Commit(ctx, with(func(c *CommitRequest) { c.ID = parcel.NewID() })); !errors.Is(err, parcel.ErrConflict) {
+	if _, err := p.Commit(ctx, with(func(c *store.CommitRequest) { c.ID = parcel.NewID() })); !errors.Is(err, parcel.ErrConflict) {
 		t.Errorf("old parent: got %v", err)
 	}
-	if _, err := p.Commit(ctx, with(func(c *CommitRequest) { c.Keyroot = unknown })); !errors.Is(err, parcel.ErrConflict) {
+	if _, err := p.Commit(ctx, with(func(c *store.CommitRequest) { c.Keyroot = unknown })); !errors.Is(err, parcel.ErrConflict) {
 		t.Errorf("same id, other version: got %v", err)
 	}
 	if _, err := p.Release(r.Nonce, false); err != nil {
@@ -70,20 +62,20 @@ func TestCommitRefused(t *testing.T) {
 	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
 		t.Errorf("again after release: got %d, %v, want 2", v, err)
 	}
-	commit(t, p, change{2: chunkOf("two")})
+	storetest.Commit(t, p, storetest.Change{2: storetest.ChunkOf("two")})
 	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
 		t.Errorf("again after the next version: got %d, %v, want 2", v, err)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 // Whichever object is missing or damaged, nothing is published, and once it is
 // put again the same commit goes through.
 func TestCommitLacking(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	r := holding(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred"), 999: chunkOf("last")})
-	entries, err := os.ReadDir(p.staging())
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred"), 999: storetest.ChunkOf("last")})
+	entries, err := os.ReadDir(p.StagingDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +83,7 @@ func TestCommitLacking(t *testing.T) {
 		t.Fatalf("staged: got %d objects, want 3 chunks, 3 blocks, their parent and the root", len(entries))
 	}
 	for _, e := range entries {
-		path := filepath.Join(p.staging(), e.Name())
+		path := filepath.Join(p.StagingDir(), e.Name())
 		whole, _ := os.ReadFile(path)
 		tag, _ := seal.ParseTag(e.Name())
 		for name, damage := range map[string]func() error{
@@ -120,10 +112,10 @@ func TestCommitLacking(t *testing.T) {
 			if has, err := p.Has(tag); has || err != nil {
 				t.Errorf("%s %s: has: got %v, %v", name, e.Name(), has, err)
 			}
-			if got := head(t, p); got != 1 {
+			if got := storetest.Head(t, p); got != 1 {
 				t.Fatalf("%s %s: head is %d", name, e.Name(), got)
 			}
-			if err := stage(p, tag, whole); err != nil {
+			if err := storetest.Stage(p, tag, whole); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -131,30 +123,21 @@ func TestCommitLacking(t *testing.T) {
 	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
 		t.Errorf("all there: got %d, %v", v, err)
 	}
-	wantSound(t, s)
-}
-
-func head(t testing.TB, p *Parcel) int {
-	t.Helper()
-	c, err := p.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c.Version
+	storetest.WantSound(t, s)
 }
 
 func TestCommitCounts(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	r := holding(t, p, change{1: chunkOf("one"), 2: chunkOf("one"), 300: chunkOf("three hundred")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 2: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})
 	// Something that no version needs waits too: it does not stay.
 	extra := seal.Sealer{Suite: seal.AES256SHA256, Codec: seal.None}
 	ref, sealed, _ := extra.Seal([]byte("not needed"))
-	if err := stage(p, ref.Tag, sealed); err != nil {
+	if err := storetest.Stage(p, ref.Tag, sealed); err != nil {
 		t.Fatal(err)
 	}
 	var size int64
-	entries, _ := os.ReadDir(p.staging())
+	entries, _ := os.ReadDir(p.StagingDir())
 	for _, e := range entries {
 		fi, _ := e.Info()
 		size += fi.Size()
@@ -178,25 +161,25 @@ func TestCommitCounts(t *testing.T) {
 	}
 	// One chunk of a tree of depth two: chunk, block, parent, root.
 	p.Release(r.Nonce, false)
-	commit(t, p, change{1: chunkOf("changed")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("changed")})
 	if vs, _ := p.Versions(1); vs[0].Objects != 4 {
 		t.Errorf("one chunk: got %+v, want 4 objects", vs[0])
 	}
 	// No change at all: a new root only.
-	commit(t, p, nil)
+	storetest.Commit(t, p, nil)
 	if vs, _ := p.Versions(1); vs[0].Objects != 1 {
 		t.Errorf("no chunk: got %+v, want 1 object", vs[0])
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 func TestCommitRace(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	r := holding(t, p, change{1: chunkOf("one")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one")})
 	var wg sync.WaitGroup
 	for range 10 {
-		q := reopen(t, p)
+		q := storetest.Reopen(t, p)
 		wg.Go(func() {
 			if v, err := q.Commit(ctx, r); v != 2 || err != nil {
 				t.Errorf("got %d, %v, want 2", v, err)
@@ -204,16 +187,16 @@ func TestCommitRace(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got := head(t, p); got != 2 {
+	if got := storetest.Head(t, p); got != 2 {
 		t.Errorf("head: got %d, want 2", got)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 func TestLinks(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	if _, err := os.Lstat(filepath.Join(p.content, "cfg.tgz.enc")); err == nil {
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	if _, err := os.Lstat(filepath.Join(p.ContentDir(), "cfg.tgz.enc")); err == nil {
 		t.Error("cfg.tgz.enc is there, and there is no cfg archive")
 	}
 	l, err := p.Acquire("alice", "h", "id")
@@ -221,17 +204,17 @@ func TestLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	const archive = "what the VMM keeps"
-	keyroot, _ := stageVersion(t, p, change{3: chunkOf("x")}, archive)
-	if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "c"}); err != nil {
+	keyroot, _ := storetest.StageVersion(t, p, storetest.Change{3: storetest.ChunkOf("x")}, archive)
+	if _, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "c"}); err != nil {
 		t.Fatal(err)
 	}
 	for name, target := range map[string]string{"last": "000002", "keys/keyring.enc": "../last/keyring.enc", "cfg.tgz.enc": "last/cfg.tgz.enc"} {
-		if got, err := os.Readlink(filepath.Join(p.content, name)); got != target {
+		if got, err := os.Readlink(filepath.Join(p.ContentDir(), name)); got != target {
 			t.Errorf("%s: got %q, %v, want %q", name, got, err, target)
 		}
 	}
 	cfg, _ := p.Config()
-	sealed, err := os.ReadFile(filepath.Join(p.content, "keys", "keyring.enc"))
+	sealed, err := os.ReadFile(filepath.Join(p.ContentDir(), "keys", "keyring.enc"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,13 +222,13 @@ func TestLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sealed, err = os.ReadFile(filepath.Join(p.content, "cfg.tgz.enc")); err != nil {
+	if sealed, err = os.ReadFile(filepath.Join(p.ContentDir(), "cfg.tgz.enc")); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := cfg.Sealer().Unseal(root.Cfg, sealed, seal.MaxPlain); string(got) != archive {
 		t.Errorf("cfg archive: got %q, %v", got, err)
 	}
-	info, err := os.ReadFile(filepath.Join(p.content, "last", "info"))
+	info, err := os.ReadFile(filepath.Join(p.ContentDir(), "last", "info"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,37 +239,37 @@ func TestLinks(t *testing.T) {
 	}
 	// Whatever becomes of the derived files, the next acquire repairs it.
 	for _, damage := range []func(){
-		func() { os.Remove(filepath.Join(p.content, "last")) },
+		func() { os.Remove(filepath.Join(p.ContentDir(), "last")) },
 		func() {
-			os.Remove(filepath.Join(p.content, "last"))
-			os.Symlink("000001", filepath.Join(p.content, "last"))
+			os.Remove(filepath.Join(p.ContentDir(), "last"))
+			os.Symlink("000001", filepath.Join(p.ContentDir(), "last"))
 		},
-		func() { os.RemoveAll(filepath.Join(p.content, "keys")) },
-		func() { os.Remove(filepath.Join(p.content, "cfg.tgz.enc")) },
-		func() { os.RemoveAll(filepath.Join(p.content, "000002")) },
-		func() { os.WriteFile(filepath.Join(p.lock, "keys", "keyroot"), []byte("x"), 0o600) },
-		func() { os.Remove(filepath.Join(p.lock, "lockholder")) },
-		func() { os.WriteFile(filepath.Join(p.lock, ".tmp-1"), nil, 0o600) },
-		func() { os.Mkdir(filepath.Join(p.content, ".tmp-1"), 0o700) },
+		func() { os.RemoveAll(filepath.Join(p.ContentDir(), "keys")) },
+		func() { os.Remove(filepath.Join(p.ContentDir(), "cfg.tgz.enc")) },
+		func() { os.RemoveAll(filepath.Join(p.ContentDir(), "000002")) },
+		func() { os.WriteFile(filepath.Join(p.LockDir(), "keys", "keyroot"), []byte("x"), 0o600) },
+		func() { os.Remove(filepath.Join(p.LockDir(), "lockholder")) },
+		func() { os.WriteFile(filepath.Join(p.LockDir(), ".tmp-1"), nil, 0o600) },
+		func() { os.Mkdir(filepath.Join(p.ContentDir(), ".tmp-1"), 0o700) },
 	} {
 		damage()
 		if _, err := p.Acquire("alice", "h", "id"); err != nil {
 			t.Fatal(err)
 		}
-		if ps := wantSound(t, s); len(ps) != 0 {
+		if ps := storetest.WantSound(t, s); len(ps) != 0 {
 			t.Errorf("not repaired: %v", ps)
 		}
-		if got, _ := os.ReadFile(filepath.Join(p.lock, "keys", "keyroot")); !strings.Contains(string(got), keyroot.String()) {
+		if got, _ := os.ReadFile(filepath.Join(p.LockDir(), "keys", "keyroot")); !strings.Contains(string(got), keyroot.String()) {
 			t.Errorf("keys/keyroot: got %q", got)
 		}
 	}
 }
 
 func TestRollback(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("two")})
-	commit(t, p, change{1: chunkOf("three")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three")})
 	if _, err := p.Rollback(ctx, "x", 2); !errors.Is(err, parcel.ErrNotHolder) {
 		t.Errorf("without lock: got %v", err)
 	}
@@ -299,7 +282,7 @@ func TestRollback(t *testing.T) {
 			t.Errorf("to %d: got %v", v, err)
 		}
 	}
-	before, _ := check(t, s, CheckOptions{})
+	before, _ := storetest.Check(t, s, store.CheckOptions{})
 	for range 2 { // the second finds it done
 		if v, err := p.Rollback(ctx, l.Nonce, 2); v != 4 || err != nil {
 			t.Fatalf("got %d, %v, want 4", v, err)
@@ -308,21 +291,21 @@ func TestRollback(t *testing.T) {
 	if v, err := p.Rollback(ctx, l.Nonce, 4); v != 4 || err != nil {
 		t.Errorf("to the head: got %d, %v", v, err)
 	}
-	wantChunk(t, p, 3, 1, "three")
-	wantChunk(t, p, 4, 1, "two")
+	storetest.WantChunk(t, p, 3, 1, "three")
+	storetest.WantChunk(t, p, 4, 1, "two")
 	vs, _ := p.Versions(1)
 	if got := vs[0]; got.Rollback != 2 || got.Parent != 3 || got.Objects != 0 || got.Comment != "rollback to version 2" {
 		t.Errorf("version 4: got %+v", got)
 	}
 	// On from there.
-	keyroot, _ := stageVersion(t, p, change{2: chunkOf("five")}, "")
-	if v, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 4, Keyroot: keyroot, ID: "five"}); v != 5 || err != nil {
+	keyroot, _ := storetest.StageVersion(t, p, storetest.Change{2: storetest.ChunkOf("five")}, "")
+	if v, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 4, Keyroot: keyroot, ID: "five"}); v != 5 || err != nil {
 		t.Fatalf("commit: got %d, %v", v, err)
 	}
-	wantChunk(t, p, 5, 1, "two")
-	wantChunk(t, p, 5, 2, "five")
+	storetest.WantChunk(t, p, 5, 1, "two")
+	storetest.WantChunk(t, p, 5, 2, "five")
 	p.Release(l.Nonce, false)
-	if after := wantSound(t, s); len(after) != len(before) {
+	if after := storetest.WantSound(t, s); len(after) != len(before) {
 		t.Errorf("notes: got %v, want %v", after, before)
 	}
 }
@@ -330,12 +313,12 @@ func TestRollback(t *testing.T) {
 // Damage to the parent must not keep its holder from saving what she has, as
 // long as that is whole.
 func TestCommitOnDamagedParent(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("a"), 300: chunkOf("b")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("a"), 300: storetest.ChunkOf("b")})
 	l, _ := p.Acquire("alice", "h", "id")
 	// The whole disk is made again, as by a client that has it all.
-	keyroot, _ := stageVersion(t, p, change{1: chunkOf("A"), 300: chunkOf("B")}, "")
+	keyroot, _ := storetest.StageVersion(t, p, storetest.Change{1: storetest.ChunkOf("A"), 300: storetest.ChunkOf("B")}, "")
 	cfg, _ := p.Config()
 	root, _ := p.Root(ctx, 0)
 	im, _ := root.Image(keyring.Disk)
@@ -346,16 +329,16 @@ func TestCommitOnDamagedParent(t *testing.T) {
 		}
 		return nil
 	})
-	os.Remove(filepath.Join(p.hdk(), objectName(blocks[0])))
-	if v, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 2, Keyroot: keyroot, ID: "c"}); v != 3 || err != nil {
+	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(blocks[0])))
+	if v, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 2, Keyroot: keyroot, ID: "c"}); v != 3 || err != nil {
 		t.Fatalf("got %d, %v, want 3", v, err)
 	}
-	wantChunk(t, p, 3, 1, "A")
-	_, sum := check(t, s, CheckOptions{Version: 3, User: "alice", Parcel: "winxp"})
+	storetest.WantChunk(t, p, 3, 1, "A")
+	_, sum := storetest.Check(t, s, store.CheckOptions{Version: 3, User: "alice", Parcel: "winxp"})
 	if sum.Errors != 0 {
 		t.Errorf("version 3 is not sound")
 	}
-	if _, sum := check(t, s, CheckOptions{}); sum.Errors == 0 {
+	if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors == 0 {
 		t.Errorf("version 2 is sound?")
 	}
 }
@@ -363,14 +346,14 @@ func TestCommitOnDamagedParent(t *testing.T) {
 // After a failed sync nothing staged is believed, whatever its hash says: the
 // kernel may hold pages for clean that never reached the disk.
 func TestCommitSyncFails(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	r := holding(t, p, change{1: chunkOf("one")})
-	real := syncfs
-	defer func() { syncfs = real }()
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one")})
+	real := tree.Syncfs
+	defer func() { tree.Syncfs = real }()
 	for fail := range 2 {
 		n := 0
-		syncfs = func(dir string) error {
+		tree.Syncfs = func(dir string) error {
 			if n++; n == fail+1 {
 				return syscall.EIO
 			}
@@ -379,10 +362,10 @@ func TestCommitSyncFails(t *testing.T) {
 		if v, err := p.Commit(ctx, r); v != 0 || !errors.Is(err, syscall.EIO) {
 			t.Errorf("sync %d fails: got %d, %v", fail, v, err)
 		}
-		if got := head(t, p); got != 1 {
+		if got := storetest.Head(t, p); got != 1 {
 			t.Errorf("sync %d fails: head is %d", fail, got)
 		}
-		if entries, _ := os.ReadDir(p.staging()); len(entries) != 0 {
+		if entries, _ := os.ReadDir(p.StagingDir()); len(entries) != 0 {
 			t.Errorf("sync %d fails: %d objects are still staged", fail, len(entries))
 		}
 		if fail == 0 {
@@ -390,22 +373,22 @@ func TestCommitSyncFails(t *testing.T) {
 				t.Errorf("sync %d failed: commit again: got %v", fail, err)
 			}
 		}
-		stageVersion(t, p, change{1: chunkOf("one")}, "")
+		storetest.StageVersion(t, p, storetest.Change{1: storetest.ChunkOf("one")}, "")
 	}
-	syncfs = real
-	keyroot, _ := stageVersion(t, p, change{1: chunkOf("one")}, "")
+	tree.Syncfs = real
+	keyroot, _ := storetest.StageVersion(t, p, storetest.Change{1: storetest.ChunkOf("one")}, "")
 	r.Keyroot, r.ID = keyroot, parcel.NewID()
 	if v, err := p.Commit(ctx, r); v != 2 || err != nil {
 		t.Errorf("got %d, %v", v, err)
 	}
 	p.Release(r.Nonce, false)
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 func TestStage(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	ref, sealed, err := seal.Sealer{Suite: seal.AES256SHA256, Codec: seal.None}.Seal(random(100_000, 7))
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	ref, sealed, err := seal.Sealer{Suite: seal.AES256SHA256, Codec: seal.None}.Seal(storetest.Random(100_000, 7))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -443,7 +426,7 @@ func TestStage(t *testing.T) {
 			t.Errorf("%s: second close: got %v", name, err)
 		}
 		w.Abort()
-		p.clearStaging()
+		p.ClearStaging()
 	}
 	// One byte more than the object: the name does not match.
 	w, _ := p.Stage(ref.Tag)
@@ -452,14 +435,14 @@ func TestStage(t *testing.T) {
 		t.Errorf("long: got %v", err)
 	}
 	w, _ = p.Stage(ref.Tag)
-	if _, err := w.WriteAt([]byte{0}, maxObject); !errors.Is(err, parcel.ErrUsage) {
+	if _, err := w.WriteAt([]byte{0}, tree.MaxObject); !errors.Is(err, parcel.ErrUsage) {
 		t.Errorf("far beyond: got %v", err)
 	}
 	w.Abort()
 	if _, err := w.WriteAt([]byte{0}, 0); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("write after abort: got %v", err)
 	}
-	for _, tag := range []seal.Tag{"", "x", seal.Tag(random(31, 1)), "../../../../../../../../etc/passwd"} {
+	for _, tag := range []seal.Tag{"", "x", seal.Tag(storetest.Random(31, 1)), "../../../../../../../../etc/passwd"} {
 		if _, err := p.Stage(tag); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("stage %q: got %v", tag, err)
 		}
@@ -467,7 +450,7 @@ func TestStage(t *testing.T) {
 			t.Errorf("open %q: got %v", tag, err)
 		}
 	}
-	if entries, _ := os.ReadDir(p.staging()); len(entries) != 0 {
+	if entries, _ := os.ReadDir(p.StagingDir()); len(entries) != 0 {
 		t.Errorf("staging: %d files are left", len(entries))
 	}
 }

@@ -1,14 +1,17 @@
-package store
+package store_test
 
 import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
 func TestConsent(t *testing.T) {
-	s := newStore(t)
-	file := filepath.Join(s.userAt("alice").dir, userFile)
+	s := storetest.New(t)
+	file := filepath.Join(s.UserAt("alice").Dir, tree.UserFile)
 	check := func(text string, want bool, fails bool) {
 		t.Helper()
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -33,7 +36,7 @@ func TestConsent(t *testing.T) {
 	check("nonsense\n", false, true)
 	// What a link leads to is nobody's word.
 	os.Remove(file)
-	elsewhere := filepath.Join(t.TempDir(), "cfg")
+	elsewhere := filepath.Join(storetest.TempDir(t), "cfg")
 	if err := os.WriteFile(elsewhere, []byte("CONSENT:=2026-11-26T10:00:00Z\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

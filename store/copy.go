@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Copy makes a parcel, with a UUID of its own, whose version 1 equals the head
@@ -51,19 +51,19 @@ func (s *Store) CopyVersion(ctx context.Context, src *Parcel, toUser, toName str
 // copied fills a parcel with a version of src.
 func copied(src *Parcel, o CopyOptions) fill {
 	return func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
-		unlock, err := lockFile(filepath.Join(src.lock, flockFile), true)
+		unlock, err := tree.Lock(filepath.Join(src.lock, tree.FlockFile), true)
 		if errors.Is(err, fs.ErrNotExist) {
-			err = src.errAbsent()
+			err = src.ErrAbsent()
 		}
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
 		defer unlock()
-		head, cfg, err := src.published(o.Version)
+		head, cfg, err := src.Published(o.Version)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
-		root, err := src.openRoot(ctx, src, cfg, head.keyroot)
+		root, err := src.OpenRoot(ctx, src, cfg, head.Keyroot)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -75,7 +75,7 @@ func copied(src *Parcel, o CopyOptions) fill {
 			copied.Comment = parcel.Clean(o.Comment)
 			b.comment = copied.Comment
 		}
-		keyroot := head.keyroot
+		keyroot := head.Keyroot
 		made := memory{}
 		resized, err := src.resized(ctx, made, &copied, root, o)
 		if err != nil {
@@ -137,7 +137,7 @@ func copied(src *Parcel, o CopyOptions) fill {
 // can be none (another file system, another owner, too many links), by a
 // verified copy.
 func (p *Parcel) share(tag seal.Tag, b *building) error {
-	from := filepath.Join(p.hdk(), objectName(tag))
+	from := filepath.Join(p.HdkDir(), tree.ObjectName(tag))
 	fi, err := os.Lstat(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "object %s: is missing", tag)
@@ -151,29 +151,11 @@ func (p *Parcel) share(tag seal.Tag, b *building) error {
 	return b.add(tag, func(path string) (int64, error) {
 		err := os.Link(from, path)
 		if errors.Is(err, syscall.EXDEV) || errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EMLINK) {
-			return copyObject(from, path, tag)
+			return tree.CopyObject(from, path, tag)
 		}
 		if err == nil {
 			err = b.take(fi.Size()) // no space, but room of the quota
 		}
 		return 0, err
 	})
-}
-
-func copyObject(from, to string, tag seal.Tag) (int64, error) {
-	src, err := openOwn(from)
-	if err != nil {
-		return 0, err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, objectMode)
-	if err != nil {
-		return 0, err
-	}
-	defer dst.Close()
-	n, err := io.Copy(dst, src)
-	if err != nil {
-		return 0, err
-	}
-	return n, verifyFile(dst, tag)
 }

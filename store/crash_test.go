@@ -1,41 +1,35 @@
-package store
+package store_test
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
+	"time"
 
+	"isr/store"
 	"isr/store/keep"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
-// A crash is one call, made in a child process that is killed at one step.
-type crash struct {
-	Op      string
-	Root    string
-	Image   string        // for import; the replica for repair
-	Request CommitRequest // for commit; its nonce for all
-	Step    int           // the child is killed before this step, from 0
-}
+func TestMain(m *testing.M) { storetest.Main(m, crashed) }
 
-// run makes the call in this process.
-func (c *crash) run() error {
+// crashed makes the call of a crash.
+func crashed(c storetest.Crash) error {
 	if c.Op == "init" {
-		_, err := Init(c.Root, "test")
+		_, err := store.Init(c.Root, "test")
 		return err
 	}
-	s, err := Open(c.Root)
+	s, err := store.Open(c.Root)
 	if err != nil {
 		return err
 	}
-	p := s.userAt("alice").parcel("winxp")
+	p := s.UserAt("alice").At("winxp")
 	switch c.Op {
 	case "commit":
 		_, err = p.Commit(ctx, c.Request)
@@ -48,16 +42,16 @@ func (c *crash) run() error {
 	case "break":
 		_, err = p.Release("", true)
 	case "create":
-		_, err = s.Create(ctx, "alice", "new", CreateOptions{DiskSize: 1 << 20})
+		_, err = s.Create(ctx, "alice", "new", store.CreateOptions{DiskSize: 1 << 20})
 	case "import":
-		noteEvery = 4 * testChunk
-		_, err = s.Import(ctx, "alice", "new", c.Image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
+		*store.NoteEvery = 4 * storetest.Chunk
+		_, err = s.Import(ctx, "alice", "new", c.Image, store.CreateOptions{ChunkSize: storetest.Chunk, Format: "raw"})
 	case "copy":
 		_, err = s.Copy(ctx, "alice", "winxp", "bob", "new")
 	case "fork":
 		_, err = s.Fork(ctx, "alice", "winxp", 1, "new", "saved", "testhost", "crash")
 	case "resize":
-		_, err = s.CopyVersion(ctx, p, "bob", "new", CopyOptions{DiskSize: 299 * testChunk, MemSize: testChunk})
+		_, err = s.CopyVersion(ctx, p, "bob", "new", store.CopyOptions{DiskSize: 299 * storetest.Chunk, MemSize: storetest.Chunk})
 	case "rename":
 		err = s.Rename("alice", "winxp", "alice", "new")
 	case "give":
@@ -75,149 +69,59 @@ func (c *crash) run() error {
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
 	case "gc":
-		err = s.GC(ctx, GCOptions{}, func(c Collected) { err = errors.Join(err, c.Error) })
+		err = s.GC(ctx, store.GCOptions{}, func(c store.Collected) { err = errors.Join(err, c.Error) })
 	case "prune":
-		var plan []Plan
+		var plan []store.Plan
 		if plan, err = p.Plan(keep.Rules{Last: 2}); err == nil {
-			_, _, err = p.Prune(ctx, Prunable(plan))
+			_, _, err = p.Prune(ctx, store.Prunable(plan))
 		}
 	case "repair":
-		_, err = s.Repair(ctx, RepairOptions{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
-			func(Mending) {}, func(Problem) {})
+		_, err = s.Repair(ctx, store.RepairOptions{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
+			func(store.Mending) {}, func(store.Problem) {})
 	case "user":
 		err = s.AddUser("carol", nil)
 	case "lock user":
-		err = s.ChangeUser("alice", func(c *UserConfig) error { c.Quota, c.Locked = 1<<40, now(); return nil })
+		err = s.ChangeUser("alice", func(c *store.UserConfig) error {
+			c.Quota, c.Locked = 1<<40, time.Now().UTC().Truncate(time.Second)
+			return nil
+		})
 	case "adopt":
 		_, err = s.Adopt(ctx, "bob", "new", adoption(p))
 	case "adopt user":
-		err = s.AdoptUser("carol", map[string][]byte{keysFile: nil, passwordFile: []byte("BCRYPT:=$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy\n")})
+		err = s.AdoptUser("carol", map[string][]byte{tree.KeysFile: nil, tree.PasswordFile: []byte("BCRYPT:=$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy\n")})
 	default:
 		err = errors.New("unknown call " + c.Op)
 	}
 	return err
 }
 
-// TestMain is also the child: it makes the call and kills itself on the way,
-// as hard as can be, leaving a temp file wherever one might be left.
-func TestMain(m *testing.M) {
-	arg := os.Getenv("STORE_TEST_CRASH")
-	if arg == "" {
-		os.Exit(m.Run())
-	}
-	var c crash
-	if err := json.Unmarshal([]byte(arg), &c); err != nil {
-		panic(err)
-	}
-	n := 0
-	step = func(string) {
-		if n == c.Step {
-			p := (&Store{root: c.Root}).userAt("alice").parcel("winxp")
-			for _, dir := range []string{p.lock, p.lock + "/keys", p.content, p.content + "/keys"} {
-				os.WriteFile(filepath.Join(dir, ".tmp-crash"), []byte("half"), 0o600)
-			}
-			syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
-		}
-		n++
-	}
-	if err := c.run(); err != nil {
-		os.Stderr.WriteString(err.Error())
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// arg is c for the child.
-func (c crash) arg(t testing.TB) []byte {
-	arg, err := json.Marshal(c)
-	if err != nil {
-		t.Error(err)
-	}
-	return arg
-}
-
-// killed runs c in a child; true if it was killed, false if it had no more
-// steps and succeeded.
-func (c crash) killed(t *testing.T) bool {
-	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(c.arg(t)))
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
-		return true
-	}
-	if err != nil {
-		t.Fatalf("%s, step %d: %v: %s", c.Op, c.Step, err, out)
-	}
-	return false
-}
-
-// everyStep kills c at every step in turn, each time on a fresh store from
-// prepare, and calls after to look at what is left and call again.
-func everyStep(t *testing.T, op string, atLeast int, prepare func(*testing.T, *Store) crash, after func(*testing.T, *Store, crash)) {
-	everyStepOf(t, op, atLeast, true, prepare, after)
-}
-
-// everyStepOf is everyStep of what begins with a store that is not sound.
-func everyStepOf(t *testing.T, op string, atLeast int, sound bool, prepare func(*testing.T, *Store) crash, after func(*testing.T, *Store, crash)) {
-	t.Run(op, func(t *testing.T) {
-		t.Parallel()
-		for n := 0; ; n++ {
-			s := newStore(t)
-			c := prepare(t, s)
-			c.Op, c.Root, c.Step = op, s.root, n
-			killed := c.killed(t)
-			if sound {
-				// Before anything is repaired: nothing is half there.
-				wantSound(t, s)
-			}
-			after(t, s, c)
-			if ps := wantSound(t, s); len(ps) != 0 {
-				t.Errorf("%s, killed at step %d: left over in the end: %v", op, n, ps)
-			}
-			if t.Failed() {
-				t.Fatalf("%s, killed at step %d", op, n)
-			}
-			if !killed {
-				if n < atLeast {
-					t.Errorf("%s has %d steps, want at least %d: does the test see them?", op, n, atLeast)
-				}
-				t.Logf("%s: %d steps", op, n)
-				return
-			}
-		}
-	})
-}
-
 func TestCrash(t *testing.T) {
-	staged := func(t *testing.T, s *Store) crash {
-		p := newParcel(t, s)
-		return crash{Request: holding(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})}
+	staged := func(t *testing.T, s *store.Store) storetest.Crash {
+		p := storetest.NewParcel(t, s)
+		return storetest.Crash{Request: storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})}
 	}
-	parcelOf := func(t *testing.T, s *Store) *Parcel {
+	parcelOf := func(t *testing.T, s *store.Store) *store.Parcel {
 		p, err := s.Parcel("alice", "winxp")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return p
 	}
-	everyStep(t, "commit", 12, staged, func(t *testing.T, s *Store, c crash) {
+	storetest.EveryStep(t, "commit", 12, staged, func(t *testing.T, s *store.Store, c storetest.Crash) {
 		p := parcelOf(t, s)
-		switch v := head(t, p); v {
+		switch v := storetest.Head(t, p); v {
 		case 1:
-			wantChunk(t, p, 0, 1, "")
+			storetest.WantChunk(t, p, 0, 1, "")
 		case 2:
-			wantChunk(t, p, 0, 1, "one")
+			storetest.WantChunk(t, p, 0, 1, "one")
 		default:
 			t.Errorf("head: got %d", v)
 		}
 		if v, err := p.Commit(ctx, c.Request); v != 2 || err != nil {
 			t.Errorf("the same commit again: got %d, %v, want 2", v, err)
 		}
-		wantChunk(t, p, 0, 1, "one")
-		wantChunk(t, p, 0, 300, "three hundred")
+		storetest.WantChunk(t, p, 0, 1, "one")
+		storetest.WantChunk(t, p, 0, 300, "three hundred")
 		if vs, err := p.Versions(0); len(vs) != 2 || vs[0].Objects != 6 || err != nil {
 			t.Errorf("versions: got %+v, %v", vs, err)
 		}
@@ -225,23 +129,26 @@ func TestCrash(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	everyStep(t, "rollback", 5, func(t *testing.T, s *Store) crash {
-		p := newParcel(t, s)
-		commit(t, p, change{1: chunkOf("one")})
-		return crash{Request: holding(t, p, nil)}
-	}, func(t *testing.T, s *Store, c crash) {
+	storetest.EveryStep(t, "rollback", 5, func(t *testing.T, s *store.Store) storetest.Crash {
+		p := storetest.NewParcel(t, s)
+		storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one")})
+		return storetest.Crash{Request: storetest.Holding(t, p, nil)}
+	}, func(t *testing.T, s *store.Store, c storetest.Crash) {
 		p := parcelOf(t, s)
-		if v := head(t, p); v != 2 && v != 3 {
+		if v := storetest.Head(t, p); v != 2 && v != 3 {
 			t.Errorf("head: got %d", v)
 		}
 		if v, err := p.Rollback(ctx, c.Request.Nonce, 1); v != 3 || err != nil {
 			t.Errorf("again: got %d, %v, want 3", v, err)
 		}
-		wantChunk(t, p, 0, 1, "")
+		storetest.WantChunk(t, p, 0, 1, "")
 		p.Release(c.Request.Nonce, false)
 	})
-	everyStep(t, "acquire", 3, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
-		func(t *testing.T, s *Store, c crash) {
+	storetest.EveryStep(t, "acquire", 3, func(t *testing.T, s *store.Store) storetest.Crash {
+		storetest.NewParcel(t, s)
+		return storetest.Crash{}
+	},
+		func(t *testing.T, s *store.Store, c storetest.Crash) {
 			p := parcelOf(t, s)
 			before, err := p.Holder()
 			if err != nil {
@@ -258,7 +165,7 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	for _, op := range []string{"release", "break"} {
-		everyStep(t, op, 3, staged, func(t *testing.T, s *Store, c crash) {
+		storetest.EveryStep(t, op, 3, staged, func(t *testing.T, s *store.Store, c storetest.Crash) {
 			p := parcelOf(t, s)
 			if _, err := p.Release(c.Request.Nonce, op == "break"); err != nil {
 				t.Error(err)
@@ -273,24 +180,24 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	}
-	again := func(user string, version int) func(t *testing.T, s *Store, c crash) {
-		return func(t *testing.T, s *Store, c crash) {
+	again := func(user string, version int) func(t *testing.T, s *store.Store, c storetest.Crash) {
+		return func(t *testing.T, s *store.Store, c storetest.Crash) {
 			names, err := s.Parcels(user)
 			if err != nil {
 				t.Error(err)
 			}
 			there := strings.Contains(strings.Join(names, " "), "new")
-			if err := c.run(); there != errors.Is(err, parcel.ErrExists) || !there && err != nil {
+			if err := c.Run(); there != errors.Is(err, parcel.ErrExists) || !there && err != nil {
 				t.Errorf("again, after there was %v: got %v", names, err)
 			}
 			p, err := s.Parcel(user, "new")
 			if err != nil {
 				t.Fatal(err)
 			}
-			if head(t, p) != version {
-				t.Errorf("head: got %d", head(t, p))
+			if storetest.Head(t, p) != version {
+				t.Errorf("head: got %d", storetest.Head(t, p))
 			}
-			for _, p := range []*Parcel{p, s.userAt("alice").parcel("winxp")} {
+			for _, p := range []*store.Parcel{p, s.UserAt("alice").At("winxp")} {
 				l, err := p.Acquire("alice", "h", "id")
 				if errors.Is(err, parcel.ErrNoParcel) {
 					continue
@@ -304,28 +211,28 @@ func TestCrash(t *testing.T) {
 			}
 		}
 	}
-	everyStep(t, "create", 8, func(t *testing.T, s *Store) crash { return crash{} }, again("alice", 1))
-	everyStep(t, "import", 13, func(t *testing.T, s *Store) crash {
-		image := filepath.Join(t.TempDir(), "image")
-		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
+	storetest.EveryStep(t, "create", 8, func(t *testing.T, s *store.Store) storetest.Crash { return storetest.Crash{} }, again("alice", 1))
+	storetest.EveryStep(t, "import", 13, func(t *testing.T, s *store.Store) storetest.Crash {
+		image := filepath.Join(storetest.TempDir(t), "image")
+		if err := os.WriteFile(image, storetest.Random(20*storetest.Chunk, 3), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return crash{Image: image}
+		return storetest.Crash{Image: image}
 	}, again("alice", 1))
-	everyStep(t, "copy", 8, func(t *testing.T, s *Store) crash {
-		commit(t, newParcel(t, s), change{1: chunkOf("one")})
-		return crash{}
+	storetest.EveryStep(t, "copy", 8, func(t *testing.T, s *store.Store) storetest.Crash {
+		storetest.Commit(t, storetest.NewParcel(t, s), storetest.Change{1: storetest.ChunkOf("one")})
+		return storetest.Crash{}
 	}, again("bob", 1))
-	everyStep(t, "resize", 8, func(t *testing.T, s *Store) crash {
-		commit(t, newParcel(t, s), change{1: chunkOf("one"), 300: chunkOf("cut off")})
-		return crash{}
+	storetest.EveryStep(t, "resize", 8, func(t *testing.T, s *store.Store) storetest.Crash {
+		storetest.Commit(t, storetest.NewParcel(t, s), storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("cut off")})
+		return storetest.Crash{}
 	}, again("bob", 1))
 	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
-		everyStep(t, op, 5, func(t *testing.T, s *Store) crash {
-			p := newParcel(t, s)
-			commit(t, p, change{1: chunkOf("one")})
-			return crash{}
-		}, func(t *testing.T, s *Store, c crash) {
+		storetest.EveryStep(t, op, 5, func(t *testing.T, s *store.Store) storetest.Crash {
+			p := storetest.NewParcel(t, s)
+			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one")})
+			return storetest.Crash{}
+		}, func(t *testing.T, s *store.Store, c storetest.Crash) {
 			// The old or the new one is there, whole; who asks for the other is
 			// told. A list of them is enough to finish it.
 			if c.Step%2 == 0 {
@@ -334,7 +241,7 @@ func TestCrash(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if ps := wantSound(t, s); slices.ContainsFunc(ps, func(p Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
+				if ps := storetest.WantSound(t, s); slices.ContainsFunc(ps, func(p store.Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
 					t.Errorf("not finished: %v", ps)
 				}
 			}
@@ -344,41 +251,41 @@ func TestCrash(t *testing.T) {
 				t.Fatalf("got both or none: %v, %v", oldErr, err)
 			}
 			if oldErr == nil {
-				wantChunk(t, old, 0, 1, "one")
-				if err := c.run(); err != nil {
+				storetest.WantChunk(t, old, 0, 1, "one")
+				if err := c.Run(); err != nil {
 					t.Fatalf("again: %v", err)
 				}
 				if p, err = s.Parcel(user, "new"); err != nil {
 					t.Fatal(err)
 				}
-			} else if err := c.run(); !errors.Is(err, parcel.ErrNoParcel) {
+			} else if err := c.Run(); !errors.Is(err, parcel.ErrNoParcel) {
 				t.Errorf("again, after it was done: %v", err)
 			}
-			wantChunk(t, p, 0, 1, "one")
+			storetest.WantChunk(t, p, 0, 1, "one")
 			if cfg, err := p.Config(); err != nil || cfg.User != user || cfg.Parcel != "new" {
 				t.Errorf("config: %+v, %v", cfg, err)
 			}
-			commit(t, p, change{2: chunkOf("two")})
+			storetest.Commit(t, p, storetest.Change{2: storetest.ChunkOf("two")})
 			// The old name is free.
-			newParcel(t, s)
-			wantChunk(t, p, 0, 1, "one")
+			storetest.NewParcel(t, s)
+			storetest.WantChunk(t, p, 0, 1, "one")
 		})
 	}
-	versions := func(t *testing.T, s *Store) crash {
-		p := versioned(t, s, 2)
+	versions := func(t *testing.T, s *store.Store) storetest.Crash {
+		p := storetest.Versioned(t, s, 2)
 		if err := p.Tag(2, "gold", false); err != nil {
 			t.Fatal(err)
 		}
-		return crash{}
+		return storetest.Crash{}
 	}
 	for _, op := range []string{"tag", "untag", "pin", "comment", "rollback free"} {
-		everyStep(t, op, 1, versions, func(t *testing.T, s *Store, c crash) {
+		storetest.EveryStep(t, op, 1, versions, func(t *testing.T, s *store.Store, c storetest.Crash) {
 			p := parcelOf(t, s)
 			_, err := p.Resolve("gold")
 			if op != "untag" && err != nil {
 				t.Errorf("the tag is on no version: %v", err)
 			}
-			if err := c.run(); err != nil && !(op == "untag" && errors.Is(err, parcel.ErrNoVersion)) {
+			if err := c.Run(); err != nil && !(op == "untag" && errors.Is(err, parcel.ErrNoVersion)) {
 				t.Errorf("again: %v", err)
 			}
 			switch v, err := p.Resolve("gold"); {
@@ -398,141 +305,144 @@ func TestCrash(t *testing.T) {
 			}
 		})
 	}
-	everyStep(t, "fork", 10, func(t *testing.T, s *Store) crash {
-		commit(t, newParcel(t, s), change{1: chunkOf("one")})
-		return crash{}
-	}, func(t *testing.T, s *Store, c crash) {
-		if err := c.run(); err != nil {
+	storetest.EveryStep(t, "fork", 10, func(t *testing.T, s *store.Store) storetest.Crash {
+		storetest.Commit(t, storetest.NewParcel(t, s), storetest.Change{1: storetest.ChunkOf("one")})
+		return storetest.Crash{}
+	}, func(t *testing.T, s *store.Store, c storetest.Crash) {
+		if err := c.Run(); err != nil {
 			t.Errorf("again: %v", err)
 		}
 		p, err := s.Parcel("alice", "new")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err := p.Holder(); head(t, p) != 1 || err != nil || l == nil || l.Epoch > 2 {
-			t.Errorf("version %d, held by %v, %v", head(t, p), l, err)
+		if l, err := p.Holder(); storetest.Head(t, p) != 1 || err != nil || l == nil || l.Epoch > 2 {
+			t.Errorf("version %d, held by %v, %v", storetest.Head(t, p), l, err)
 		}
-		wantChunk(t, p, 0, 1, "")
+		storetest.WantChunk(t, p, 0, 1, "")
 		if _, err := p.Release("", true); err != nil {
 			t.Error(err)
 		}
-		p = s.userAt("alice").parcel("winxp") // for what a kill left there
+		p = s.UserAt("alice").At("winxp") // for what a kill left there
 		if l, err := p.Acquire("alice", "h", "id"); err != nil {
 			t.Error(err)
 		} else if _, err := p.Release(l.Nonce, false); err != nil {
 			t.Error(err)
 		}
 	})
-	everyStep(t, "adopt", 8, func(t *testing.T, s *Store) crash {
-		commit(t, newParcel(t, s), change{1: chunkOf("one")})
-		return crash{}
+	storetest.EveryStep(t, "adopt", 8, func(t *testing.T, s *store.Store) storetest.Crash {
+		storetest.Commit(t, storetest.NewParcel(t, s), storetest.Change{1: storetest.ChunkOf("one")})
+		return storetest.Crash{}
 	}, again("bob", 2))
-	everyStep(t, "adopt user", 1, func(t *testing.T, s *Store) crash { return crash{} },
-		func(t *testing.T, s *Store, c crash) {
-			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
+	storetest.EveryStep(t, "adopt user", 1, func(t *testing.T, s *store.Store) storetest.Crash { return storetest.Crash{} },
+		func(t *testing.T, s *store.Store, c storetest.Crash) {
+			if err := c.Run(); err != nil && !errors.Is(err, parcel.ErrExists) {
 				t.Error(err)
 			}
 		})
-	everyStep(t, "delete", 5, func(t *testing.T, s *Store) crash { newParcel(t, s); return crash{} },
-		func(t *testing.T, s *Store, c crash) {
-			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+	storetest.EveryStep(t, "delete", 5, func(t *testing.T, s *store.Store) storetest.Crash {
+		storetest.NewParcel(t, s)
+		return storetest.Crash{}
+	},
+		func(t *testing.T, s *store.Store, c storetest.Crash) {
+			if err := c.Run(); err != nil && !errors.Is(err, parcel.ErrNoParcel) {
 				t.Error(err)
 			}
 			if names, err := s.Parcels("alice"); len(names) != 0 || err != nil {
 				t.Errorf("parcels: got %v, %v", names, err)
 			}
-			newParcel(t, s)
+			storetest.NewParcel(t, s)
 		})
 	// Four versions, of which a prune leaves two.
-	full := func(t *testing.T, s *Store) crash {
-		p := newParcel(t, s)
+	full := func(t *testing.T, s *store.Store) storetest.Crash {
+		p := storetest.NewParcel(t, s)
 		for _, v := range []string{"two", "three", "four"} {
-			commit(t, p, change{1: chunkOf(v), 300: chunkOf("shared")})
+			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf(v), 300: storetest.ChunkOf("shared")})
 		}
 		if _, err := s.Copy(ctx, "alice", "winxp", "bob", "copy"); err != nil {
 			t.Fatal(err)
 		}
-		return crash{}
+		return storetest.Crash{}
 	}
-	left := func(t *testing.T, s *Store, c crash) {
+	left := func(t *testing.T, s *store.Store, c storetest.Crash) {
 		p := parcelOf(t, s)
-		if err := c.run(); err != nil {
+		if err := c.Run(); err != nil {
 			t.Error(err)
 		}
-		collect(t, s, GCOptions{})
-		if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
+		collect(t, s, store.GCOptions{})
+		if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
 			t.Error("hdk has what no version needs")
 		}
-		wantChunk(t, p, 4, 1, "four")
-		wantChunk(t, p, 4, 300, "shared")
-		wantChunk(t, p, 3, 1, "three")
+		storetest.WantChunk(t, p, 4, 1, "four")
+		storetest.WantChunk(t, p, 4, 300, "shared")
+		storetest.WantChunk(t, p, 3, 1, "three")
 	}
-	everyStep(t, "prune", 8, full, func(t *testing.T, s *Store, c crash) {
+	storetest.EveryStep(t, "prune", 8, full, func(t *testing.T, s *store.Store, c storetest.Crash) {
 		left(t, s, c)
 		vs, err := parcelOf(t, s).Versions(0)
 		if len(vs) != 2 || err != nil {
 			t.Errorf("versions: %v, %v", vs, err)
 		}
 	})
-	everyStep(t, "gc", 7, func(t *testing.T, s *Store) crash {
+	storetest.EveryStep(t, "gc", 7, func(t *testing.T, s *store.Store) storetest.Crash {
 		c := full(t, s)
 		p := parcelOf(t, s)
 		for _, v := range []int{1, 2} {
-			os.RemoveAll(p.versionDir(v))
-			os.Remove(p.versionFile(v))
+			os.RemoveAll(p.VersionDir(v))
+			os.Remove(p.VersionFile(v))
 		}
-		os.RemoveAll(p.versionDir(3))    // as of a prune that was killed
-		os.Mkdir(p.versionDir(5), 0o700) // as of a commit that was killed
-		os.WriteFile(filepath.Join(p.staging(), "left"), nil, 0o600)
+		os.RemoveAll(p.VersionDir(3))    // as of a prune that was killed
+		os.Mkdir(p.VersionDir(5), 0o700) // as of a commit that was killed
+		os.WriteFile(filepath.Join(p.StagingDir(), "left"), nil, 0o600)
 		return c
 	}, left)
-	everyStepOf(t, "repair", 12, false, func(t *testing.T, s *Store) crash {
-		p := newParcel(t, s)
-		commit(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})
-		c := crash{Image: replicaOf(t, s)}
-		for level, tags := range tagsOf(t, p, 2) {
+	storetest.EveryStepOf(t, "repair", 12, false, func(t *testing.T, s *store.Store) storetest.Crash {
+		p := storetest.NewParcel(t, s)
+		storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})
+		c := storetest.Crash{Image: storetest.Replica(t, s)}
+		for level, tags := range storetest.TagsOf(t, p, 2) {
 			if level < 2 {
-				os.Remove(filepath.Join(p.hdk(), objectName(tags[0])))
+				os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tags[0])))
 			} else {
-				flip(t, filepath.Join(p.hdk(), objectName(tags[0])))
+				storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(tags[0])))
 			}
 		}
-		useless := filepath.Join(p.hdk(), objectName(seal.Tag(random(32, 9))))
+		useless := filepath.Join(p.HdkDir(), tree.ObjectName(seal.Tag(storetest.Random(32, 9))))
 		os.MkdirAll(filepath.Dir(useless), 0o700)
 		os.WriteFile(useless, []byte("x"), 0o400)
-		os.Remove(p.versionFile(1))
-		os.Remove(filepath.Join(p.lock, configFile))
-		os.RemoveAll(filepath.Join(p.content, "000001"))
-		os.RemoveAll(p.staging())
+		os.Remove(p.VersionFile(1))
+		os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
+		os.RemoveAll(filepath.Join(p.ContentDir(), "000001"))
+		os.RemoveAll(p.StagingDir())
 		return c
-	}, func(t *testing.T, s *Store, c crash) {
-		if err := c.run(); err != nil {
+	}, func(t *testing.T, s *store.Store, c storetest.Crash) {
+		if err := c.Run(); err != nil {
 			t.Error(err)
 		}
 		p := parcelOf(t, s)
-		wantChunk(t, p, 0, 300, "three hundred")
+		storetest.WantChunk(t, p, 0, 300, "three hundred")
 		if l, err := p.Acquire("alice", "h", "id"); err != nil { // for what a kill left in staging
 			t.Error(err)
 		} else if _, err := p.Release(l.Nonce, false); err != nil {
 			t.Error(err)
 		}
 	})
-	everyStep(t, "user", 2, func(t *testing.T, s *Store) crash { return crash{} },
-		func(t *testing.T, s *Store, c crash) {
-			if err := c.run(); err != nil && !errors.Is(err, parcel.ErrExists) {
+	storetest.EveryStep(t, "user", 2, func(t *testing.T, s *store.Store) storetest.Crash { return storetest.Crash{} },
+		func(t *testing.T, s *store.Store, c storetest.Crash) {
+			if err := c.Run(); err != nil && !errors.Is(err, parcel.ErrExists) {
 				t.Error(err)
 			}
 			if _, err := s.Parcels("carol"); err != nil {
 				t.Error(err)
 			}
 		})
-	everyStep(t, "lock user", 1, func(t *testing.T, s *Store) crash { return crash{} },
-		func(t *testing.T, s *Store, c crash) {
+	storetest.EveryStep(t, "lock user", 1, func(t *testing.T, s *store.Store) storetest.Crash { return storetest.Crash{} },
+		func(t *testing.T, s *store.Store, c storetest.Crash) {
 			was, err := s.UserConfig("alice")
 			if err != nil || was.Quota != 0 && was.Locked.IsZero() {
 				t.Errorf("half changed: %+v, %v", was, err)
 			}
-			if err := c.run(); err != nil {
+			if err := c.Run(); err != nil {
 				t.Error(err)
 			}
 			if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDenied) {

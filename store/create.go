@@ -18,6 +18,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // CreateOptions say what a new parcel is like. Zero values are defaults.
@@ -43,15 +44,13 @@ const maxImage = 1 << 50
 // DefaultChunkSize is the size of a chunk in bytes.
 const DefaultChunkSize = 128 << 10
 
-// unfinishedFile marks a lock side that is being made or removed. With it and
-// without parcel.cfg, there is no parcel: the next to come clears it away.
-const unfinishedFile = "unfinished"
-
-func (p *Parcel) unfinished() bool {
-	if _, err := os.Lstat(filepath.Join(p.lock, configFile)); err == nil {
+// Unfinished reports whether the parcel is being made or removed, or was left so
+// by a process that was killed: then there is none.
+func (p *Parcel) Unfinished() bool {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.ConfigFile)); err == nil {
 		return false
 	}
-	_, err := os.Lstat(filepath.Join(p.lock, unfinishedFile))
+	_, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile))
 	return err == nil
 }
 
@@ -148,7 +147,7 @@ func (s *Store) create(ctx context.Context, userName, name string, fill fill) (*
 	}
 	defer unlock()
 	if err := p.build(ctx, fill); err != nil {
-		if p.unfinished() {
+		if p.Unfinished() {
 			p.remove()
 		}
 		return nil, err
@@ -162,63 +161,63 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 	if err := checkNewName(name); err != nil {
 		return nil, nil, err
 	}
-	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlockStore, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unlockStore()
-	u, err := s.user(userName)
+	u, err := s.User(userName)
 	if err != nil {
 		return nil, nil, err
 	}
-	p = u.parcel(name)
-	for _, dir := range []string{u.lockRoot, u.contentRoot} {
-		if err := os.MkdirAll(dir, dirMode); err != nil {
+	p = u.At(name)
+	for _, dir := range []string{u.LockRoot, u.ContentRoot} {
+		if err := os.MkdirAll(dir, tree.DirMode); err != nil {
 			return nil, nil, err
 		}
 	}
 	if err := u.ownDirs(); err != nil {
 		return nil, nil, err
 	}
-	removeTemps(u.lockRoot)
+	tree.RemoveTemps(u.LockRoot)
 	if err := s.settleInto(p); err != nil {
 		return nil, nil, err
 	}
 	if _, err := os.Lstat(p.lock); err == nil {
-		if !p.unfinished() {
-			return nil, nil, p.errorf(parcel.Exists, "exists")
+		if !p.Unfinished() {
+			return nil, nil, p.Errorf(parcel.Exists, "exists")
 		}
 		if unlock, err := p.clearUnfinished(resume); unlock != nil || err != nil {
 			return p, unlock, err
 		}
 	} else if _, err := os.Lstat(p.content); err == nil {
-		return nil, nil, p.errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
+		return nil, nil, p.Errorf(parcel.Exists, "its content is there, in %s, without its lock side", p.content).
 			WithHint("restore %s from a backup, or remove the content", p.lock)
 	}
 	// The mark is there from the first instant: made aside, then renamed.
-	temp, err := os.MkdirTemp(u.lockRoot, atomicfile.TempPrefix+"*")
+	temp, err := os.MkdirTemp(u.LockRoot, atomicfile.TempPrefix+"*")
 	if err != nil {
 		return nil, nil, err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.WriteFile(filepath.Join(temp, unfinishedFile), nil, fileMode); err != nil {
-		return nil, nil, p.wrap(err)
+	if err := os.WriteFile(filepath.Join(temp, tree.UnfinishedFile), nil, tree.FileMode); err != nil {
+		return nil, nil, p.Wrap(err)
 	}
-	if err := os.Mkdir(filepath.Join(temp, "keys"), dirMode); err != nil {
-		return nil, nil, p.wrap(err)
+	if err := os.Mkdir(filepath.Join(temp, "keys"), tree.DirMode); err != nil {
+		return nil, nil, p.Wrap(err)
 	}
-	step("reserve")
+	tree.Step("reserve")
 	if err := os.Rename(temp, p.lock); err != nil {
-		return nil, nil, p.wrap(err)
+		return nil, nil, p.Wrap(err)
 	}
-	if unlock, err = lockFile(filepath.Join(p.lock, flockFile), false); err != nil {
-		return nil, nil, p.wrap(err)
+	if unlock, err = tree.Lock(filepath.Join(p.lock, tree.FlockFile), false); err != nil {
+		return nil, nil, p.Wrap(err)
 	}
-	step("content")
-	for _, dir := range []string{p.content, p.staging(), filepath.Join(p.content, "keys")} {
-		if err := os.Mkdir(dir, dirMode); err != nil {
+	tree.Step("content")
+	for _, dir := range []string{p.content, p.StagingDir(), filepath.Join(p.content, "keys")} {
+		if err := os.Mkdir(dir, tree.DirMode); err != nil {
 			unlock()
-			return nil, nil, p.wrap(err)
+			return nil, nil, p.Wrap(err)
 		}
 	}
 	return p, unlock, nil
@@ -226,38 +225,38 @@ func (s *Store) reserve(userName, name string, resume bool) (p *Parcel, unlock f
 
 // build fills and publishes a reserved parcel.
 func (p *Parcel) build(ctx context.Context, fill fill) error {
-	b := &building{p: p, dir: filepath.Join(p.staging(), "hdk")}
+	b := &building{p: p, dir: filepath.Join(p.StagingDir(), "hdk")}
 	var err error
 	if b.room, b.limited, err = p.user.room(); err != nil {
 		return err
 	}
 	if err := b.begin(); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	cfg, keyroot, err := fill(ctx, b)
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
-	cfg.UUID, cfg.User, cfg.Parcel, cfg.Version, cfg.Created = uuid.NewString(), p.user.name, p.name, 0, now()
-	step("sync")
-	if err := syncfs(p.content); err != nil {
-		return p.wrap(err)
+	cfg.UUID, cfg.User, cfg.Parcel, cfg.Version, cfg.Created = uuid.NewString(), p.user.Name, p.name, 0, now()
+	tree.Step("sync")
+	if err := tree.Syncfs(p.content); err != nil {
+		return p.Wrap(err)
 	}
-	step("hdk")
-	if err := os.Rename(b.dir, p.hdk()); err != nil {
-		return p.wrap(err)
+	tree.Step("hdk")
+	if err := os.Rename(b.dir, p.HdkDir()); err != nil {
+		return p.Wrap(err)
 	}
-	root, err := p.openRoot(ctx, p, cfg, keyroot)
+	root, err := p.OpenRoot(ctx, p, cfg, keyroot)
 	if err != nil {
 		return err
 	}
-	rec := &version{keyroot: keyroot, commit: cmp.Or(b.commit, parcel.NewID())}
+	rec := &VersionRecord{Keyroot: keyroot, Commit: cmp.Or(b.commit, parcel.NewID())}
 	rec.Version, rec.Time, rec.Host = 1, now(), root.Host
 	rec.Comment, rec.Suspended = parcel.Clean(cmp.Or(b.comment, root.Comment)), parcel.Clean(root.Suspended)
 	rec.Objects, rec.Bytes = b.objects.Load(), b.bytes.Load()
-	for _, dir := range []string{p.user.dir, p.user.lockRoot, p.user.contentRoot} {
+	for _, dir := range []string{p.user.Dir, p.user.LockRoot, p.user.ContentRoot} {
 		if err := atomicfile.SyncDir(dir); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	return p.publish(cfg, rec, root)
@@ -265,44 +264,44 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 
 // remove clears away an unfinished parcel. The mark goes last.
 func (p *Parcel) remove() error {
-	step("remove content")
+	tree.Step("remove content")
 	if err := os.RemoveAll(p.content); err != nil {
 		return err
 	}
-	temp := filepath.Join(p.user.lockRoot, atomicfile.TempPrefix+parcel.NewID())
-	step("remove lock side")
+	temp := filepath.Join(p.user.LockRoot, atomicfile.TempPrefix+parcel.NewID())
+	tree.Step("remove lock side")
 	if err := os.Rename(p.lock, temp); err != nil {
 		return err
 	}
-	step("remove")
+	tree.Step("remove")
 	if err := os.RemoveAll(temp); err != nil {
 		return err
 	}
-	return atomicfile.SyncDir(p.user.lockRoot)
+	return atomicfile.SyncDir(p.user.LockRoot)
 }
 
 // clearUnfinished removes what a killed create or delete left; parcel.ErrBusy
 // if that is not killed but at work. If resume, what a killed import noted is
 // left, with the parcel's flock. The caller has the store's.
 func (p *Parcel) clearUnfinished(resume bool) (unlock func(), err error) {
-	unlock, err = tryLockFile(filepath.Join(p.lock, flockFile))
+	unlock, err = tree.TryLock(filepath.Join(p.lock, tree.FlockFile))
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	if unlock == nil {
-		return nil, p.errorf(parcel.Busy, "is being made or removed by another process")
+		return nil, p.Errorf(parcel.Busy, "is being made or removed by another process")
 	}
-	if p.unfinished() && resume {
-		if fi, err := os.Lstat(filepath.Join(p.lock, unfinishedFile)); err == nil && fi.Size() > 0 {
+	if p.Unfinished() && resume {
+		if fi, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile)); err == nil && fi.Size() > 0 {
 			return unlock, nil
 		}
 	}
 	defer unlock()
-	if !p.unfinished() {
-		return nil, p.errorf(parcel.Busy, "was made meanwhile")
+	if !p.Unfinished() {
+		return nil, p.Errorf(parcel.Busy, "was made meanwhile")
 	}
 	if err := p.remove(); err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return nil, nil
 }
@@ -310,7 +309,7 @@ func (p *Parcel) clearUnfinished(resume bool) (unlock func(), err error) {
 // DelParcel removes a parcel, all versions of it, for ever. parcel.ErrLocked
 // if it is held, unless force.
 func (s *Store) DelParcel(userName, name string, force bool) error {
-	unlockStore, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlockStore, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
@@ -324,29 +323,29 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 	if err != nil {
 		return err
 	}
-	return p.exclusive(func() error {
-		if p.unfinished() {
-			return p.errAbsent()
+	return p.Exclusive(func() error {
+		if p.Unfinished() {
+			return p.ErrAbsent()
 		}
 		if l, err := p.held(); !force && (l != nil || err != nil) {
 			if err != nil {
 				return err
 			}
-			return p.errorf(parcel.Locked, "locked by %s", l)
+			return p.Errorf(parcel.Locked, "locked by %s", l)
 		}
-		step("unfinished")
-		if err := atomicfile.Write(filepath.Join(p.lock, unfinishedFile), nil, fileMode); err != nil {
-			return p.wrap(err)
+		tree.Step("unfinished")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.UnfinishedFile), nil, tree.FileMode); err != nil {
+			return p.Wrap(err)
 		}
-		step("config")
-		if err := os.Remove(filepath.Join(p.lock, configFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return p.wrap(err)
+		tree.Step("config")
+		if err := os.Remove(filepath.Join(p.lock, tree.ConfigFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return p.Wrap(err)
 		}
 		if err := atomicfile.SyncDir(p.lock); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		if err := p.remove(); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		return nil
 	})
@@ -355,19 +354,19 @@ func (s *Store) DelParcel(userName, name string, force bool) error {
 // Unfinished reports whether there is what a killed import, create or delete
 // left of a parcel; DelParcel removes it.
 func (s *Store) Unfinished(userName, name string) bool {
-	u, err := s.user(userName)
-	return err == nil && parcel.CheckName(name) == nil && u.parcel(name).unfinished()
+	u, err := s.User(userName)
+	return err == nil && parcel.CheckName(name) == nil && u.At(name).Unfinished()
 }
 
 // delUnfinished removes what a killed process left of a parcel that it was
 // making; done says that there was something.
 func (s *Store) delUnfinished(userName, name string) (done bool, err error) {
-	u, err := s.user(userName)
+	u, err := s.User(userName)
 	if err != nil || parcel.CheckName(name) != nil {
 		return false, err
 	}
-	p := u.parcel(name)
-	if !p.unfinished() {
+	p := u.At(name)
+	if !p.Unfinished() {
 		return false, nil
 	}
 	_, err = p.clearUnfinished(false)
@@ -398,15 +397,15 @@ func (b *building) take(bytes int64) error {
 
 // begin makes the directory, or takes over that of a killed import.
 func (b *building) begin() error {
-	if err := b.p.ownDirs(); err != nil {
+	if err := b.p.OwnDirs(); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(b.p.hdk()); err == nil { // killed right before the end
-		if err := os.Rename(b.p.hdk(), b.dir); err != nil {
+	if _, err := os.Lstat(b.p.HdkDir()); err == nil { // killed right before the end
+		if err := os.Rename(b.p.HdkDir(), b.dir); err != nil {
 			return err
 		}
 	}
-	err := os.Mkdir(b.dir, dirMode)
+	err := os.Mkdir(b.dir, tree.DirMode)
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -415,22 +414,22 @@ func (b *building) begin() error {
 	return nil
 }
 
-func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, objectName(tag)) }
+func (b *building) path(tag seal.Tag) string { return filepath.Join(b.dir, tree.ObjectName(tag)) }
 
 // Get is an object that was put. It makes building a keyring.Getter.
 func (b *building) Get(_ context.Context, tag seal.Tag) ([]byte, error) {
-	f, err := openOwn(b.path(tag))
+	f, err := tree.OpenOwn(b.path(tag))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxObject))
+	return io.ReadAll(io.LimitReader(f, tree.MaxObject))
 }
 
 // Put writes an object. It makes building a keyring.Putter.
 func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 	if b.again {
-		if err := verifyObject(b.path(tag), tag); err == nil {
+		if err := tree.VerifyObject(b.path(tag), tag); err == nil {
 			return nil
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			if err := os.Remove(b.path(tag)); err != nil {
@@ -439,7 +438,7 @@ func (b *building) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 		}
 	}
 	return b.add(tag, func(path string) (int64, error) {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, objectMode)
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, tree.ObjectMode)
 		if err != nil {
 			return 0, err
 		}
@@ -457,7 +456,7 @@ func (b *building) add(tag seal.Tag, make func(path string) (size int64, err err
 	path := b.path(tag)
 	size, err := make(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.Mkdir(filepath.Dir(path), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := os.Mkdir(filepath.Dir(path), tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 		size, err = make(path)

@@ -40,16 +40,16 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 	seen := [2]map[seal.Tag]bool{{}, {}}
 	var sealer seal.Sealer
 	for i, v := range []int{from, to} {
-		rec, cfg, err := p.published(v)
+		rec, cfg, err := p.Published(v)
 		if err != nil {
 			return nil, err
 		}
-		if roots[i], err = p.openRoot(ctx, p, cfg, rec.keyroot); err != nil {
+		if roots[i], err = p.OpenRoot(ctx, p, cfg, rec.Keyroot); err != nil {
 			return nil, err
 		}
 		*[]*VersionInfo{&d.From, &d.To}[i] = rec.VersionInfo
 		sealer = cfg.Sealer()
-		seen[i][rec.keyroot.Tag] = true
+		seen[i][rec.Keyroot.Tag] = true
 		seen[i][roots[i].Cfg.Tag] = true
 	}
 	d.Cfg = roots[0].Cfg != roots[1].Cfg
@@ -67,7 +67,7 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 		done[name] = true
 		im, err := p.diffImage(ctx, sealer, name, roots, seen)
 		if err != nil {
-			return nil, p.wrap(err)
+			return nil, p.Wrap(err)
 		}
 		d.Images = append(d.Images, im)
 	}
@@ -76,7 +76,7 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 			continue
 		}
 		// What Diff made itself is not there.
-		if _, size, _, err := p.where(tag); err == nil {
+		if _, size, _, err := p.Where(tag); err == nil {
 			d.Objects++
 			d.Bytes += size
 		}

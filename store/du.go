@@ -11,6 +11,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // DiskOptions choose what Disk measures.
@@ -70,15 +71,15 @@ func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), tota
 	all := newDiskTally()
 	for _, u := range users {
 		mine := newDiskTally()
-		names, err := subdirs(u.lockRoot)
+		names, err := tree.Subdirs(u.LockRoot)
 		if err != nil {
 			return err
 		}
 		for _, name := range u.parcels {
-			m := &measurer{p: u.parcel(name), keep: o.Keep, cache: cache, tallies: []*diskTally{mine, all}}
+			m := &measurer{p: u.At(name), keep: o.Keep, cache: cache, tallies: []*diskTally{mine, all}}
 			for _, n := range names {
 				if n != name {
-					m.siblings = append(m.siblings, u.parcel(n))
+					m.siblings = append(m.siblings, u.At(n))
 				}
 			}
 			err := m.measure(ctx)
@@ -89,10 +90,10 @@ func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), tota
 			case errors.Is(err, parcel.ErrNoParcel) && o.Parcel == "":
 				continue // it was removed meanwhile
 			}
-			m.disk.User, m.disk.Parcel, m.disk.Error = u.name, name, err
+			m.disk.User, m.disk.Parcel, m.disk.Error = u.Name, name, err
 			report(m.disk)
 		}
-		total(u.name, mine.sum)
+		total(u.Name, mine.sum)
 	}
 	if o.User == "" {
 		total("", all.sum)
@@ -158,7 +159,7 @@ const (
 )
 
 func (m *measurer) measure(ctx context.Context) error {
-	content, err := m.p.openContent()
+	content, err := m.p.OpenContent()
 	if err != nil {
 		if _, cerr := m.p.Config(); errors.Is(cerr, parcel.ErrNoParcel) {
 			return cerr
@@ -167,7 +168,7 @@ func (m *measurer) measure(ctx context.Context) error {
 	}
 	defer content.Close()
 	for _, q := range m.siblings {
-		root, err := q.openContent()
+		root, err := q.OpenContent()
 		if err != nil {
 			continue
 		}
@@ -179,9 +180,9 @@ func (m *measurer) measure(ctx context.Context) error {
 	m.only, m.pruned = newReach(m.p, m.cache), newReach(m.p, m.cache)
 	// What is on the disk can be told even of a parcel that is damaged.
 	werr := m.walk(ctx)
-	hdk, dirs, err := objectDirs(content)
+	hdk, dirs, err := tree.ObjectDirs(content)
 	if err != nil {
-		return m.p.wrap(err)
+		return m.p.Wrap(err)
 	}
 	defer hdk.Close()
 	for _, ab := range dirs {
@@ -189,7 +190,7 @@ func (m *measurer) measure(ctx context.Context) error {
 			return err
 		}
 		if err := m.directory(hdk, ab, werr == nil); err != nil {
-			return m.p.wrap(err)
+			return m.p.Wrap(err)
 		}
 	}
 	for _, t := range m.tallies {
@@ -212,7 +213,7 @@ func (m *measurer) walk(ctx context.Context) error {
 		return err
 	}
 	for _, v := range plan {
-		rec, err := m.p.version(v.Version)
+		rec, err := m.p.Record(v.Version)
 		if errors.Is(err, parcel.ErrNoVersion) {
 			continue // it was pruned meanwhile
 		}
@@ -220,7 +221,7 @@ func (m *measurer) walk(ctx context.Context) error {
 			return err
 		}
 		m.disk.Versions = append(m.disk.Versions, DiskVersion{Version: v.Version})
-		root, err := m.only.version(ctx, cfg, rec.keyroot, class(len(m.disk.Versions)))
+		root, err := m.only.version(ctx, cfg, rec.Keyroot, class(len(m.disk.Versions)))
 		if err != nil {
 			return err
 		}
@@ -235,12 +236,12 @@ func (m *measurer) walk(ctx context.Context) error {
 		if len(v.Kept) == 0 {
 			c = goes
 		}
-		if _, err := m.pruned.version(ctx, cfg, rec.keyroot, c); err != nil {
+		if _, err := m.pruned.version(ctx, cfg, rec.Keyroot, c); err != nil {
 			return err
 		}
 	}
 	// GC leaves what a commit that was killed had ready.
-	recorded, err := m.p.recorded()
+	recorded, err := m.p.Recorded()
 	if err != nil {
 		return err
 	}
@@ -248,9 +249,9 @@ func (m *measurer) walk(ctx context.Context) error {
 		if v <= cfg.Version {
 			continue
 		}
-		if rec, err := m.p.version(v); err == nil {
-			m.only.version(ctx, cfg, rec.keyroot, several)
-			m.pruned.version(ctx, cfg, rec.keyroot, stays)
+		if rec, err := m.p.Record(v); err == nil {
+			m.only.version(ctx, cfg, rec.Keyroot, several)
+			m.pruned.version(ctx, cfg, rec.Keyroot, stays)
 		}
 	}
 	return ctx.Err()
@@ -259,13 +260,13 @@ func (m *measurer) walk(ctx context.Context) error {
 // directory counts the objects in hdk/ab; walked says that it is known who
 // needs them.
 func (m *measurer) directory(hdk *os.File, ab string, walked bool) error {
-	d, err := openObjects(hdk, ab)
+	d, err := tree.OpenObjects(hdk, ab)
 	if err != nil {
 		return err
 	}
-	defer d.close()
-	for _, tag := range d.tags {
-		st, ok := d.stat(tag)
+	defer d.Close()
+	for _, tag := range d.Tags {
+		st, ok := d.Stat(tag)
 		if !ok {
 			continue
 		}
@@ -328,7 +329,7 @@ func (m *measurer) ownLinks(tag seal.Tag, st *unix.Stat_t) uint64 {
 		return links
 	}
 	for _, hdk := range m.hdks {
-		if o, ok := statObject(int(hdk.Fd()), objectName(tag)); ok && o.Dev == st.Dev && o.Ino == st.Ino {
+		if o, ok := tree.StatObject(int(hdk.Fd()), tree.ObjectName(tag)); ok && o.Dev == st.Dev && o.Ino == st.Ino {
 			links++
 		}
 	}

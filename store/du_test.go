@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"bytes"
@@ -13,9 +13,11 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/seal"
+	"isr/store/storetest"
 )
 
 // realDu is what du(1) says of all files below the directories, each counted
@@ -45,10 +47,10 @@ func realDu(t testing.TB, dirs ...string) int64 {
 }
 
 // disk is Disk by name of the parcel, and of the user.
-func disk(t testing.TB, s *Store, o DiskOptions) (map[string]Disk, map[string]DiskSum) {
+func disk(t testing.TB, s *store.Store, o store.DiskOptions) (map[string]store.Disk, map[string]store.DiskSum) {
 	t.Helper()
-	parcels, sums := make(map[string]Disk), make(map[string]DiskSum)
-	err := s.Disk(ctx, o, func(d Disk) { parcels[d.User+"/"+d.Parcel] = d }, func(user string, sum DiskSum) { sums[user] = sum })
+	parcels, sums := make(map[string]store.Disk), make(map[string]store.DiskSum)
+	err := s.Disk(ctx, o, func(d store.Disk) { parcels[d.User+"/"+d.Parcel] = d }, func(user string, sum store.DiskSum) { sums[user] = sum })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,9 +58,9 @@ func disk(t testing.TB, s *Store, o DiskOptions) (map[string]Disk, map[string]Di
 }
 
 func TestDisk(t *testing.T) {
-	s := newStore(t)
-	image := writeFile(t, 300*testChunk, map[int64][]byte{0: random(100*testChunk, 1)})
-	gold, err := s.Import(ctx, "alice", "gold", image, CreateOptions{ChunkSize: testChunk, Format: "raw", MemSize: 10 * testChunk})
+	s := storetest.New(t)
+	image := storetest.WriteImage(t, 300*storetest.Chunk, map[int64][]byte{0: storetest.Random(100*storetest.Chunk, 1)})
+	gold, err := s.Import(ctx, "alice", "gold", image, store.CreateOptions{ChunkSize: storetest.Chunk, Format: "raw", MemSize: 10 * storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,36 +69,36 @@ func TestDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	parcelOf := func(user, name string) *Parcel {
+	parcelOf := func(user, name string) *store.Parcel {
 		p, err := s.Parcel(user, name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return p
 	}
-	commit(t, gold, change{0: random(testChunk, 2), 1: random(testChunk, 3)})
-	commit(t, gold, change{0: random(testChunk, 4), 200: random(testChunk, 5)})
-	commit(t, parcelOf("bob", "a"), change{7: random(testChunk, 6)})
+	storetest.Commit(t, gold, storetest.Change{0: storetest.Random(storetest.Chunk, 2), 1: storetest.Random(storetest.Chunk, 3)})
+	storetest.Commit(t, gold, storetest.Change{0: storetest.Random(storetest.Chunk, 4), 200: storetest.Random(storetest.Chunk, 5)})
+	storetest.Commit(t, parcelOf("bob", "a"), storetest.Change{7: storetest.Random(storetest.Chunk, 6)})
 	// Only alice's two have this.
 	if _, err := s.Copy(ctx, "alice", "gold", "alice", "newer"); err != nil {
 		t.Fatal(err)
 	}
-	parcels, sums := disk(t, s, DiskOptions{})
+	parcels, sums := disk(t, s, store.DiskOptions{})
 	for name, d := range parcels {
 		p := parcelOf(d.User, d.Parcel)
-		if got, want := d.Unique+d.Own+d.Shared, realDu(t, p.hdk()); got != want {
+		if got, want := d.Unique+d.Own+d.Shared, realDu(t, p.HdkDir()); got != want {
 			t.Errorf("%s: %d bytes, du says %d", name, got, want)
 		}
-		if d.Error != nil || d.Garbage != 0 || d.Frees != 0 || int(d.Objects) != len(objectsIn(t, p)) {
+		if d.Error != nil || d.Garbage != 0 || d.Frees != 0 || int(d.Objects) != len(storetest.ObjectsIn(t, p)) {
 			t.Errorf("%s: got %+v", name, d)
 		}
 		// The same alone.
-		one, _ := disk(t, s, DiskOptions{User: d.User, Parcel: d.Parcel})
+		one, _ := disk(t, s, store.DiskOptions{User: d.User, Parcel: d.Parcel})
 		if fmt.Sprint(one[name]) != fmt.Sprint(d) {
 			t.Errorf("%s: among all %+v, alone %+v", name, d, one[name])
 		}
 	}
-	if d := parcels["alice/gold"]; d.Logical != 310*testChunk || d.Data != 101*testChunk || d.Own == 0 || d.Unique == 0 || d.Shared == 0 {
+	if d := parcels["alice/gold"]; d.Logical != 310*storetest.Chunk || d.Data != 101*storetest.Chunk || d.Own == 0 || d.Unique == 0 || d.Shared == 0 {
 		t.Errorf("gold: got %+v", d)
 	}
 	if d := parcels["alice/gold"]; len(d.Versions) != 3 || d.Versions[0].Only != 0 || d.Versions[1].Only == 0 || d.Versions[2].Only != 0 {
@@ -105,7 +107,7 @@ func TestDisk(t *testing.T) {
 	for user, sum := range sums {
 		var rest, all []string
 		for _, u := range []string{"alice", "bob"} {
-			dirs, _ := filepath.Glob(filepath.Join(s.root, "users", u, "isr", "*", "hdk"))
+			dirs, _ := filepath.Glob(filepath.Join(s.Root(), "users", u, "isr", "*", "hdk"))
 			if user == "" || u == user {
 				all = append(all, dirs...)
 			} else {
@@ -130,20 +132,20 @@ func TestDisk(t *testing.T) {
 
 // What a prune is said to free is what it frees, of one parcel and of all.
 func TestDiskFrees(t *testing.T) {
-	s := newStoreInMemory(t)
+	s := storetest.New(t)
 	round := 0
-	fewer(t, 15)
+	storetest.Fewer(t, 15)
 	rapid.Check(t, func(r *rapid.T) {
 		round++
-		var parcels []*Parcel
+		var parcels []*store.Parcel
 		users := []string{"alice", "bob"}
 		for i := range 4 {
 			name := fmt.Sprintf("p%d-%d", round, i)
 			user := users[i%2]
-			var p *Parcel
+			var p *store.Parcel
 			var err error
 			if i == 0 {
-				p, err = s.Create(ctx, user, name, CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk})
+				p, err = s.Create(ctx, user, name, store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk})
 			} else {
 				from := rapid.SampledFrom(parcels).Draw(r, "from")
 				p, err = s.Copy(ctx, from.User(), from.Name(), user, name)
@@ -154,15 +156,15 @@ func TestDiskFrees(t *testing.T) {
 			defer s.DelParcel(user, name, true)
 			parcels = append(parcels, p)
 			for range rapid.IntRange(0, 3).Draw(r, "versions") {
-				c := change{}
+				c := storetest.Change{}
 				for range rapid.IntRange(1, 3).Draw(r, "chunks") {
-					c[rapid.Int64Range(0, 599).Draw(r, "chunk")] = chunkOf(rapid.StringMatching("[a-e]{0,2}").Draw(r, "content"))
+					c[rapid.Int64Range(0, 599).Draw(r, "chunk")] = storetest.ChunkOf(rapid.StringMatching("[a-e]{0,2}").Draw(r, "content"))
 				}
-				commit(t, p, c)
+				storetest.Commit(t, p, c)
 			}
 		}
 		rules := keep.Rules{Last: rapid.IntRange(1, 3).Draw(r, "keep")}
-		dirs := []string{filepath.Join(s.root, "users/alice/isr"), filepath.Join(s.root, "users/bob/isr")}
+		dirs := []string{filepath.Join(s.Root(), "users/alice/isr"), filepath.Join(s.Root(), "users/bob/isr")}
 		objects := func() int64 {
 			var sum int64
 			seen := make(map[uint64]bool)
@@ -181,16 +183,16 @@ func TestDiskFrees(t *testing.T) {
 			}
 			return sum
 		}
-		_, sums := disk(t, s, DiskOptions{Keep: rules})
+		_, sums := disk(t, s, store.DiskOptions{Keep: rules})
 		before, freed := objects(), int64(0)
 		for _, p := range parcels {
-			said, _ := disk(t, s, DiskOptions{User: p.User(), Parcel: p.Name(), Keep: rules})
+			said, _ := disk(t, s, store.DiskOptions{User: p.User(), Parcel: p.Name(), Keep: rules})
 			plan, err := p.Plan(rules)
 			if err != nil {
 				r.Fatal(err)
 			}
 			was := objects()
-			_, c, err := p.Prune(ctx, Prunable(plan))
+			_, c, err := p.Prune(ctx, store.Prunable(plan))
 			if err != nil {
 				r.Fatal(err)
 			}
@@ -208,8 +210,8 @@ func TestDiskFrees(t *testing.T) {
 // Trees in which each block has the same one 256 times, and which name blocks
 // as chunks before they have them as blocks, are walked in no time.
 func TestReachBomb(t *testing.T) {
-	s := newStore(t)
-	p, err := s.Create(ctx, "alice", "bomb", CreateOptions{DiskSize: testChunk << 32, ChunkSize: testChunk})
+	s := storetest.New(t)
+	p, err := s.Create(ctx, "alice", "bomb", store.CreateOptions{DiskSize: storetest.Chunk << 32, ChunkSize: storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +224,7 @@ func TestReachBomb(t *testing.T) {
 	put := func(plain []byte) seal.Ref {
 		ref, sealed, err := sealer.Seal(plain)
 		if err == nil {
-			err = stage(p, ref.Tag, sealed)
+			err = storetest.Stage(p, ref.Tag, sealed)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -237,36 +239,36 @@ func TestReachBomb(t *testing.T) {
 		}
 		return put(b)
 	}
-	refs := []seal.Ref{put(chunkOf("x"))}
+	refs := []seal.Ref{put(storetest.ChunkOf("x"))}
 	for level := range 4 {
 		refs = append(refs, block(byte(level+1), refs[level]))
 	}
 	root, _ := p.Root(ctx, 0)
 	root = root.Clone()
-	first := keyring.NewImage("first", 256*testChunk, testChunk)
+	first := keyring.NewImage("first", 256*storetest.Chunk, storetest.Chunk)
 	first.Ref = block(1, refs...)
 	im, _ := root.Image(keyring.Disk)
 	im.Ref = refs[4]
 	root.Images = []keyring.Image{first, im}
 	keyroot, sealed, err := keyring.SealRoot(sealer, root)
 	if err == nil {
-		err = stage(p, keyroot.Tag, sealed)
+		err = storetest.Stage(p, keyroot.Tag, sealed)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "id"}); v != 2 || err != nil {
+	if v, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "id"}); v != 2 || err != nil {
 		t.Fatalf("commit: %d, %v", v, err)
 	}
-	if c := collect(t, s, GCOptions{})["alice/bomb"]; c.Error != nil || c.Objects > 0 {
+	if c := collect(t, s, store.GCOptions{})["alice/bomb"]; c.Error != nil || c.Objects > 0 {
 		t.Errorf("gc: %+v", c)
 	}
-	parcels, _ := disk(t, s, DiskOptions{})
-	if d := parcels["alice/bomb"]; d.Error != nil || d.Data != testChunk<<32+256*testChunk || d.Garbage != 0 {
+	parcels, _ := disk(t, s, store.DiskOptions{})
+	if d := parcels["alice/bomb"]; d.Error != nil || d.Data != storetest.Chunk<<32+256*storetest.Chunk || d.Garbage != 0 {
 		t.Errorf("du: %+v", d)
 	}
 	if _, err := s.Fork(ctx, "alice", "bomb", 2, "fork", "", "h", "id"); err != nil {
 		t.Errorf("fork: %v", err)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }

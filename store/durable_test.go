@@ -1,7 +1,6 @@
-package store
+package store_test
 
 import (
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
 // A power cut takes what no fsync covered. TestPowerCut reads the system calls
@@ -18,17 +20,13 @@ func TestPowerCut(t *testing.T) {
 	if out, err := exec.Command("strace", "-f", "true").CombinedOutput(); err != nil {
 		t.Skipf("strace does not work here: %v: %.100s", err, out)
 	}
-	trace := func(t *testing.T, c crash) []event {
+	trace := func(t *testing.T, c storetest.Crash) []event {
 		t.Helper()
 		c.Step = -1
-		arg, err := json.Marshal(c)
-		if err != nil {
-			t.Fatal(err)
-		}
 		log := filepath.Join(t.TempDir(), "trace")
 		cmd := exec.Command("strace", "-f", "-y", "-o", log, "-e",
 			"trace=openat,write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,linkat,symlink,symlinkat,mkdir,mkdirat,unlink,unlinkat", os.Args[0])
-		cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(arg))
+		cmd.Env = append(os.Environ(), c.Env(t))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -39,15 +37,15 @@ func TestPowerCut(t *testing.T) {
 		return parseTrace(t, string(p), c.Root)
 	}
 	t.Run("commit", func(t *testing.T) {
-		s := newStore(t)
-		p := newParcel(t, s)
-		c := crash{Op: "commit", Root: s.root, Request: holding(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})}
+		s := storetest.NewOnDisk(t)
+		p := storetest.NewParcel(t, s)
+		c := storetest.Crash{Op: "commit", Root: s.Root(), Request: storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})}
 		events := trace(t, c)
 		moved := 0
 		for i, e := range events {
 			// What is renamed into hdk was synced after the last write to it; it
 			// was staged by another process, so any sync in this one will do.
-			if e.op == "rename" && strings.HasPrefix(e.path, p.hdk()+"/") {
+			if e.op == "rename" && strings.HasPrefix(e.path, p.HdkDir()+"/") {
 				moved++
 				if !slices.ContainsFunc(events[:i], func(e event) bool { return e.op == "syncfs" }) {
 					t.Errorf("%s is visible before it was synced", e.path)
@@ -57,46 +55,46 @@ func TestPowerCut(t *testing.T) {
 		if moved != 6 {
 			t.Errorf("%d objects were moved, want 6", moved)
 		}
-		wantPublished(t, events, filepath.Join(p.lock, configFile))
+		wantPublished(t, events, filepath.Join(p.LockDir(), tree.ConfigFile))
 	})
 	t.Run("create", func(t *testing.T) {
-		s := newStore(t)
-		wantPublished(t, trace(t, crash{Op: "create", Root: s.root}), filepath.Join(s.userAt("alice").parcel("new").lock, configFile))
+		s := storetest.NewOnDisk(t)
+		wantPublished(t, trace(t, storetest.Crash{Op: "create", Root: s.Root()}), filepath.Join(s.UserAt("alice").At("new").LockDir(), tree.ConfigFile))
 	})
 	t.Run("copy", func(t *testing.T) {
-		s := newStore(t)
-		newParcel(t, s)
-		wantPublished(t, trace(t, crash{Op: "copy", Root: s.root}), filepath.Join(s.userAt("bob").parcel("new").lock, configFile))
+		s := storetest.NewOnDisk(t)
+		storetest.NewParcel(t, s)
+		wantPublished(t, trace(t, storetest.Crash{Op: "copy", Root: s.Root()}), filepath.Join(s.UserAt("bob").At("new").LockDir(), tree.ConfigFile))
 	})
 	t.Run("import", func(t *testing.T) {
-		s := newStore(t)
+		s := storetest.NewOnDisk(t)
 		image := filepath.Join(t.TempDir(), "image")
-		if err := os.WriteFile(image, random(20*testChunk, 3), 0o600); err != nil {
+		if err := os.WriteFile(image, storetest.Random(20*storetest.Chunk, 3), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		wantPublished(t, trace(t, crash{Op: "import", Root: s.root, Image: image}), filepath.Join(s.userAt("alice").parcel("new").lock, configFile))
+		wantPublished(t, trace(t, storetest.Crash{Op: "import", Root: s.Root(), Image: image}), filepath.Join(s.UserAt("alice").At("new").LockDir(), tree.ConfigFile))
 	})
 	t.Run("prune", func(t *testing.T) {
-		s := newStore(t)
-		p := newParcel(t, s)
+		s := storetest.NewOnDisk(t)
+		p := storetest.NewParcel(t, s)
 		for n := range 3 {
-			commit(t, p, change{1: random(testChunk, uint64(n))})
+			storetest.Commit(t, p, storetest.Change{1: storetest.Random(storetest.Chunk, uint64(n))})
 		}
-		events := trace(t, crash{Op: "prune", Root: s.root})
+		events := trace(t, storetest.Crash{Op: "prune", Root: s.Root()})
 		removed := 0
 		for i, e := range events {
-			if e.op != "unlink" || !strings.HasPrefix(e.path, p.hdk()) && filepath.Dir(e.path) != p.lock+"/keys" {
+			if e.op != "unlink" || !strings.HasPrefix(e.path, p.HdkDir()) && filepath.Dir(e.path) != p.LockDir()+"/keys" {
 				continue
 			}
 			removed++
 			// Objects go when the records are gone for good, records when the
 			// directories are.
 			for j, before := range events[:i] {
-				dir := p.content
+				dir := p.ContentDir()
 				switch {
-				case before.op == "rename" && filepath.Dir(before.path) == p.content:
-				case before.op == "unlink" && filepath.Dir(before.path) == p.lock+"/keys" && strings.HasPrefix(e.path, p.hdk()):
-					dir = p.lock + "/keys"
+				case before.op == "rename" && filepath.Dir(before.path) == p.ContentDir():
+				case before.op == "unlink" && filepath.Dir(before.path) == p.LockDir()+"/keys" && strings.HasPrefix(e.path, p.HdkDir()):
+					dir = p.LockDir() + "/keys"
 				default:
 					continue
 				}
@@ -111,24 +109,24 @@ func TestPowerCut(t *testing.T) {
 	})
 	for op, user := range map[string]string{"rename": "alice", "give": "bob"} {
 		t.Run(op, func(t *testing.T) {
-			s := newStore(t)
-			newParcel(t, s)
+			s := storetest.NewOnDisk(t)
+			storetest.NewParcel(t, s)
 			// Each of the three when those before are durable.
-			events, p := trace(t, crash{Op: op, Root: s.root}), s.userAt(user).parcel("new")
-			for _, path := range []string{p.lock, p.content, filepath.Join(p.lock, configFile)} {
+			events, p := trace(t, storetest.Crash{Op: op, Root: s.Root()}), s.UserAt(user).At("new")
+			for _, path := range []string{p.LockDir(), p.ContentDir(), filepath.Join(p.LockDir(), tree.ConfigFile)} {
 				wantPublished(t, events, path)
 			}
 		})
 	}
 	t.Run("tag", func(t *testing.T) {
-		s := newStore(t)
-		p := newParcel(t, s)
-		wantPublished(t, trace(t, crash{Op: "tag", Root: s.root}), p.versionFile(1))
+		s := storetest.NewOnDisk(t)
+		p := storetest.NewParcel(t, s)
+		wantPublished(t, trace(t, storetest.Crash{Op: "tag", Root: s.Root()}), p.VersionFile(1))
 	})
 	t.Run("acquire", func(t *testing.T) {
-		s := newStore(t)
-		p := newParcel(t, s)
-		wantPublished(t, trace(t, crash{Op: "acquire", Root: s.root}), filepath.Join(p.lock, nonceFile))
+		s := storetest.NewOnDisk(t)
+		p := storetest.NewParcel(t, s)
+		wantPublished(t, trace(t, storetest.Crash{Op: "acquire", Root: s.Root()}), filepath.Join(p.LockDir(), tree.NonceFile))
 	})
 }
 
@@ -270,7 +268,7 @@ func parseTrace(t *testing.T, log, root string) []event {
 			}
 			e.path, e.from = names[len(names)-1], names[0]
 		}
-		if !strings.HasPrefix(e.path, root) || filepath.Base(e.path) == flockFile {
+		if !strings.HasPrefix(e.path, root) || filepath.Base(e.path) == tree.FlockFile {
 			continue
 		}
 		events = append(events, e)

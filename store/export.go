@@ -13,6 +13,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Export writes the disk of version v, 0 for the head, into the regular file
@@ -26,12 +27,12 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 		if err == nil {
 			err = &fs.PathError{Op: "export", Path: w.Name(), Err: fs.ErrInvalid}
 		}
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	// To nothing first, so that what is not written is a hole.
 	for _, size := range []int64{0, im.Size} {
 		if err := w.Truncate(size); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	chunk := int64(im.ChunkSize)
@@ -39,7 +40,7 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 	var mu sync.Mutex
 	var farthest int64
 	var walkErr error
-	err = parallel(ctx, runtime.GOMAXPROCS(0), p.chunks(ctx, sealer, im, &walkErr), func(ctx context.Context, n int64, ref seal.Ref) error {
+	err = tree.Parallel(ctx, runtime.GOMAXPROCS(0), p.chunks(ctx, sealer, im, &walkErr), func(ctx context.Context, n int64, ref seal.Ref) error {
 		sealed, err := p.Get(ctx, ref.Tag)
 		if err != nil {
 			return err
@@ -66,7 +67,7 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 		err = w.Sync()
 	}
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	if progress != nil {
 		progress(im.Size, im.Size)
@@ -106,42 +107,42 @@ func (p *Parcel) Stream(ctx context.Context, w io.Writer, v int, progress func(d
 	var walkErr error
 	for n, ref := range p.chunks(ctx, sealer, im, &walkErr) {
 		if err := upTo(n * chunk); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		sealed, err := p.Get(ctx, ref.Tag)
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		plain, err := sealer.Unseal(ref, sealed, im.ChunkSize)
 		if err != nil {
-			return p.wrap(fmt.Errorf("chunk %d: %w", n, err))
+			return p.Wrap(fmt.Errorf("chunk %d: %w", n, err))
 		}
 		if err := write(plain); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	if walkErr != nil {
-		return p.wrap(walkErr)
+		return p.Wrap(walkErr)
 	}
 	if err := upTo(im.Size); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	return nil
 }
 
 // disk is the disk of version v, 0 for the head.
 func (p *Parcel) disk(ctx context.Context, v int) (*parcel.Config, keyring.Image, error) {
-	rec, cfg, err := p.published(v)
+	rec, cfg, err := p.Published(v)
 	if err != nil {
 		return nil, keyring.Image{}, err
 	}
-	root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
+	root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot)
 	if err != nil {
 		return nil, keyring.Image{}, err
 	}
 	im, ok := root.Image(keyring.Disk)
 	if !ok {
-		return nil, im, p.errorf(parcel.Damaged, "version %d: root block names no disk", rec.Version)
+		return nil, im, p.Errorf(parcel.Damaged, "version %d: root block names no disk", rec.Version)
 	}
 	return cfg, im, nil
 }

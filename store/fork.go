@@ -23,7 +23,7 @@ func (s *Store) Fork(ctx context.Context, userName, from string, v int, name, co
 		return nil, err
 	}
 	if acquisition == "" || acquisition != parcel.Clean(acquisition) || v < 1 {
-		return nil, p.errorf(parcel.Usage, "fork without version or a printable acquisition id")
+		return nil, p.Errorf(parcel.Usage, "fork without version or a printable acquisition id")
 	}
 	fill := copied(p, CopyOptions{Version: v})
 	made, err := s.create(ctx, userName, name, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
@@ -36,8 +36,8 @@ func (s *Store) Fork(ctx context.Context, userName, from string, v int, name, co
 	})
 	if errors.Is(err, parcel.ErrExists) {
 		// Perhaps by this very call, whose answer was lost.
-		q := p.user.parcel(name)
-		if rec, rerr := q.version(1); rerr == nil && rec.commit == acquisition {
+		q := p.user.At(name)
+		if rec, rerr := q.Record(1); rerr == nil && rec.Commit == acquisition {
 			made, err = q, nil
 		}
 	}

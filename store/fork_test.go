@@ -1,19 +1,21 @@
-package store
+package store_test
 
 import (
 	"errors"
 	"testing"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
 )
 
 // A fork is another parcel of an old version, held at once; asked again, it is
 // the same one.
 func TestFork(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("one")})
-	commit(t, p, change{1: chunkOf("two")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two")})
 	fork := func(v int, name, acquisition string) (*parcel.Lock, error) {
 		return s.Fork(ctx, "alice", "winxp", v, name, "saved from\nwinxp", "desk", acquisition)
 	}
@@ -29,7 +31,7 @@ func TestFork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantChunk(t, q, 0, 1, "one")
+	storetest.WantChunk(t, q, 0, 1, "one")
 	cfg, err := q.Config()
 	if err != nil {
 		t.Fatal(err)
@@ -70,8 +72,8 @@ func TestFork(t *testing.T) {
 	if err := s.DelParcel("alice", "winxp", true); err != nil {
 		t.Fatal(err)
 	}
-	wantChunk(t, q, 0, 1, "one")
-	sum, err := s.Check(ctx, CheckOptions{Content: true}, func(p Problem) { t.Log(p) })
+	storetest.WantChunk(t, q, 0, 1, "one")
+	sum, err := s.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) { t.Log(p) })
 	if err != nil || sum.Errors > 0 {
 		t.Errorf("check: %+v, %v", sum, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // GCOptions choose what GC collects.
@@ -55,13 +56,13 @@ func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) err
 	each := func(yield func(*Parcel, struct{}) bool) {
 		for _, u := range users {
 			for _, name := range u.parcels {
-				if !yield(u.parcel(name), struct{}{}) {
+				if !yield(u.At(name), struct{}{}) {
 					return
 				}
 			}
 		}
 	}
-	return parallel(ctx, runtime.GOMAXPROCS(0), each, func(ctx context.Context, p *Parcel, _ struct{}) error {
+	return tree.Parallel(ctx, runtime.GOMAXPROCS(0), each, func(ctx context.Context, p *Parcel, _ struct{}) error {
 		c, err := g.parcel(ctx, p)
 		switch {
 		case ctx.Err() != nil:
@@ -79,7 +80,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) err
 
 // selection is a user and some of her parcels.
 type selection struct {
-	user
+	User
 	parcels []string
 }
 
@@ -94,7 +95,7 @@ func (s *Store) selected(userName, name string) ([]selection, error) {
 	}
 	var all []selection
 	for _, n := range users {
-		u, err := s.user(n)
+		u, err := s.User(n)
 		if err != nil {
 			return nil, err
 		}
@@ -114,20 +115,20 @@ func (s *Store) selected(userName, name string) ([]selection, error) {
 // clearLeftovers removes half-made and half-removed parcels, and what killed
 // processes left beside parcels and users.
 func (s *Store) clearLeftovers(users []selection) error {
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	removeTemps(filepath.Join(s.root, usersDir))
+	tree.RemoveTemps(filepath.Join(s.root, tree.UsersDir))
 	for _, u := range users {
-		removeTemps(u.lockRoot)
-		names, err := subdirs(u.lockRoot)
+		tree.RemoveTemps(u.LockRoot)
+		names, err := tree.Subdirs(u.LockRoot)
 		if err != nil {
 			return err
 		}
 		for _, n := range names {
-			if p := u.parcel(n); p.unfinished() {
+			if p := u.At(n); p.Unfinished() {
 				// An import that was killed may be gone on with.
 				unlock, err := p.clearUnfinished(true)
 				if err != nil && !errors.Is(err, parcel.ErrBusy) {
@@ -155,8 +156,8 @@ type collector struct {
 var sweepBatch = 4096
 
 func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
-	c := Collected{User: p.user.name, Parcel: p.name}
-	content, err := p.openContent()
+	c := Collected{User: p.user.Name, Parcel: p.name}
+	content, err := p.OpenContent()
 	if err != nil {
 		return c, err
 	}
@@ -173,7 +174,7 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 	}
 	list, bare, err := unreached(content, r)
 	if err != nil {
-		return c, p.wrap(err)
+		return c, p.Wrap(err)
 	}
 	if g.dry {
 		if err := errors.Join(rerr, p.keyrootsMissing(content, cfg)); err != nil {
@@ -187,7 +188,7 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 	for first := true; first || len(list) > 0; first = false {
 		batch := list[:min(len(list), sweepBatch)]
 		list = list[len(batch):]
-		err := p.exclusive(func() error {
+		err := p.Exclusive(func() error {
 			if first {
 				if err := p.tidy(ctx, content, r); err != nil {
 					return err
@@ -202,25 +203,25 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 	if len(bare) == 0 {
 		return c, nil
 	}
-	return c, p.exclusive(func() error { return removeEmpty(content, bare) })
+	return c, p.Exclusive(func() error { return removeEmpty(content, bare) })
 }
 
 // unreached lists the objects that r has not, and the directories of hdk that
 // have no others.
 func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err error) {
-	hdk, dirs, err := objectDirs(content)
+	hdk, dirs, err := tree.ObjectDirs(content)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer hdk.Close()
 	for _, ab := range dirs {
-		d, err := openObjects(hdk, ab)
+		d, err := tree.OpenObjects(hdk, ab)
 		if err != nil {
 			return nil, nil, err
 		}
-		d.close()
+		d.Close()
 		reached := false
-		for _, tag := range d.tags {
+		for _, tag := range d.Tags {
 			if r.has(tag) {
 				reached = true
 			} else {
@@ -252,7 +253,7 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 	}
 	// No power cut may bring back the record of a version whose objects went.
 	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, tag := range batch {
 		if err := ctx.Err(); err != nil {
@@ -261,9 +262,9 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 		if r.has(tag) {
 			continue
 		}
-		step("sweep")
+		tree.Step("sweep")
 		if err := g.remove(c, content, tag); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	return nil
@@ -271,7 +272,7 @@ func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content 
 
 // remove removes an object.
 func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag) error {
-	name := filepath.Join("hdk", objectName(tag))
+	name := filepath.Join("hdk", tree.ObjectName(tag))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	fi, err := content.Lstat(name)
@@ -293,7 +294,7 @@ func (g *collector) remove(c *Collected, content *os.Root, tag seal.Tag) error {
 
 // count is remove in a dry run.
 func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
-	fi, err := content.Lstat(filepath.Join("hdk", objectName(tag)))
+	fi, err := content.Lstat(filepath.Join("hdk", tree.ObjectName(tag)))
 	if err != nil || fi.IsDir() {
 		return
 	}
@@ -314,21 +315,21 @@ func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
 // keyrootsMissing is an error if a version's directory is there and its record
 // is not: it may be all that is left of a version whose keyroot was lost.
 func (p *Parcel) keyrootsMissing(content *os.Root, cfg *parcel.Config) error {
-	if _, _, err := p.published(0); err != nil {
+	if _, _, err := p.Published(0); err != nil {
 		return err
 	}
-	entries, err := readDir(content, ".")
+	entries, err := tree.ReadDir(content, ".")
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, e := range entries {
 		v, ok := parcel.ParseVersionDir(e.Name())
 		if !ok || v > cfg.Version {
 			continue
 		}
-		if _, err := os.Lstat(p.versionFile(v)); errors.Is(err, fs.ErrNotExist) {
-			return p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).
-				WithHint("restore %s from a backup; if the version is to go, remove %s", p.versionFile(v), p.versionDir(v))
+		if _, err := os.Lstat(p.VersionFile(v)); errors.Is(err, fs.ErrNotExist) {
+			return p.Errorf(parcel.Damaged, "version %d: its keyroot is missing", v).
+				WithHint("restore %s from a backup; if the version is to go, remove %s", p.VersionFile(v), p.VersionDir(v))
 		}
 	}
 	return nil
@@ -337,32 +338,32 @@ func (p *Parcel) keyrootsMissing(content *os.Root, cfg *parcel.Config) error {
 // tidy removes what killed processes left in a parcel, and makes what is
 // derived. The caller has the flock.
 func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
-	if p.unfinished() {
-		return p.errAbsent()
+	if p.Unfinished() {
+		return p.ErrAbsent()
 	}
-	head, cfg, err := p.published(0)
+	head, cfg, err := p.Published(0)
 	if err != nil {
 		return err
 	}
 	p.repair(cfg, head)
 	if lock, err := p.held(); lock == nil && err == nil {
 		// A directory may be one of a repair at work, which needs no lock.
-		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !isTemp(e.Name()) })
+		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !tree.IsTemp(e.Name()) })
 	}
-	recorded, err := p.recorded()
+	recorded, err := p.Recorded()
 	if err != nil {
 		return err
 	}
-	entries, err := readDir(content, ".")
+	entries, err := tree.ReadDir(content, ".")
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, e := range entries {
 		// Of a commit that was killed before it wrote its record.
 		if v, ok := parcel.ParseVersionDir(e.Name()); ok && v > cfg.Version && !slices.Contains(recorded, v) {
-			step("directory")
+			tree.Step("directory")
 			if err := content.RemoveAll(e.Name()); err != nil {
-				return p.wrap(err)
+				return p.Wrap(err)
 			}
 		}
 	}
@@ -374,9 +375,9 @@ func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
 			continue
 		}
 		// Of a prune that was killed: the version is there, whole.
-		if rec, err := p.version(v); err == nil {
-			if root, err := p.openRoot(ctx, p, cfg, rec.keyroot); err == nil {
-				step("directory")
+		if rec, err := p.Record(v); err == nil {
+			if root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot); err == nil {
+				tree.Step("directory")
 				p.writeVersionDir(rec, root)
 			}
 		}

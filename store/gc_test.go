@@ -1,9 +1,8 @@
-package store
+package store_test
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -16,115 +15,66 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
 // collect is GC of all; errors of parcels are in the results.
-func collect(t testing.TB, s *Store, o GCOptions) map[string]Collected {
+func collect(t testing.TB, s *store.Store, o store.GCOptions) map[string]store.Collected {
 	t.Helper()
-	got := make(map[string]Collected)
-	if err := s.GC(ctx, o, func(c Collected) { got[c.User+"/"+c.Parcel] = c }); err != nil {
+	got := make(map[string]store.Collected)
+	if err := s.GC(ctx, o, func(c store.Collected) { got[c.User+"/"+c.Parcel] = c }); err != nil {
 		t.Fatalf("gc: %v", err)
 	}
 	return got
 }
 
-// objectsIn are the names of the files in hdk.
-func objectsIn(t testing.TB, p *Parcel) []string {
-	t.Helper()
-	names, err := filepath.Glob(filepath.Join(p.hdk(), "??", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range names {
-		names[i] = filepath.Base(names[i])
-	}
-	slices.Sort(names)
-	return names
-}
-
-// reachable is what the versions of p lead to, found another way than GC does.
-func reachable(t testing.TB, p *Parcel) []string {
-	t.Helper()
-	cfg, err := p.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	infos, err := p.Versions(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := make(map[string]bool)
-	for _, v := range infos {
-		keyroot, err := p.Keyroot(v.Version)
-		if err != nil {
-			t.Fatal(err)
-		}
-		root, err := p.Root(ctx, v.Version)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seen[keyroot.Tag.String()] = true
-		if !root.Cfg.IsNil() {
-			seen[root.Cfg.Tag.String()] = true
-		}
-		for _, im := range root.Images {
-			err := keyring.Walk(ctx, cfg.Sealer(), p, im, func(_ int, _ int64, ref seal.Ref) error {
-				seen[ref.Tag.String()] = true
-				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(seen))
-}
-
 func TestGC(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{0: chunkOf("two"), 300: chunkOf("shared")})
-	commit(t, p, change{0: chunkOf("three")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{0: storetest.ChunkOf("two"), 300: storetest.ChunkOf("shared")})
+	storetest.Commit(t, p, storetest.Change{0: storetest.ChunkOf("three")})
 	if _, err := s.Copy(ctx, "alice", "winxp", "bob", "his"); err != nil {
 		t.Fatal(err)
 	}
 	his, _ := s.Parcel("bob", "his")
-	before := objectsIn(t, p)
-	if got := collect(t, s, GCOptions{}); got["alice/winxp"].Objects != 0 || len(objectsIn(t, p)) != len(before) {
+	before := storetest.ObjectsIn(t, p)
+	if got := collect(t, s, store.GCOptions{}); got["alice/winxp"].Objects != 0 || len(storetest.ObjectsIn(t, p)) != len(before) {
 		t.Errorf("nothing to collect: got %+v", got)
 	}
 	// As by hand: the directory, then the record.
 	for _, v := range []int{1, 2} {
-		os.RemoveAll(p.versionDir(v))
-		os.Remove(p.versionFile(v))
+		os.RemoveAll(p.VersionDir(v))
+		os.Remove(p.VersionFile(v))
 	}
-	dry := collect(t, s, GCOptions{DryRun: true})
-	if len(objectsIn(t, p)) != len(before) {
+	dry := collect(t, s, store.GCOptions{DryRun: true})
+	if len(storetest.ObjectsIn(t, p)) != len(before) {
 		t.Error("a dry run removed something")
 	}
-	got := collect(t, s, GCOptions{User: "alice", Parcel: "winxp"})
+	got := collect(t, s, store.GCOptions{User: "alice", Parcel: "winxp"})
 	if c := got["alice/winxp"]; c.Objects == 0 || c.Freed == 0 || c != dry["alice/winxp"] || len(got) != 1 {
 		t.Errorf("got %+v, dry run %+v", got, dry)
 	}
-	if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
-		t.Errorf("got %d objects, want %d", len(objectsIn(t, p)), len(reachable(t, p)))
+	if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
+		t.Errorf("got %d objects, want %d", len(storetest.ObjectsIn(t, p)), len(storetest.Reachable(t, p)))
 	}
-	wantChunk(t, p, 3, 0, "three")
-	wantChunk(t, p, 3, 300, "shared")
-	wantChunk(t, his, 1, 300, "shared")
-	for _, problem := range wantSound(t, s) {
+	storetest.WantChunk(t, p, 3, 0, "three")
+	storetest.WantChunk(t, p, 3, 300, "shared")
+	storetest.WantChunk(t, his, 1, 300, "shared")
+	for _, problem := range storetest.WantSound(t, s) {
 		t.Errorf("left: %s", problem)
 	}
 	// An object that another parcel has is no room made.
 	if err := s.DelParcel("bob", "his", false); err != nil {
 		t.Fatal(err)
 	}
-	for _, o := range []GCOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "../x"}} {
-		if err := s.GC(ctx, o, func(Collected) {}); err == nil {
+	for _, o := range []store.GCOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "../x"}} {
+		if err := s.GC(ctx, o, func(store.Collected) {}); err == nil {
 			t.Errorf("%+v: no error", o)
 		}
 	}
@@ -133,28 +83,28 @@ func TestGC(t *testing.T) {
 // Who was told that the parcel has an object may refer to it, whatever was
 // collected since.
 func TestGCOfHeldParcel(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{5: chunkOf("once")})
-	commit(t, p, change{5: chunkOf("")})
-	os.RemoveAll(p.versionDir(2))
-	os.Remove(p.versionFile(2))
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("once")})
+	storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("")})
+	os.RemoveAll(p.VersionDir(2))
+	os.Remove(p.VersionFile(2))
 	l, err := p.Acquire("alice", "h", "id")
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg, _ := p.Config()
-	ref, sealedOnce, err := cfg.Sealer().Seal(chunkOf("once"))
+	ref, sealedOnce, err := cfg.Sealer().Seal(storetest.ChunkOf("once"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if has, err := p.Has(ref.Tag); !has || err != nil {
 		t.Fatalf("has: %v, %v", has, err)
 	}
-	if c := collect(t, s, GCOptions{})["alice/winxp"]; c.Objects == 0 || c.Freed == 0 {
+	if c := collect(t, s, store.GCOptions{})["alice/winxp"]; c.Objects == 0 || c.Freed == 0 {
 		t.Errorf("got %+v", c)
 	}
-	if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
+	if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
 		t.Error("hdk has what no version needs")
 	}
 	// The version of it, without putting the chunk again: it must be put.
@@ -165,7 +115,7 @@ func TestGCOfHeldParcel(t *testing.T) {
 	im, _ := root.Image(keyring.Disk)
 	tree := keyring.NewTree(cfg.Sealer(), im, p)
 	tree.Set(5, ref)
-	if im, err = tree.Flush(ctx, &stager{p: p}); err != nil {
+	if im, err = tree.Flush(ctx, &storetest.Stager{Parcel: p}); err != nil {
 		t.Fatal(err)
 	}
 	root = root.Clone()
@@ -174,90 +124,93 @@ func TestGCOfHeldParcel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stage(p, keyroot.Tag, sealed); err != nil {
+	if err := storetest.Stage(p, keyroot.Tag, sealed); err != nil {
 		t.Fatal(err)
 	}
-	req := CommitRequest{Nonce: l.Nonce, Parent: 3, Keyroot: keyroot, ID: "id"}
+	req := store.CommitRequest{Nonce: l.Nonce, Parent: 3, Keyroot: keyroot, ID: "id"}
 	if v, err := p.Commit(ctx, req); !errors.Is(err, parcel.ErrNoObject) {
 		t.Fatalf("commit without an object that was collected: %d, %v", v, err)
 	}
-	if err := stage(p, ref.Tag, sealedOnce); err != nil {
+	if err := storetest.Stage(p, ref.Tag, sealedOnce); err != nil {
 		t.Fatal(err)
 	}
 	v, err := p.Commit(ctx, req)
 	if v != 4 || err != nil {
 		t.Fatalf("commit: %d, %v", v, err)
 	}
-	wantChunk(t, p, 4, 5, "once")
+	storetest.WantChunk(t, p, 4, 5, "once")
 	if _, err := p.Release(l.Nonce, false); err != nil {
 		t.Fatal(err)
 	}
 	// What waits of a parcel that was put without a lock goes too.
-	if err := stage(p, ref.Tag, []byte("x")); err == nil {
+	if err := storetest.Stage(p, ref.Tag, []byte("x")); err == nil {
 		t.Error("a damaged object was staged")
 	}
-	os.WriteFile(filepath.Join(p.staging(), ".tmp-x"), nil, 0o600)
-	collect(t, s, GCOptions{})
-	if left, _ := os.ReadDir(p.staging()); len(left) > 0 {
+	os.WriteFile(filepath.Join(p.StagingDir(), ".tmp-x"), nil, 0o600)
+	collect(t, s, store.GCOptions{})
+	if left, _ := os.ReadDir(p.StagingDir()); len(left) > 0 {
 		t.Errorf("staging of a free parcel: %v", left)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 // A parcel that is not whole is left alone, the others are not.
 func TestGCOfDamage(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{5: chunkOf("old"), 700: chunkOf("kept")})
-	commit(t, p, change{5: chunkOf("new")})
-	gold, err := s.Create(ctx, "bob", "other", CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("old"), 700: storetest.ChunkOf("kept")})
+	storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("new")})
+	gold, err := s.Create(ctx, "bob", "other", store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit(t, gold, change{1: chunkOf("x")})
-	commit(t, gold, change{1: chunkOf("y")})
-	garbage := func(p *Parcel) {
-		os.RemoveAll(p.versionDir(2))
-		os.Remove(p.versionFile(2))
+	storetest.Commit(t, gold, storetest.Change{1: storetest.ChunkOf("x")})
+	storetest.Commit(t, gold, storetest.Change{1: storetest.ChunkOf("y")})
+	garbage := func(p *store.Parcel) {
+		os.RemoveAll(p.VersionDir(2))
+		os.Remove(p.VersionFile(2))
 	}
 	spoil := map[string]func() (restore func()){
 		"block": func() func() {
 			root, _ := p.Root(ctx, 3)
 			im, _ := root.Image(keyring.Disk)
-			return moved(t, filepath.Join(p.hdk(), objectName(im.Ref.Tag)))
+			return moved(t, filepath.Join(p.HdkDir(), tree.ObjectName(im.Ref.Tag)))
 		},
-		"root":    func() func() { k, _ := p.Keyroot(1); return moved(t, filepath.Join(p.hdk(), objectName(k.Tag))) },
-		"keyroot": func() func() { return moved(t, p.versionFile(1)) },
-		"head":    func() func() { return moved(t, p.versionFile(3)) },
-		"config":  func() func() { return moved(t, filepath.Join(p.lock, configFile)) },
-		"content": func() func() { return moved(t, p.hdk()) },
+		"root": func() func() {
+			k, _ := p.Keyroot(1)
+			return moved(t, filepath.Join(p.HdkDir(), tree.ObjectName(k.Tag)))
+		},
+		"keyroot": func() func() { return moved(t, p.VersionFile(1)) },
+		"head":    func() func() { return moved(t, p.VersionFile(3)) },
+		"config":  func() func() { return moved(t, filepath.Join(p.LockDir(), tree.ConfigFile)) },
+		"content": func() func() { return moved(t, p.HdkDir()) },
 	}
 	garbage(p)
 	for name, f := range spoil {
-		want := objectsIn(t, p)
+		want := storetest.ObjectsIn(t, p)
 		restore := f()
-		for _, o := range []GCOptions{{DryRun: true}, {}} {
+		for _, o := range []store.GCOptions{{DryRun: true}, {}} {
 			c := collect(t, s, o)["alice/winxp"]
 			if kind := parcel.KindOf(c.Error); c.Error == nil || c.Objects > 0 || kind != parcel.Damaged && name != "content" {
 				t.Errorf("%s: got %+v", name, c)
 			}
 		}
 		restore()
-		if !slices.Equal(objectsIn(t, p), want) {
+		if !slices.Equal(storetest.ObjectsIn(t, p), want) {
 			t.Errorf("%s: objects were removed", name)
 		}
 	}
 	garbage(gold)
-	if got := collect(t, s, GCOptions{}); got["bob/other"].Objects == 0 || got["bob/other"].Error != nil || got["alice/winxp"].Objects == 0 {
+	if got := collect(t, s, store.GCOptions{}); got["bob/other"].Objects == 0 || got["bob/other"].Error != nil || got["alice/winxp"].Objects == 0 {
 		t.Errorf("in the end: got %+v", got)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 // moved hides a file until restore.
 func moved(t testing.TB, path string) (restore func()) {
 	t.Helper()
-	aside := filepath.Join(t.TempDir(), "aside")
+	aside := filepath.Join(storetest.TempDir(t), "aside")
 	if err := os.Rename(path, aside); err != nil {
 		t.Fatal(err)
 	}
@@ -270,17 +223,17 @@ func moved(t testing.TB, path string) (restore func()) {
 
 // Links that were planted lead nowhere.
 func TestGCFollowsNoLink(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{5: chunkOf("alice's")})
-	q, err := s.Create(ctx, "bob", "his", CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("alice's")})
+	q, err := s.Create(ctx, "bob", "his", store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit(t, q, change{1: chunkOf("bob's")})
-	his := objectsIn(t, q)
+	storetest.Commit(t, q, storetest.Change{1: storetest.ChunkOf("bob's")})
+	his := storetest.ObjectsIn(t, q)
 	ab := his[0][:2]
-	outside := filepath.Join(t.TempDir(), "outside")
+	outside := filepath.Join(storetest.TempDir(t), "outside")
 	if err := os.MkdirAll(filepath.Join(outside, ab), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -288,88 +241,80 @@ func TestGCFollowsNoLink(t *testing.T) {
 	os.WriteFile(victim, []byte("precious"), 0o600)
 	for name, plant := range map[string]func() (restore func()){
 		"hdk/xx": func() func() {
-			link := filepath.Join(p.hdk(), ab)
+			link := filepath.Join(p.HdkDir(), ab)
 			restore := func() {}
 			if _, err := os.Lstat(link); err == nil {
 				restore = moved(t, link)
 			}
-			os.Symlink(filepath.Join(q.hdk(), ab), link)
+			os.Symlink(filepath.Join(q.HdkDir(), ab), link)
 			return func() { os.Remove(link); restore() }
 		},
 		"hdk": func() func() {
-			restore := moved(t, p.hdk())
-			os.Symlink(q.hdk(), p.hdk())
-			return func() { os.Remove(p.hdk()); restore() }
+			restore := moved(t, p.HdkDir())
+			os.Symlink(q.HdkDir(), p.HdkDir())
+			return func() { os.Remove(p.HdkDir()); restore() }
 		},
 		"hdk, outside": func() func() {
-			restore := moved(t, p.hdk())
-			os.Symlink(outside, p.hdk())
-			return func() { os.Remove(p.hdk()); restore() }
+			restore := moved(t, p.HdkDir())
+			os.Symlink(outside, p.HdkDir())
+			return func() { os.Remove(p.HdkDir()); restore() }
 		},
 		"content": func() func() {
-			restore := moved(t, p.content)
-			os.Symlink(q.content, p.content)
-			return func() { os.Remove(p.content); restore() }
+			restore := moved(t, p.ContentDir())
+			os.Symlink(q.ContentDir(), p.ContentDir())
+			return func() { os.Remove(p.ContentDir()); restore() }
 		},
 		"all content": func() func() {
-			restore := moved(t, p.user.contentRoot)
-			os.Symlink(q.user.contentRoot, p.user.contentRoot)
-			return func() { os.Remove(p.user.contentRoot); restore() }
+			hers, his := filepath.Dir(p.ContentDir()), filepath.Dir(q.ContentDir())
+			restore := moved(t, hers)
+			os.Symlink(his, hers)
+			return func() { os.Remove(hers); restore() }
 		},
 		"object": func() func() {
-			link := filepath.Join(p.hdk(), ab, ab+strings.Repeat("1", 62))
+			link := filepath.Join(p.HdkDir(), ab, ab+strings.Repeat("1", 62))
 			os.Mkdir(filepath.Dir(link), 0o700)
 			os.Symlink(victim, link)
 			return func() { os.Remove(link) }
 		},
 	} {
 		restore := plant()
-		collect(t, s, GCOptions{DryRun: true})
-		collect(t, s, GCOptions{})
-		s.Disk(ctx, DiskOptions{}, func(d Disk) {
+		collect(t, s, store.GCOptions{DryRun: true})
+		collect(t, s, store.GCOptions{})
+		s.Disk(ctx, store.DiskOptions{}, func(d store.Disk) {
 			if d.User == "alice" && (name == "content" || name == "hdk") && d.Objects > 0 {
 				t.Errorf("%s: du counted %d objects", name, d.Objects)
 			}
-		}, func(string, DiskSum) {})
+		}, func(string, store.DiskSum) {})
 		restore()
-		if got := objectsIn(t, q); !slices.Equal(got, his) {
+		if got := storetest.ObjectsIn(t, q); !slices.Equal(got, his) {
 			t.Errorf("%s: bob's objects: got %d, want %d", name, len(got), len(his))
 		}
 		if b, err := os.ReadFile(victim); string(b) != "precious" {
 			t.Fatalf("%s: outside: %v", name, err)
 		}
-		wantChunk(t, p, 2, 5, "alice's")
+		storetest.WantChunk(t, p, 2, 5, "alice's")
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 // smallBatches makes a collection give way to others after every few objects.
 func smallBatches(t *testing.T) {
-	n := sweepBatch
-	sweepBatch = 2
-	t.Cleanup(func() { sweepBatch = n })
-}
-
-// fewer makes rapid run so many checks only, of a test whose checks are long;
-// unless the command line asks for a number.
-func fewer(t *testing.T, n int) {
-	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		f.Value.Set(fmt.Sprint(n))
-		t.Cleanup(func() { f.Value.Set(f.DefValue) })
-	}
+	n := *store.SweepBatch
+	*store.SweepBatch = 2
+	t.Cleanup(func() { *store.SweepBatch = n })
 }
 
 // Commits, prunes, copies and collections in any order: what is left is what
 // is reachable, and every version has what was committed.
 func TestGCModel(t *testing.T) {
-	s := newStoreInMemory(t)
-	fewer(t, 40)
+	s := storetest.New(t)
+	storetest.Fewer(t, 40)
 	smallBatches(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++
 		name := fmt.Sprintf("p%d", round)
-		p, err := s.Create(ctx, "alice", name, CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk})
+		p, err := s.Create(ctx, "alice", name, store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk})
 		if err != nil {
 			r.Fatal(err)
 		}
@@ -392,14 +337,14 @@ func TestGCModel(t *testing.T) {
 					}
 					held = l.Nonce
 				}
-				next, c := maps.Clone(disks[head]), change{}
+				next, c := maps.Clone(disks[head]), storetest.Change{}
 				for range rapid.IntRange(1, 4).Draw(r, "chunks") {
 					n := rapid.SampledFrom([]int64{0, 1, 255, 256, 599}).Draw(r, "chunk")
 					v := rapid.StringMatching("[a-c]{0,2}").Draw(r, "content")
-					c[n], next[n] = chunkOf(v), v
+					c[n], next[n] = storetest.ChunkOf(v), v
 				}
-				keyroot, _ := stageVersion(t, p, c, rapid.SampledFrom([]string{"", "cfg"}).Draw(r, "cfg"))
-				v, err := p.Commit(ctx, CommitRequest{Nonce: held, Parent: head, Keyroot: keyroot, ID: parcel.NewID()})
+				keyroot, _ := storetest.StageVersion(t, p, c, rapid.SampledFrom([]string{"", "cfg"}).Draw(r, "cfg"))
+				v, err := p.Commit(ctx, store.CommitRequest{Nonce: held, Parent: head, Keyroot: keyroot, ID: parcel.NewID()})
 				if err != nil {
 					r.Fatal(err)
 				}
@@ -415,7 +360,7 @@ func TestGCModel(t *testing.T) {
 				if err != nil {
 					r.Fatal(err)
 				}
-				want := Prunable(plan)
+				want := store.Prunable(plan)
 				gone, _, err := p.Prune(ctx, want)
 				if err != nil || !slices.Equal(gone, want) {
 					r.Fatalf("prune: got %v, %v, want %v", gone, err, want)
@@ -426,18 +371,18 @@ func TestGCModel(t *testing.T) {
 			},
 			"staged": func(r *rapid.T) {
 				if held != "" {
-					stageVersion(t, p, change{3: chunkOf("never committed")}, "")
+					storetest.StageVersion(t, p, storetest.Change{3: storetest.ChunkOf("never committed")}, "")
 				}
 			},
 			"gc": func(r *rapid.T) {
-				c := collect(t, s, GCOptions{User: "alice", Parcel: name})["alice/"+name]
+				c := collect(t, s, store.GCOptions{User: "alice", Parcel: name})["alice/"+name]
 				if c.Error != nil {
 					r.Fatal(c.Error)
 				}
-				if got, want := objectsIn(t, p), reachable(t, p); !slices.Equal(got, want) {
+				if got, want := storetest.ObjectsIn(t, p), storetest.Reachable(t, p); !slices.Equal(got, want) {
 					r.Fatalf("objects: got %d, want %d", len(got), len(want))
 				}
-				if again := collect(t, s, GCOptions{User: "alice", Parcel: name})["alice/"+name]; again.Objects > 0 {
+				if again := collect(t, s, store.GCOptions{User: "alice", Parcel: name})["alice/"+name]; again.Objects > 0 {
 					r.Fatalf("again: got %+v", again)
 				}
 			},
@@ -450,14 +395,14 @@ func TestGCModel(t *testing.T) {
 		})
 		for v, disk := range disks {
 			for n, want := range disk {
-				wantChunk(t, p, v, n, want)
+				storetest.WantChunk(t, p, v, n, want)
 			}
 		}
 		if held != "" {
 			release()
 		}
-		sum, err := s.Check(ctx, CheckOptions{User: "alice", Parcel: name, Content: true}, func(p Problem) {
-			if p.Severity == Bad {
+		sum, err := s.Check(ctx, store.CheckOptions{User: "alice", Parcel: name, Content: true}, func(p store.Problem) {
+			if p.Severity == store.Bad {
 				r.Errorf("%s", p)
 			}
 		})
@@ -470,15 +415,15 @@ func TestGCModel(t *testing.T) {
 // While users commit, roll back, copy and read, and administrators prune,
 // processes collect: nothing that any version needs is lost.
 func TestGCRace(t *testing.T) {
-	s := newStoreInMemory(t)
+	s := storetest.New(t)
 	smallBatches(t)
 	const rounds = 9
 	var users, admins sync.WaitGroup
 	stop := make(chan struct{})
-	var parcels []*Parcel
+	var parcels []*store.Parcel
 	disks := make([]map[int]map[int64]string, 3)
 	for i := range disks {
-		p, err := s.Create(ctx, "alice", fmt.Sprint("p", i), CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk})
+		p, err := s.Create(ctx, "alice", fmt.Sprint("p", i), store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -495,25 +440,25 @@ func TestGCRace(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				c := change{}
+				c := storetest.Change{}
 				for k := range int64(4) {
 					// The same contents come and go, so that garbage comes alive again.
 					at, v := (k*97+int64(n*31))%600, fmt.Sprint("content", (n+int(k))%3)
-					c[at], disk[at] = chunkOf(v), v
+					c[at], disk[at] = storetest.ChunkOf(v), v
 				}
 				keyroot, err := lackingOnly(p, c)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				v, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: l.Version, Keyroot: keyroot, ID: fmt.Sprint("id", n)})
+				v, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: l.Version, Keyroot: keyroot, ID: fmt.Sprint("id", n)})
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				all[v] = maps.Clone(disk)
 				for at, want := range disk {
-					wantChunk(t, p, v, at, want)
+					storetest.WantChunk(t, p, v, at, want)
 				}
 				if n%3 == 2 {
 					if _, err := s.Copy(ctx, "alice", p.Name(), "bob", fmt.Sprintf("copy%d-%d", i, n)); err != nil {
@@ -534,7 +479,7 @@ func TestGCRace(t *testing.T) {
 					return
 				default:
 				}
-				if err := s.GC(ctx, GCOptions{}, func(c Collected) {
+				if err := s.GC(ctx, store.GCOptions{}, func(c store.Collected) {
 					if c.Error != nil {
 						t.Errorf("gc: %v", c.Error)
 					}
@@ -543,7 +488,7 @@ func TestGCRace(t *testing.T) {
 				}
 				if plan, err := parcels[n%len(parcels)].Plan(keep.Rules{Last: 2}); err != nil {
 					t.Error(err)
-				} else if _, _, err := parcels[n%len(parcels)].Prune(ctx, Prunable(plan)); err != nil {
+				} else if _, _, err := parcels[n%len(parcels)].Prune(ctx, store.Prunable(plan)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -557,9 +502,9 @@ func TestGCRace(t *testing.T) {
 				return
 			default:
 			}
-			c := crash{Op: "gc", Root: s.root, Step: n % 7}
+			c := storetest.Crash{Op: "gc", Root: s.Root(), Step: n % 7}
 			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), "STORE_TEST_CRASH="+string(c.arg(t)))
+			cmd.Env = append(os.Environ(), c.Env(t))
 			if out, err := cmd.CombinedOutput(); err != nil && !strings.Contains(err.Error(), "killed") {
 				t.Errorf("gc of another process: %v: %s", err, out)
 			}
@@ -575,22 +520,22 @@ func TestGCRace(t *testing.T) {
 		}
 		for _, v := range infos {
 			for n, want := range disks[i][v.Version] {
-				wantChunk(t, p, v.Version, n, want)
+				storetest.WantChunk(t, p, v.Version, n, want)
 			}
 		}
 	}
-	collect(t, s, GCOptions{})
-	wantSound(t, s)
+	collect(t, s, store.GCOptions{})
+	storetest.WantSound(t, s)
 	for _, p := range parcels {
-		if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
+		if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
 			t.Errorf("%s: hdk has what no version needs", p.Name())
 		}
 	}
 }
 
-// lackingOnly is stageVersion as a client does it: asks first what is lacking
+// lackingOnly is StageVersion as a client does it: asks first what is lacking
 // and puts only that.
-func lackingOnly(p *Parcel, c change) (seal.Ref, error) {
+func lackingOnly(p *store.Parcel, c storetest.Change) (seal.Ref, error) {
 	cfg, err := p.Config()
 	if err != nil {
 		return seal.Ref{}, err
@@ -632,7 +577,7 @@ func lackingOnly(p *Parcel, c change) (seal.Ref, error) {
 		}
 	}
 	for _, tag := range lacking {
-		if err := stage(p, tag, made.objects[tag]); err != nil {
+		if err := storetest.Stage(p, tag, made.objects[tag]); err != nil {
 			return keyroot, err
 		}
 	}
@@ -655,36 +600,36 @@ func (k *kept) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
 // What was half made or removed goes, but for an import that can be gone on
 // with; what others are at work on stays.
 func TestGCOfLeftovers(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	u := s.userAt("alice")
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	u := s.UserAt("alice")
 	for name, mark := range map[string]string{"halfmade": "", "imported": "PART:=1\n"} {
-		dir := u.parcel(name).lock
+		dir := u.At(name).LockDir()
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(filepath.Join(dir, unfinishedFile), []byte(mark), 0o600)
+		os.WriteFile(filepath.Join(dir, tree.UnfinishedFile), []byte(mark), 0o600)
 	}
-	for _, dir := range []string{u.lockRoot, filepath.Join(s.root, usersDir), p.lock, p.content} {
+	for _, dir := range []string{u.LockRoot, filepath.Join(s.Root(), tree.UsersDir), p.LockDir(), p.ContentDir()} {
 		os.WriteFile(filepath.Join(dir, ".tmp-left"), nil, 0o600)
 	}
-	busy := u.parcel("busy")
-	os.Mkdir(busy.lock, 0o700)
-	os.WriteFile(filepath.Join(busy.lock, unfinishedFile), nil, 0o600)
-	unlock, err := lockFile(filepath.Join(busy.lock, flockFile), false)
+	busy := u.At("busy")
+	os.Mkdir(busy.LockDir(), 0o700)
+	os.WriteFile(filepath.Join(busy.LockDir(), tree.UnfinishedFile), nil, 0o600)
+	unlock, err := tree.Lock(filepath.Join(busy.LockDir(), tree.FlockFile), false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	os.Mkdir(filepath.Join(p.staging(), ".tmp-repair"), 0o700)
-	os.WriteFile(filepath.Join(p.staging(), ".tmp-upload"), nil, 0o600)
-	if got := collect(t, s, GCOptions{}); len(got) != 1 || got["alice/winxp"].Error != nil {
+	os.Mkdir(filepath.Join(p.StagingDir(), ".tmp-repair"), 0o700)
+	os.WriteFile(filepath.Join(p.StagingDir(), ".tmp-upload"), nil, 0o600)
+	if got := collect(t, s, store.GCOptions{}); len(got) != 1 || got["alice/winxp"].Error != nil {
 		t.Errorf("got %+v", got)
 	}
 	unlock()
-	for path, want := range map[string]bool{u.parcel("halfmade").lock: false, u.parcel("imported").lock: true, busy.lock: true,
-		filepath.Join(u.lockRoot, ".tmp-left"): false, filepath.Join(s.root, usersDir, ".tmp-left"): false,
-		filepath.Join(p.lock, ".tmp-left"): false, filepath.Join(p.content, ".tmp-left"): false,
-		filepath.Join(p.staging(), ".tmp-repair"): true, filepath.Join(p.staging(), ".tmp-upload"): false} {
+	for path, want := range map[string]bool{u.At("halfmade").LockDir(): false, u.At("imported").LockDir(): true, busy.LockDir(): true,
+		filepath.Join(u.LockRoot, ".tmp-left"): false, filepath.Join(s.Root(), tree.UsersDir, ".tmp-left"): false,
+		filepath.Join(p.LockDir(), ".tmp-left"): false, filepath.Join(p.ContentDir(), ".tmp-left"): false,
+		filepath.Join(p.StagingDir(), ".tmp-repair"): true, filepath.Join(p.StagingDir(), ".tmp-upload"): false} {
 		if _, err := os.Lstat(path); (err == nil) != want {
 			t.Errorf("%s: there %v, want %v", path, err == nil, want)
 		}

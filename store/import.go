@@ -19,6 +19,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // noteEvery is how many bytes of a disk are sealed between two notes of how
@@ -59,7 +60,7 @@ func (s *Store) Import(ctx context.Context, userName, name, image string, o Crea
 	}
 	defer unlock()
 	err = p.build(ctx, func(ctx context.Context, b *building) (*parcel.Config, seal.Ref, error) {
-		f, copied, err := disk.Raw(ctx, p.staging(), o.Copying)
+		f, copied, err := disk.Raw(ctx, p.StagingDir(), o.Copying)
 		if err != nil {
 			return nil, seal.Ref{}, err
 		}
@@ -74,7 +75,7 @@ func (s *Store) Import(ctx context.Context, userName, name, image string, o Crea
 	switch {
 	case err == nil:
 		return p, nil
-	case !p.unfinished():
+	case !p.Unfinished():
 	case ctx.Err() != nil && p.noted(c) != seal.Ref{}:
 		err = parcel.NewError(parcel.Interrupted, "parcel %s: the import was interrupted", name).
 			WithHint("the same import goes on from there; parcel delete %s %s removes what there is", userName, name)
@@ -106,10 +107,10 @@ type importing struct {
 func (i *importing) run(ctx context.Context) (seal.Ref, error) {
 	s, im := i.cfg.Sealer(), i.root.Images[0]
 	i.before = i.b.before(ctx, i.cfg, im)
-	tree := keyring.NewTree(s, im, i.b) // of zeros: only what it stored is ever got
+	refs := keyring.NewTree(s, im, i.b) // of zeros: only what it stored is ever got
 	chunk := int64(im.ChunkSize)
 	buffers := sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
-	err := parallel(ctx, runtime.GOMAXPROCS(0), dataChunks(i.file, i.size, chunk), func(ctx context.Context, n int64, err error) error {
+	err := tree.Parallel(ctx, runtime.GOMAXPROCS(0), dataChunks(i.file, i.size, chunk), func(ctx context.Context, n int64, err error) error {
 		if err != nil {
 			return err
 		}
@@ -130,14 +131,14 @@ func (i *importing) run(ctx context.Context) (seal.Ref, error) {
 			if err != nil {
 				return err
 			}
-			tree.Set(n, ref)
+			refs.Set(n, ref)
 		}
-		return i.advance(ctx, tree, min((n+1)*chunk, i.size), chunk)
+		return i.advance(ctx, refs, min((n+1)*chunk, i.size), chunk)
 	})
 	if err != nil {
 		return seal.Ref{}, err
 	}
-	if im, err = tree.Flush(ctx, i.b); err != nil {
+	if im, err = refs.Flush(ctx, i.b); err != nil {
 		return seal.Ref{}, err
 	}
 	if i.progress != nil {
@@ -155,7 +156,7 @@ func (i *importing) run(ctx context.Context) (seal.Ref, error) {
 func (i *importing) put(ctx context.Context, s seal.Sealer, n int64, plain []byte) (seal.Ref, error) {
 	if i.before != nil {
 		ref, err := i.before.Ref(ctx, n)
-		if err == nil && !ref.IsNil() && ref.Key == s.Key(plain) && verifyObject(i.b.path(ref.Tag), ref.Tag) == nil {
+		if err == nil && !ref.IsNil() && ref.Key == s.Key(plain) && tree.VerifyObject(i.b.path(ref.Tag), ref.Tag) == nil {
 			return ref, nil
 		}
 	}
@@ -168,7 +169,7 @@ func (i *importing) put(ctx context.Context, s seal.Sealer, n int64, plain []byt
 
 // advance says how far it is, and notes it for an import that may have to go
 // on from here.
-func (i *importing) advance(ctx context.Context, tree *keyring.Tree, end, chunk int64) error {
+func (i *importing) advance(ctx context.Context, refs *keyring.Tree, end, chunk int64) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.farthest = max(i.farthest, end)
@@ -179,7 +180,7 @@ func (i *importing) advance(ctx context.Context, tree *keyring.Tree, end, chunk 
 		return nil
 	}
 	i.since, i.noted = 0, true
-	im, err := tree.Flush(ctx, i.b)
+	im, err := refs.Flush(ctx, i.b)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (i *importing) advance(ctx context.Context, tree *keyring.Tree, end, chunk 
 	if err != nil {
 		return err
 	}
-	step("note")
+	tree.Step("note")
 	return i.b.p.note(i.cfg, keyroot)
 }
 
@@ -200,12 +201,12 @@ func (p *Parcel) note(c *parcel.Config, keyroot seal.Ref) error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(p.lock, unfinishedFile), text, fileMode)
+	return atomicfile.Write(filepath.Join(p.lock, tree.UnfinishedFile), text, tree.FileMode)
 }
 
 // noted is what note wrote, nil if that was nothing or of another codec.
 func (p *Parcel) noted(c *parcel.Config) seal.Ref {
-	text, err := readOwn(filepath.Join(p.lock, unfinishedFile))
+	text, err := tree.ReadOwn(filepath.Join(p.lock, tree.UnfinishedFile))
 	if err != nil {
 		return seal.Ref{}
 	}
@@ -244,10 +245,10 @@ func (b *building) before(ctx context.Context, c *parcel.Config, im keyring.Imag
 // sweep removes the objects that the version does not need, which notes and a
 // killed import left, and counts the others.
 func (b *building) sweep(ctx context.Context, c *parcel.Config, root *keyring.Root, keyroot seal.Ref) error {
-	need := map[string]bool{objectName(keyroot.Tag): true}
+	need := map[string]bool{tree.ObjectName(keyroot.Tag): true}
 	for _, im := range root.Images {
 		err := keyring.Walk(ctx, c.Sealer(), b, im, func(_ int, _ int64, ref seal.Ref) error {
-			need[objectName(ref.Tag)] = true
+			need[tree.ObjectName(ref.Tag)] = true
 			return nil
 		})
 		if err != nil {

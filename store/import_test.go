@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"bytes"
@@ -10,15 +10,18 @@ import (
 	"strings"
 	"testing"
 
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
 // noteOften has imports note every few chunks how far they are.
 func noteOften(t testing.TB) {
-	old := noteEvery
-	noteEvery = 4 * testChunk
-	t.Cleanup(func() { noteEvery = old })
+	old := *store.NoteEvery
+	*store.NoteEvery = 4 * storetest.Chunk
+	t.Cleanup(func() { *store.NoteEvery = old })
 }
 
 // An import that was interrupted goes on where it was: what it had sealed is
@@ -26,11 +29,11 @@ func noteOften(t testing.TB) {
 // is left.
 func TestImportGoesOn(t *testing.T) {
 	noteOften(t)
-	s := newStoreInMemory(t)
-	const size = 600*testChunk + 100
-	image := writeFile(t, size, map[int64][]byte{0: random(size, 7)})
-	o := CreateOptions{ChunkSize: testChunk, Format: "raw"}
-	interrupted := func(o CreateOptions) error {
+	s := storetest.New(t)
+	const size = 600*storetest.Chunk + 100
+	image := storetest.WriteImage(t, size, map[int64][]byte{0: storetest.Random(size, 7)})
+	o := store.CreateOptions{ChunkSize: storetest.Chunk, Format: "raw"}
+	interrupted := func(o store.CreateOptions) error {
 		cancelled, cancel := context.WithCancel(ctx)
 		defer cancel()
 		o.Progress = func(done, total int64) {
@@ -49,8 +52,8 @@ func TestImportGoesOn(t *testing.T) {
 	if names, _ := s.Parcels("alice"); len(names) > 0 {
 		t.Errorf("parcels: %v", names)
 	}
-	p := s.userAt("alice").parcel("box")
-	dir := filepath.Join(p.staging(), "hdk")
+	p := s.UserAt("alice").At("box")
+	dir := filepath.Join(p.StagingDir(), "hdk")
 	before := make(map[string]os.FileInfo)
 	filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
 		if !d.IsDir() {
@@ -66,17 +69,17 @@ func TestImportGoesOn(t *testing.T) {
 			os.Chmod(path, 0o600)
 			os.Truncate(path, 10)
 		} else if torn == 2 {
-			flip(t, path)
+			storetest.Flip(t, path)
 		} else {
 			break
 		}
 	}
-	os.WriteFile(filepath.Join(p.staging(), "import-1.raw"), []byte("left"), 0o600)
+	os.WriteFile(filepath.Join(p.StagingDir(), "import-1.raw"), []byte("left"), 0o600)
 	if p, err = s.Import(ctx, "alice", "box", image, o); err != nil {
 		t.Fatal(err)
 	}
 	kept := 0
-	filepath.WalkDir(p.hdk(), func(path string, d fs.DirEntry, _ error) error {
+	filepath.WalkDir(p.HdkDir(), func(path string, d fs.DirEntry, _ error) error {
 		if !d.IsDir() {
 			fi, _ := d.Info()
 			if old := before[d.Name()]; old != nil && os.SameFile(fi, old) && fi.ModTime() == old.ModTime() {
@@ -88,8 +91,8 @@ func TestImportGoesOn(t *testing.T) {
 	if kept < 280 {
 		t.Errorf("%d objects of %d were kept, want almost all of half the disk", kept, len(before))
 	}
-	wantSame(t, p, 1, image)
-	if ps := wantSound(t, s); len(ps) > 0 {
+	storetest.WantDisk(t, p, 1, image)
+	if ps := storetest.WantSound(t, s); len(ps) > 0 {
 		t.Errorf("left over: %v", ps)
 	}
 	if v, _ := p.Version(1); v.Objects != 601+3+1+1 {
@@ -100,36 +103,36 @@ func TestImportGoesOn(t *testing.T) {
 	// codec, nor does another command.
 	for name, again := range map[string]func() error{
 		"another image": func() error {
-			_, err := s.Import(ctx, "alice", "box", writeFile(t, size, map[int64][]byte{0: random(size, 8)}), o)
+			_, err := s.Import(ctx, "alice", "box", storetest.WriteImage(t, size, map[int64][]byte{0: storetest.Random(size, 8)}), o)
 			return err
 		},
 		"another chunk size": func() error {
-			_, err := s.Import(ctx, "alice", "box", image, CreateOptions{Format: "raw", ChunkSize: 2 * testChunk})
+			_, err := s.Import(ctx, "alice", "box", image, store.CreateOptions{Format: "raw", ChunkSize: 2 * storetest.Chunk})
 			return err
 		},
 		"another codec": func() error {
-			_, err := s.Import(ctx, "alice", "box", image, CreateOptions{Format: "raw", ChunkSize: testChunk, Compress: seal.Zstd})
+			_, err := s.Import(ctx, "alice", "box", image, store.CreateOptions{Format: "raw", ChunkSize: storetest.Chunk, Compress: seal.Zstd})
 			return err
 		},
-		"create": func() error { _, err := s.Create(ctx, "alice", "box", CreateOptions{DiskSize: 1}); return err },
+		"create": func() error { _, err := s.Create(ctx, "alice", "box", store.CreateOptions{DiskSize: 1}); return err },
 		"del": func() error {
 			if err := s.DelParcel("alice", "box", false); err != nil {
 				return err
 			}
-			if left, err := os.ReadDir(s.userAt("alice").contentRoot); err != nil || len(left) > 0 {
+			if left, err := os.ReadDir(s.UserAt("alice").ContentRoot); err != nil || len(left) > 0 {
 				t.Errorf("del: left %v, %v", left, err)
 			}
-			_, err := s.Create(ctx, "alice", "box", CreateOptions{DiskSize: 1})
+			_, err := s.Create(ctx, "alice", "box", store.CreateOptions{DiskSize: 1})
 			return err
 		},
 		"garbage for a note": func() error {
-			os.WriteFile(filepath.Join(s.userAt("alice").parcel("box").lock, unfinishedFile), []byte("KEYROOT:=x\n"), 0o600)
+			os.WriteFile(filepath.Join(s.UserAt("alice").At("box").LockDir(), tree.UnfinishedFile), []byte("KEYROOT:=x\n"), 0o600)
 			_, err := s.Import(ctx, "alice", "box", image, o)
 			return err
 		},
 		"the note's root gone": func() error {
-			p := s.userAt("alice").parcel("box")
-			os.Remove(filepath.Join(p.staging(), "hdk", objectName(p.noted(&parcel.Config{Compress: seal.Gzip}).Tag)))
+			p := s.UserAt("alice").At("box")
+			os.Remove(filepath.Join(p.StagingDir(), "hdk", tree.ObjectName(p.Noted(&parcel.Config{Compress: seal.Gzip}).Tag)))
 			_, err := s.Import(ctx, "alice", "box", image, o)
 			return err
 		},
@@ -144,7 +147,7 @@ func TestImportGoesOn(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if ps := wantSound(t, s); len(ps) > 0 {
+		if ps := storetest.WantSound(t, s); len(ps) > 0 {
 			t.Errorf("%s: left over: %v", name, ps)
 		}
 	}
@@ -152,10 +155,10 @@ func TestImportGoesOn(t *testing.T) {
 
 // Stream is Export, byte by byte.
 func TestStream(t *testing.T) {
-	s := newStoreInMemory(t)
-	const size = 300*testChunk + 7
-	image := writeFile(t, size, map[int64][]byte{testChunk + 5: random(3*testChunk, 1), 290 * testChunk: random(100, 2), size - 1: []byte("x")})
-	p, err := s.Import(ctx, "alice", "box", image, CreateOptions{ChunkSize: testChunk, Format: "raw"})
+	s := storetest.New(t)
+	const size = 300*storetest.Chunk + 7
+	image := storetest.WriteImage(t, size, map[int64][]byte{storetest.Chunk + 5: storetest.Random(3*storetest.Chunk, 1), 290 * storetest.Chunk: storetest.Random(100, 2), size - 1: []byte("x")})
+	p, err := s.Import(ctx, "alice", "box", image, store.CreateOptions{ChunkSize: storetest.Chunk, Format: "raw"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +180,7 @@ func TestStream(t *testing.T) {
 	if err := p.Stream(ctx, failing{}, 1, nil); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("nowhere to write: got %v", err)
 	}
-	flip(t, filepath.Join(p.hdk(), objectName(tagsOf(t, p, 1)[0][2])))
+	storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 1)[0][2])))
 	if err := p.Stream(ctx, &b, 1, nil); parcel.KindOf(err) != parcel.Damaged || !strings.Contains(err.Error(), "chunk 3") {
 		t.Errorf("damaged: got %v", err)
 	}

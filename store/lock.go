@@ -12,18 +12,11 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
-)
-
-// Files of the lock. The nonce file is the semaphore; the others tell people.
-const (
-	nonceFile    = "nonce"      // parcel.Lock, secret: present exactly while held
-	holderFile   = "lockholder" // its public part; derived
-	releasedFile = "released"   // the last holder's Lock, SINCE when it is free; BY and WHY if it was broken
-	epochFile    = "epoch"      // the number of the last acquisition
+	"isr/store/tree"
 )
 
 func readLock(path string) (*parcel.Lock, error) {
-	b, err := readOwn(path)
+	b, err := tree.ReadOwn(path)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +32,7 @@ func readLock(path string) (*parcel.Lock, error) {
 
 // held is the lock as it is, secrets included; nil if the parcel is free.
 func (p *Parcel) held() (*parcel.Lock, error) {
-	l, err := readLock(filepath.Join(p.lock, nonceFile))
+	l, err := readLock(filepath.Join(p.lock, tree.NonceFile))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
@@ -48,7 +41,7 @@ func (p *Parcel) held() (*parcel.Lock, error) {
 	case err == nil:
 		return l, nil
 	}
-	return nil, p.errorf(parcel.Damaged, "lock cannot be read: %v", err).
+	return nil, p.Errorf(parcel.Damaged, "lock cannot be read: %v", err).
 		WithHint("break it: release with --force")
 }
 
@@ -75,15 +68,15 @@ func (p *Parcel) LastReleased() (*parcel.Lock, error) {
 
 // released is LastReleased with the nonce, unless the lock was broken.
 func (p *Parcel) released() (*parcel.Lock, error) {
-	if _, err := os.Lstat(filepath.Join(p.lock, nonceFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.NonceFile)); err == nil {
 		return nil, nil
 	}
-	l, err := readLock(filepath.Join(p.lock, releasedFile))
+	l, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, p.errorf(parcel.Damaged, "record of the last release: %v", err)
+		return nil, p.Errorf(parcel.Damaged, "record of the last release: %v", err)
 	}
 	return l, nil
 }
@@ -92,8 +85,8 @@ func (p *Parcel) released() (*parcel.Lock, error) {
 // id, not empty, gets the same lock again: a lost answer strands nothing.
 // parcel.ErrLocked names the present holder.
 func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock, err error) {
-	err = p.exclusive(func() error {
-		rec, cfg, err := p.published(0)
+	err = p.Exclusive(func() error {
+		rec, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
@@ -107,10 +100,10 @@ func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock,
 			return nil
 		}
 		if l != nil {
-			return p.errorf(parcel.Locked, "locked by %s", l).
+			return p.Errorf(parcel.Locked, "locked by %s", l).
 				WithHint("release it there, or break the lock with isr clean -f %s", p.name)
 		}
-		epoch, err := p.epoch()
+		epoch, err := p.Epoch()
 		if err != nil {
 			return err
 		}
@@ -118,19 +111,19 @@ func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock,
 			User: userName, Host: parcel.Clean(host), Since: now(), Epoch: epoch + 1, Version: cfg.Version}
 		b, err := l.Encode()
 		if err != nil {
-			return p.errorf(parcel.Usage, "%v", err)
+			return p.Errorf(parcel.Usage, "%v", err)
 		}
 		// The epoch first: no two holders ever have the same one.
-		step("epoch")
-		if err := atomicfile.Write(filepath.Join(p.lock, epochFile),
-			[]byte(strconv.FormatInt(l.Epoch, 10)+"\n"), fileMode); err != nil {
-			return p.wrap(err)
+		tree.Step("epoch")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.EpochFile),
+			[]byte(strconv.FormatInt(l.Epoch, 10)+"\n"), tree.FileMode); err != nil {
+			return p.Wrap(err)
 		}
-		step("nonce")
-		if err := atomicfile.WriteNew(filepath.Join(p.lock, nonceFile), b, fileMode); err != nil {
-			return p.wrap(err)
+		tree.Step("nonce")
+		if err := atomicfile.WriteNew(filepath.Join(p.lock, tree.NonceFile), b, tree.FileMode); err != nil {
+			return p.Wrap(err)
 		}
-		step("holder")
+		tree.Step("holder")
 		p.repair(cfg, rec)
 		l.Contact = now()
 		lock = l
@@ -139,18 +132,18 @@ func (p *Parcel) Acquire(userName, host, acquisition string) (lock *parcel.Lock,
 	return lock, err
 }
 
-// epoch is the number of the last acquisition, 0 for none.
-func (p *Parcel) epoch() (int64, error) {
-	b, err := readOwn(filepath.Join(p.lock, epochFile))
+// Epoch is the number of the last acquisition, 0 for none.
+func (p *Parcel) Epoch() (int64, error) {
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.EpochFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, p.wrap(err)
+		return 0, p.Wrap(err)
 	}
 	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 	if err != nil || n < 0 {
-		return 0, p.errorf(parcel.Damaged, "epoch: want a number, not %q", b)
+		return 0, p.Errorf(parcel.Damaged, "epoch: want a number, not %q", b)
 	}
 	return n, nil
 }
@@ -165,22 +158,22 @@ func (p *Parcel) holding(nonce string) (*parcel.Lock, error) {
 	case l != nil && l.Is(nonce):
 		return l, nil
 	}
-	last, err := readLock(filepath.Join(p.lock, releasedFile))
+	last, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
 	if err != nil {
 		last = nil
 	}
 	switch {
 	case l != nil && last != nil && last.BrokenBy != "":
-		return nil, p.errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it; the one before, of %s on %s, was %s",
+		return nil, p.Errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it; the one before, of %s on %s, was %s",
 			l, last.User, last.Host, broken(last))
 	case l != nil:
-		return nil, p.errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it", l)
+		return nil, p.Errorf(parcel.NotHolder, "lock is not held with this nonce: %s holds it", l)
 	case last != nil && last.BrokenBy != "":
-		return nil, p.errorf(parcel.NotHolder, "lock is no longer held: it was %s", broken(last))
+		return nil, p.Errorf(parcel.NotHolder, "lock is no longer held: it was %s", broken(last))
 	case last != nil:
-		return nil, p.errorf(parcel.NotHolder, "lock is no longer held: it is free since %s", stamp(last.Since))
+		return nil, p.Errorf(parcel.NotHolder, "lock is no longer held: it is free since %s", stamp(last.Since))
 	}
-	return nil, p.errorf(parcel.NotHolder, "lock is not held: it is free")
+	return nil, p.Errorf(parcel.NotHolder, "lock is not held: it is free")
 }
 
 // broken says who broke a lock, when and why.
@@ -199,7 +192,7 @@ func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST"
 // the contact. parcel.ErrNotHolder says who holds it instead.
 func (p *Parcel) CheckLock(nonce string) (*parcel.Lock, error) {
 	var lock *parcel.Lock
-	err := p.exclusive(func() error {
+	err := p.Exclusive(func() error {
 		if _, err := p.Config(); err != nil {
 			return err
 		}
@@ -208,8 +201,8 @@ func (p *Parcel) CheckLock(nonce string) (*parcel.Lock, error) {
 			return err
 		}
 		t := time.Now()
-		if err := os.Chtimes(filepath.Join(p.lock, nonceFile), t, t); err != nil {
-			return p.wrap(err)
+		if err := os.Chtimes(filepath.Join(p.lock, tree.NonceFile), t, t); err != nil {
+			return p.Wrap(err)
 		}
 		l.Nonce, l.Acquisition, l.Contact = "", "", t.UTC()
 		lock = l
@@ -237,7 +230,7 @@ const AnyEpoch = -1
 // has. With AnyEpoch the same question again is answered, as Release does.
 func (p *Parcel) Break(epoch int64, by, why string) (*parcel.Lock, error) {
 	if err := checkText("reason", why); err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return p.release("", &breaking{epoch, parcel.Clean(by), parcel.Clean(why)})
 }
@@ -251,7 +244,7 @@ type breaking struct {
 // release is Release, by force unless that is nil.
 func (p *Parcel) release(nonce string, force *breaking) (*parcel.Lock, error) {
 	var lock *parcel.Lock
-	err := p.exclusive(func() error {
+	err := p.Exclusive(func() error {
 		l, err := p.held()
 		switch {
 		case force != nil && errors.Is(err, parcel.ErrDamaged):
@@ -271,7 +264,7 @@ func (p *Parcel) release(nonce string, force *breaking) (*parcel.Lock, error) {
 				return err
 			}
 		case force.epoch != AnyEpoch && force.epoch != l.Epoch:
-			return p.errorf(parcel.Conflict, "lock has changed hands: %s holds it", l)
+			return p.Errorf(parcel.Conflict, "lock has changed hands: %s holds it", l)
 		}
 		// For the record: when it became free, and by which nonce, so that the
 		// question may be repeated. A broken lock's nonce is worth nothing.
@@ -285,26 +278,26 @@ func (p *Parcel) release(nonce string, force *breaking) (*parcel.Lock, error) {
 		}
 		b, err := free.Encode()
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
-		step("released")
-		if err := atomicfile.Write(filepath.Join(p.lock, releasedFile), b, fileMode); err != nil {
-			return p.wrap(err)
+		tree.Step("released")
+		if err := atomicfile.Write(filepath.Join(p.lock, tree.ReleasedFile), b, tree.FileMode); err != nil {
+			return p.Wrap(err)
 		}
-		step("nonce")
-		if err := os.Remove(filepath.Join(p.lock, nonceFile)); err != nil {
-			return p.wrap(err)
+		tree.Step("nonce")
+		if err := os.Remove(filepath.Join(p.lock, tree.NonceFile)); err != nil {
+			return p.Wrap(err)
 		}
 		if err := atomicfile.SyncDir(p.lock); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
-		step("holder")
+		tree.Step("holder")
 		// What follows is derived, or left over from the holder.
 		p.clearStaging()
-		if rec, cfg, err := p.published(0); err == nil {
+		if rec, cfg, err := p.Published(0); err == nil {
 			p.repair(cfg, rec)
 		} else {
-			os.Remove(filepath.Join(p.lock, holderFile))
+			os.Remove(filepath.Join(p.lock, tree.HolderFile))
 		}
 		lock = l
 		return nil

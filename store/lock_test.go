@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -13,12 +13,15 @@ import (
 	"testing"
 	"time"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
 func TestLock(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	if h, err := p.Holder(); h != nil || err != nil {
 		t.Errorf("holder of a new parcel: got %v, %v", h, err)
 	}
@@ -38,7 +41,7 @@ func TestLock(t *testing.T) {
 	if a.Epoch != 1 || a.Version != 1 || a.Host != "thinkpad  x" || a.User != "alice" || a.Nonce == "" {
 		t.Errorf("lock: got %+v", a)
 	}
-	again, err := reopen(t, p).Acquire("alice", "thinkpad", "id1")
+	again, err := storetest.Reopen(t, p).Acquire("alice", "thinkpad", "id1")
 	if err != nil || again.Nonce != a.Nonce || again.Epoch != 1 {
 		t.Errorf("same acquisition: got %+v, %v", again, err)
 	}
@@ -53,12 +56,12 @@ func TestLock(t *testing.T) {
 		t.Errorf("holder: got %+v, %v", h, err)
 	}
 	// The record for people says the same, less the secrets.
-	public, err := os.ReadFile(filepath.Join(p.LockDir(), holderFile))
+	public, err := os.ReadFile(filepath.Join(p.LockDir(), tree.HolderFile))
 	if err != nil || strings.Contains(string(public), a.Nonce) || !strings.Contains(string(public), "HOST:=thinkpad") {
 		t.Errorf("lockholder: got %q, %v", public, err)
 	}
 	old := time.Now().Add(-time.Hour)
-	os.Chtimes(filepath.Join(p.LockDir(), nonceFile), old, old)
+	os.Chtimes(filepath.Join(p.LockDir(), tree.NonceFile), old, old)
 	c, err := p.CheckLock(a.Nonce)
 	if err != nil || c.Nonce != "" || time.Since(c.Contact) > time.Minute {
 		t.Errorf("check: got %+v, %v", c, err)
@@ -80,7 +83,7 @@ func TestLock(t *testing.T) {
 			t.Errorf("release: got %+v, %v", r, err)
 		}
 	}
-	if _, err := os.Lstat(filepath.Join(p.LockDir(), holderFile)); err == nil {
+	if _, err := os.Lstat(filepath.Join(p.LockDir(), tree.HolderFile)); err == nil {
 		t.Error("lockholder is there after release")
 	}
 	if r, err := p.LastReleased(); err != nil || r.Host != a.Host || r.Nonce != "" || r.Epoch != 1 {
@@ -106,7 +109,7 @@ func TestLock(t *testing.T) {
 	if _, err := p.Release(b.Nonce, false); !errors.Is(err, parcel.ErrNotHolder) {
 		t.Errorf("release of a broken lock: got %v", err)
 	}
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }
@@ -115,9 +118,9 @@ func TestLock(t *testing.T) {
 // gets past it.
 func TestLockGarbled(t *testing.T) {
 	for _, content := range []string{"", "\x00\x00\x00", "USER:=alice\nHOST:=x\nSINCE:=2026-01-02T03:04:05Z\nEPOCH:=1\nVERSION:=1\n", "nonsense"} {
-		s := newStore(t)
-		p := newParcel(t, s)
-		if err := os.WriteFile(filepath.Join(p.LockDir(), nonceFile), []byte(content), 0o600); err != nil {
+		s := storetest.New(t)
+		p := storetest.NewParcel(t, s)
+		if err := os.WriteFile(filepath.Join(p.LockDir(), tree.NonceFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		_, err := p.Holder()
@@ -126,7 +129,7 @@ func TestLockGarbled(t *testing.T) {
 				t.Errorf("nonce %q: got %v, want damaged", content, err)
 			}
 		}
-		if _, sum := check(t, s, CheckOptions{}); sum.Errors != 1 {
+		if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors != 1 {
 			t.Errorf("nonce %q: check: got %d errors, want 1", content, sum.Errors)
 		}
 		if r, err := p.Release("", true); err != nil || r.User != "unknown" {
@@ -135,22 +138,22 @@ func TestLockGarbled(t *testing.T) {
 		if _, err := p.Acquire("alice", "h", "id"); err != nil {
 			t.Errorf("nonce %q: acquire after force: %v", content, err)
 		}
-		wantSound(t, s)
+		storetest.WantSound(t, s)
 	}
 }
 
 func second[T any](_ T, err error) error { return err }
 
 func TestAcquireRace(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	const rounds, racers = 10, 4
 	for round := range rounds {
 		locks := make([]*parcel.Lock, racers)
 		errs := make([]error, racers)
 		var wg sync.WaitGroup
 		for i := range racers {
-			q := reopen(t, p)
+			q := storetest.Reopen(t, p)
 			wg.Go(func() { locks[i], errs[i] = q.Acquire("alice", "h", parcel.NewID()) })
 		}
 		wg.Wait()
@@ -180,10 +183,10 @@ func TestAcquireRace(t *testing.T) {
 // Who waits for the flock of a parcel that is removed and made again gets that
 // of the new one.
 func TestLockFileReplaced(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "p")
-	name := filepath.Join(dir, flockFile)
+	dir := filepath.Join(storetest.TempDir(t), "p")
+	name := filepath.Join(dir, tree.FlockFile)
 	os.Mkdir(dir, 0o700)
-	unlock, err := lockFile(name, false)
+	unlock, err := tree.Lock(name, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +197,7 @@ func TestLockFileReplaced(t *testing.T) {
 	waiting := fmt.Sprintf(":%d 0 EOF", fi.Sys().(*syscall.Stat_t).Ino)
 	got := make(chan func())
 	go func() {
-		unlock, err := lockFile(name, false)
+		unlock, err := tree.Lock(name, false)
 		if err != nil {
 			t.Error(err)
 		}
@@ -221,16 +224,16 @@ func TestLockFileReplaced(t *testing.T) {
 	}
 	unlock()
 	unlock = <-got
-	if other, err := tryLockFile(name); other != nil || err != nil {
+	if other, err := tree.TryLock(name); other != nil || err != nil {
 		t.Errorf("two have the flock, %v", err)
 	}
 	unlock()
-	if other, err := tryLockFile(name); other == nil || err != nil {
+	if other, err := tree.TryLock(name); other == nil || err != nil {
 		t.Errorf("nobody can have the flock, %v", err)
 	}
 	// And of one that is gone for good, none.
 	os.RemoveAll(dir)
-	if _, err := lockFile(name, false); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := tree.Lock(name, false); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // headName names the head wherever a version is asked for, so it is no tag.
@@ -50,7 +51,7 @@ func (p *Parcel) Resolve(s string) (int, error) {
 	number := strings.TrimLeft(s, "0")
 	isNumber := number != "" && strings.Trim(number, "0123456789") == ""
 	if !isHead && !isNumber && CheckTag(s) != nil {
-		return 0, p.errorf(parcel.Usage, "version %.80q: want a number from 1, a tag, %s or %s~1", s, headName, headName)
+		return 0, p.Errorf(parcel.Usage, "version %.80q: want a number from 1, a tag, %s or %s~1", s, headName, headName)
 	}
 	numbers, err := p.numbers()
 	if err != nil {
@@ -65,7 +66,7 @@ func (p *Parcel) Resolve(s string) (int, error) {
 			return v, nil
 		}
 	}
-	e := p.errorf(parcel.NoVersion, "version %s: no such version", s)
+	e := p.Errorf(parcel.NoVersion, "version %s: no such version", s)
 	if len(numbers) > 0 {
 		e = e.WithHint("the newest is %d", numbers[0])
 	}
@@ -78,7 +79,7 @@ func (p *Parcel) numbers() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := p.recorded()
+	all, err := p.Recorded()
 	slices.Reverse(all)
 	return slices.DeleteFunc(all, func(v int) bool { return v > cfg.Version }), err
 }
@@ -86,7 +87,7 @@ func (p *Parcel) numbers() ([]int, error) {
 // hasTag reports whether version v has a tag. A record that cannot be read
 // has none: it must not hide those of the others.
 func (p *Parcel) hasTag(v int, tag string) bool {
-	rec, err := p.version(v)
+	rec, err := p.Record(v)
 	return err == nil && slices.Contains(rec.Tags, tag)
 }
 
@@ -96,18 +97,18 @@ func (p *Parcel) Tag(v int, tag string, move bool) error {
 	if err := CheckTag(tag); err != nil {
 		return err
 	}
-	return p.exclusive(func() error {
+	return p.Exclusive(func() error {
 		others, err := p.tagged(tag)
 		if err != nil {
 			return err
 		}
 		others = slices.DeleteFunc(others, func(o int) bool { return o == v })
 		if len(others) > 0 && !move {
-			return p.errorf(parcel.Exists, "tag %s: version %d has it", tag, others[0]).WithHint("--move takes it from there")
+			return p.Errorf(parcel.Exists, "tag %s: version %d has it", tag, others[0]).WithHint("--move takes it from there")
 		}
 		// It is on both rather than on none if this is killed: a tag keeps its
 		// version from being pruned.
-		err = p.change(v, func(rec *version) {
+		err = p.change(v, func(rec *VersionRecord) {
 			if !slices.Contains(rec.Tags, tag) {
 				rec.Tags = append(rec.Tags, tag)
 			}
@@ -127,13 +128,13 @@ func (p *Parcel) Untag(tag string) (v int, err error) {
 	if err := CheckTag(tag); err != nil {
 		return 0, err
 	}
-	err = p.exclusive(func() error {
+	err = p.Exclusive(func() error {
 		vs, err := p.tagged(tag)
 		if err != nil {
 			return err
 		}
 		if len(vs) == 0 {
-			return p.errorf(parcel.NoVersion, "tag %s: no version has it", tag)
+			return p.Errorf(parcel.NoVersion, "tag %s: no version has it", tag)
 		}
 		for _, v = range vs {
 			if err := p.untag(v, tag); err != nil {
@@ -146,7 +147,7 @@ func (p *Parcel) Untag(tag string) (v int, err error) {
 }
 
 func (p *Parcel) untag(v int, tag string) error {
-	return p.change(v, func(rec *version) {
+	return p.change(v, func(rec *VersionRecord) {
 		rec.Tags = slices.DeleteFunc(rec.Tags, func(t string) bool { return t == tag })
 	})
 }
@@ -161,28 +162,28 @@ func (p *Parcel) tagged(tag string) ([]int, error) {
 // Pin says that version v is to be kept for ever, and why.
 func (p *Parcel) Pin(v int, why string) error {
 	if err := checkText("reason", why); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	if why = parcel.Clean(why); why == "" {
 		why = "pinned"
 	}
-	return p.exclusive(func() error { return p.change(v, func(rec *version) { rec.Pin = why }) })
+	return p.Exclusive(func() error { return p.change(v, func(rec *VersionRecord) { rec.Pin = why }) })
 }
 
 // Unpin says that version v need not be kept.
 func (p *Parcel) Unpin(v int) error {
-	return p.exclusive(func() error { return p.change(v, func(rec *version) { rec.Pin = "" }) })
+	return p.Exclusive(func() error { return p.change(v, func(rec *VersionRecord) { rec.Pin = "" }) })
 }
 
 // Comment makes text the comment of version v; of the parcel if v is 0.
 func (p *Parcel) Comment(v int, text string) error {
 	if err := checkText("comment", text); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	text = parcel.Clean(text)
-	return p.exclusive(func() error {
+	return p.Exclusive(func() error {
 		if v != 0 {
-			return p.change(v, func(rec *version) { rec.Comment = text })
+			return p.change(v, func(rec *VersionRecord) { rec.Comment = text })
 		}
 		cfg, err := p.Config()
 		if err != nil {
@@ -197,46 +198,40 @@ func (p *Parcel) Comment(v int, text string) error {
 func (p *Parcel) writeConfig(cfg *parcel.Config) error {
 	b, err := cfg.Encode()
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
-	step("config")
-	if err := atomicfile.Write(filepath.Join(p.lock, configFile), b, fileMode); err != nil {
-		return p.wrap(err)
+	tree.Step("config")
+	if err := atomicfile.Write(filepath.Join(p.lock, tree.ConfigFile), b, tree.FileMode); err != nil {
+		return p.Wrap(err)
 	}
 	return nil
 }
 
 // change rewrites the record of version v, and then what is derived from it.
 // The caller has the flock.
-func (p *Parcel) change(v int, f func(*version)) error {
+func (p *Parcel) change(v int, f func(*VersionRecord)) error {
 	if v < 1 {
-		return p.errorf(parcel.Usage, "version %d: want a number from 1", v)
+		return p.Errorf(parcel.Usage, "version %d: want a number from 1", v)
 	}
-	rec, cfg, err := p.published(v)
+	rec, cfg, err := p.Published(v)
 	if err != nil {
 		return err
 	}
-	removeTemps(filepath.Join(p.lock, "keys"))
+	tree.RemoveTemps(filepath.Join(p.lock, "keys"))
 	f(rec)
-	b, err := rec.encode()
+	b, err := rec.Encode()
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
-	step("record")
-	if err := atomicfile.Write(p.versionFile(v), b, fileMode); err != nil {
-		return p.wrap(err)
+	tree.Step("record")
+	if err := atomicfile.Write(p.VersionFile(v), b, tree.FileMode); err != nil {
+		return p.Wrap(err)
 	}
 	// Check says so if this fails; another change of the version repairs it.
 	dir := filepath.Join(p.content, parcel.VersionDir(v))
-	if root, err := p.openRoot(context.Background(), p, cfg, rec.keyroot); err == nil && isDir(dir) {
-		removeTemps(dir)
+	if root, err := p.OpenRoot(context.Background(), p, cfg, rec.Keyroot); err == nil && tree.IsDir(dir) {
+		tree.RemoveTemps(dir)
 		rewrite(filepath.Join(dir, "info"), func() ([]byte, error) { return info(rec, root) })
 	}
 	return nil
-}
-
-// isDir is realDir where an error is no matter.
-func isDir(path string) bool {
-	ok, err := realDir(path)
-	return ok && err == nil
 }

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -12,61 +12,53 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
 )
-
-// versioned is alice's winxp with versions 1 to n, each with a chunk more.
-func versioned(t testing.TB, s *Store, n int) *Parcel {
-	t.Helper()
-	p := newParcel(t, s)
-	for v := 2; v <= n; v++ {
-		commit(t, p, change{int64(v): chunkOf(fmt.Sprint("version ", v))})
-	}
-	return p
-}
 
 // A record of before there were tags reads as it did, and what another program
 // wrote into it is still there when it was rewritten.
 func TestVersionRecord(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 2)
-	old, err := os.ReadFile(p.versionFile(1))
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 2)
+	old, err := os.ReadFile(p.VersionFile(1))
 	if err != nil || strings.Contains(string(old), "TAG") || strings.Contains(string(old), "PIN") {
 		t.Fatalf("a new record: %s, %v", old, err)
 	}
-	if err := os.WriteFile(p.versionFile(1), append(old, "SIGNED:=by carol\nX:=1\nX:=2\n"...), 0o600); err != nil {
+	if err := os.WriteFile(p.VersionFile(1), append(old, "SIGNED:=by carol\nX:=1\nX:=2\n"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(p.Tag(1, "gold", false), p.Tag(1, "2026", false), p.Tag(1, "a.b", false), p.Pin(1, ""), p.Comment(1, "the first\n")); !errors.Is(err, parcel.ErrUsage) {
 		t.Fatalf("got %v, want that 2026 is no tag", err)
 	}
-	got, err := os.ReadFile(p.versionFile(1))
+	got, err := os.ReadFile(p.VersionFile(1))
 	want := strings.Replace(string(old), "COMMENT:=a test\n", "COMMENT:=the first\n", 1) + "TAG:=gold\nTAG:=a.b\nPIN:=pinned\nSIGNED:=by carol\nX:=1\nX:=2\n"
 	if err != nil || string(got) != want {
 		t.Errorf("got %s, %v, want %s", got, err, want)
 	}
-	info, err := os.ReadFile(filepath.Join(p.content, "000001", "info"))
+	info, err := os.ReadFile(filepath.Join(p.ContentDir(), "000001", "info"))
 	if err != nil || !strings.Contains(string(info), "COMMENT:=the first\nTAG:=gold\nTAG:=a.b\nPIN:=pinned\n") || strings.Contains(string(info), "SIGNED") {
 		t.Errorf("info: got %s, %v", info, err)
 	}
 	if err := errors.Join(second(p.Untag("gold")), second(p.Untag("a.b")), p.Unpin(1), p.Comment(1, "a test"), p.Comment(0, "mine")); err != nil {
 		t.Fatal(err)
 	}
-	got, _ = os.ReadFile(p.versionFile(1))
+	got, _ = os.ReadFile(p.VersionFile(1))
 	if want := string(old) + "SIGNED:=by carol\nX:=1\nX:=2\n"; string(got) != want {
 		t.Errorf("taken back: got %s, want %s", got, want)
 	}
 	if c, err := p.Config(); err != nil || c.Comment != "mine" {
 		t.Errorf("comment of the parcel: %v, %v", c, err)
 	}
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }
 
 func FuzzParseVersion(f *testing.F) {
-	s := newStore(f)
-	b, err := os.ReadFile(newParcel(f, s).versionFile(1))
+	s := storetest.New(f)
+	b, err := os.ReadFile(storetest.NewParcel(f, s).VersionFile(1))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -74,30 +66,30 @@ func FuzzParseVersion(f *testing.F) {
 	f.Add(string(b) + "TAG:=a\nTAG:=b\nPIN:=why\nNEW:=x\n")
 	f.Add("KEYROOT:=-\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		v, err := parseVersion([]byte(text), 7)
+		v, err := store.ParseVersion([]byte(text), 7)
 		if err != nil {
 			return
 		}
-		b, err := v.encode()
+		b, err := v.Encode()
 		if err != nil {
 			return // a year that cannot be printed
 		}
-		if again, err := parseVersion(b, 7); err != nil || !reflect.DeepEqual(again, v) {
+		if again, err := store.ParseVersion(b, 7); err != nil || !reflect.DeepEqual(again, v) {
 			t.Errorf("got %+v, %v, want %+v", again, err, v)
 		}
 	})
 }
 
 func TestResolve(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 5)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 5)
 	if err := errors.Join(p.Tag(2, "gold", false), p.Tag(4, "v1.0", false), p.Tag(4, "7up", false)); err != nil {
 		t.Fatal(err)
 	}
 	// What prune leaves: a gap, and a record that cannot be read.
-	os.Remove(p.versionFile(3))
-	os.RemoveAll(filepath.Join(p.content, "000003"))
-	os.WriteFile(p.versionFile(1), []byte("nonsense"), 0o600)
+	os.Remove(p.VersionFile(3))
+	os.RemoveAll(filepath.Join(p.ContentDir(), "000003"))
+	os.WriteFile(p.VersionFile(1), []byte("nonsense"), 0o600)
 	for text, want := range map[string]int{"1": 1, "5": 5, "000005": 5, "head": 5, "head~0": 5, "head~1": 4, "head~2": 2, "head~3": 1, "gold": 2, "v1.0": 4, "7up": 4} {
 		if v, err := p.Resolve(text); v != want || err != nil {
 			t.Errorf("%s: got %d, %v, want %d", text, v, err, want)
@@ -114,12 +106,12 @@ func TestResolve(t *testing.T) {
 }
 
 func TestMarksRefused(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 2)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 2)
 	if err := p.Tag(1, "gold", false); err != nil {
 		t.Fatal(err)
 	}
-	long := strings.Repeat("x", maxText+1)
+	long := strings.Repeat("x", store.MaxText+1)
 	for what, c := range map[string]struct{ got, want error }{
 		"of another":        {p.Tag(2, "gold", false), parcel.ErrExists},
 		"no version":        {p.Tag(3, "silver", false), parcel.ErrNoVersion},
@@ -136,7 +128,7 @@ func TestMarksRefused(t *testing.T) {
 		"long reason":       {p.Pin(1, long), parcel.ErrUsage},
 		"long comment":      {p.Comment(1, long), parcel.ErrUsage},
 		"comment of none":   {p.Comment(9, "x"), parcel.ErrNoVersion},
-		"long break":        {second(p.Break(AnyEpoch, "root", long)), parcel.ErrUsage},
+		"long break":        {second(p.Break(store.AnyEpoch, "root", long)), parcel.ErrUsage},
 		"break of the free": {second(p.Break(7, "root", "")), parcel.ErrNotHolder},
 	} {
 		if !errors.Is(c.got, c.want) {
@@ -158,15 +150,15 @@ func TestMarksRefused(t *testing.T) {
 
 // A link in place of a version's directory is not followed.
 func TestMarksPlanted(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 2)
-	victim := t.TempDir()
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 2)
+	victim := storetest.TempDir(t)
 	for _, name := range []string{"info", ".tmp-mine"} {
 		if err := os.WriteFile(filepath.Join(victim, name), []byte("victim's"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	dir := filepath.Join(p.content, "000001")
+	dir := filepath.Join(p.ContentDir(), "000001")
 	if err := errors.Join(os.RemoveAll(dir), os.Symlink(victim, dir)); err != nil {
 		t.Fatal(err)
 	}
@@ -182,16 +174,16 @@ func TestMarksPlanted(t *testing.T) {
 
 // Tags, pins, rollbacks and renames in any order: a simple model agrees.
 func TestMarksModel(t *testing.T) {
-	s := newStoreInMemory(t)
+	s := storetest.New(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++
 		name := fmt.Sprintf("p%d", round)
-		p, err := s.Create(ctx, "alice", name, CreateOptions{DiskSize: 10 * testChunk, ChunkSize: testChunk})
+		p, err := s.Create(ctx, "alice", name, store.CreateOptions{DiskSize: 10 * storetest.Chunk, ChunkSize: storetest.Chunk})
 		if err != nil {
 			r.Fatal(err)
 		}
-		commit(t, p, change{1: chunkOf("one")})
+		storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one")})
 		defer func() { s.DelParcel(p.User(), p.Name(), true) }()
 		versions, tags, pins := 2, map[string]int{}, map[int]string{}
 		equal := map[int]int{1: 1, 2: 2} // what a version's content is
@@ -289,8 +281,8 @@ func TestMarksModel(t *testing.T) {
 				}
 			},
 		})
-		var ps []Problem
-		if _, err := s.Check(ctx, CheckOptions{User: p.User(), Parcel: p.Name(), Content: true}, func(p Problem) { ps = append(ps, p) }); err != nil || len(ps) > 0 {
+		var ps []store.Problem
+		if _, err := s.Check(ctx, store.CheckOptions{User: p.User(), Parcel: p.Name(), Content: true}, func(p store.Problem) { ps = append(ps, p) }); err != nil || len(ps) > 0 {
 			r.Fatalf("check: %v: %v", err, ps)
 		}
 	})

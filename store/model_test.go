@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -9,7 +9,9 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
 )
 
 // model is a parcel as simply as can be: what every version's disk holds, who
@@ -24,12 +26,12 @@ type model struct {
 // Two hosts acquire, stage, commit, roll back, release, break and crash in any
 // order; the store agrees with the model at every step.
 func TestModel(t *testing.T) {
-	s := newStoreInMemory(t)
+	s := storetest.New(t)
 	round := 0
 	rapid.Check(t, func(r *rapid.T) {
 		round++
 		name := fmt.Sprintf("p%d", round)
-		p, err := s.Create(ctx, "alice", name, CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk})
+		p, err := s.Create(ctx, "alice", name, store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk})
 		if err != nil {
 			r.Fatal(err)
 		}
@@ -88,15 +90,15 @@ func TestModel(t *testing.T) {
 				h := host.Draw(r, "host")
 				head := len(m.versions)
 				next := maps.Clone(m.versions[head-1])
-				c := change{}
+				c := storetest.Change{}
 				for range rapid.IntRange(0, 4).Draw(r, "chunks") {
 					n := rapid.Int64Range(0, 599).Draw(r, "chunk")
 					v := rapid.StringMatching("[a-c]{0,2}").Draw(r, "content")
-					c[n], next[n] = chunkOf(v), v
+					c[n], next[n] = storetest.ChunkOf(v), v
 				}
-				keyroot, _ := stageVersion(t, p, c, "")
+				keyroot, _ := storetest.StageVersion(t, p, c, "")
 				parent := head - rapid.IntRange(0, 1).Draw(r, "behind")
-				req := CommitRequest{Nonce: m.nonces[h], Parent: parent, Keyroot: keyroot, ID: parcel.NewID()}
+				req := store.CommitRequest{Nonce: m.nonces[h], Parent: parent, Keyroot: keyroot, ID: parcel.NewID()}
 				if parent < 1 {
 					return
 				}
@@ -131,11 +133,11 @@ func TestModel(t *testing.T) {
 				}
 			},
 			"litter": func(r *rapid.T) {
-				dir := rapid.SampledFrom([]string{p.lock, p.content, p.staging()}).Draw(r, "where")
+				dir := rapid.SampledFrom([]string{p.LockDir(), p.ContentDir(), p.StagingDir()}).Draw(r, "where")
 				os.WriteFile(dir+"/.tmp-x", nil, 0o600)
 			},
 			"": func(r *rapid.T) {
-				p = reopen(t, p)
+				p = storetest.Reopen(t, p)
 				l, err := p.Holder()
 				if err != nil || (l != nil) != (m.holder >= 0) || l != nil && l.Host != hosts[m.holder] {
 					r.Fatalf("holder: got %v, %v, want %d", l, err, m.holder)
@@ -148,11 +150,11 @@ func TestModel(t *testing.T) {
 		})
 		for i, want := range m.versions {
 			for n, content := range want {
-				wantChunk(t, p, i+1, n, content)
+				storetest.WantChunk(t, p, i+1, n, content)
 			}
 		}
-		var ps []Problem
-		sum, err := s.Check(ctx, CheckOptions{User: "alice", Parcel: name, Content: true}, func(p Problem) { ps = append(ps, p) })
+		var ps []store.Problem
+		sum, err := s.Check(ctx, store.CheckOptions{User: "alice", Parcel: name, Content: true}, func(p store.Problem) { ps = append(ps, p) })
 		if err != nil || sum.Errors > 0 {
 			r.Fatalf("check: %v: %v", err, ps)
 		}

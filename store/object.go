@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 	"io/fs"
@@ -14,19 +13,14 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
-// maxObject bounds what is taken for an object, bytes.
-const maxObject = seal.MaxPlain + 1024
+// HdkDir is the directory of the parcel's objects.
+func (p *Parcel) HdkDir() string { return filepath.Join(p.content, "hdk") }
 
-func (p *Parcel) hdk() string     { return filepath.Join(p.content, "hdk") }
-func (p *Parcel) staging() string { return filepath.Join(p.content, "staging") }
-
-// objectName is the path of an object below hdk: ab/abcdef….
-func objectName(tag seal.Tag) string {
-	name := tag.String()
-	return filepath.Join(name[:2], name)
-}
+// StagingDir is the directory of those that wait for a commit.
+func (p *Parcel) StagingDir() string { return filepath.Join(p.content, "staging") }
 
 func checkTag(tag seal.Tag) error {
 	if tag.NewHash() == nil {
@@ -35,13 +29,13 @@ func checkTag(tag seal.Tag) error {
 	return nil
 }
 
-// where is the path of an object and its size: in hdk, or in the staging
+// Where is the path of an object and its size: in hdk, or in the staging
 // area, where it is not yet trusted. parcel.ErrNoObject if it is in neither.
-func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err error) {
+func (p *Parcel) Where(tag seal.Tag) (path string, size int64, staged bool, err error) {
 	if err := checkTag(tag); err != nil {
 		return "", 0, false, err
 	}
-	for _, path := range []string{filepath.Join(p.hdk(), objectName(tag)), filepath.Join(p.staging(), tag.String())} {
+	for _, path := range []string{filepath.Join(p.HdkDir(), tree.ObjectName(tag)), filepath.Join(p.StagingDir(), tag.String())} {
 		fi, err := os.Lstat(path)
 		if err == nil && fi.Mode().IsRegular() {
 			return path, fi.Size(), staged, nil
@@ -50,7 +44,7 @@ func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err 
 			return "", 0, false, parcel.NewError(parcel.Damaged, "object %s: not a file", tag)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return "", 0, false, p.wrap(err)
+			return "", 0, false, p.Wrap(err)
 		}
 		staged = true
 	}
@@ -59,7 +53,7 @@ func (p *Parcel) where(tag seal.Tag) (path string, size int64, staged bool, err 
 
 // Has reports whether the parcel has the object, staged ones included.
 func (p *Parcel) Has(tag seal.Tag) (bool, error) {
-	_, _, _, err := p.where(tag)
+	_, _, _, err := p.Where(tag)
 	if errors.Is(err, parcel.ErrNoObject) {
 		return false, nil
 	}
@@ -70,11 +64,11 @@ func (p *Parcel) Has(tag seal.Tag) (bool, error) {
 // parcel.ErrNoObject if the parcel lacks it. Its content is not verified.
 func (p *Parcel) OpenObject(tag seal.Tag) (*os.File, error) {
 	for range 2 { // it may move from staging to hdk between the two calls
-		path, _, _, err := p.where(tag)
+		path, _, _, err := p.Where(tag)
 		if err != nil {
 			return nil, err
 		}
-		f, err := openOwn(path)
+		f, err := tree.OpenOwn(path)
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}
@@ -95,14 +89,14 @@ func (p *Parcel) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
-	if fi.Size() > maxObject {
+	if fi.Size() > tree.MaxObject {
 		return nil, parcel.NewError(parcel.Damaged, "object %s: %d bytes", tag, fi.Size())
 	}
 	b := make([]byte, fi.Size())
 	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return b, nil
 }
@@ -125,9 +119,9 @@ func (p *Parcel) Stage(tag seal.Tag) (*Staged, error) {
 	if err := checkTag(tag); err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(p.staging(), atomicfile.TempPrefix+"*")
+	f, err := os.CreateTemp(p.StagingDir(), atomicfile.TempPrefix+"*")
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return &Staged{p: p, tag: tag, f: f, hash: tag.NewHash()}, nil
 }
@@ -140,8 +134,8 @@ func (w *Staged) WriteAt(b []byte, off int64) (int, error) {
 	if w.f == nil {
 		return 0, os.ErrClosed
 	}
-	if off < 0 || off+int64(len(b)) > maxObject {
-		return 0, parcel.NewError(parcel.Usage, "object %s: over %d bytes", w.tag, maxObject)
+	if off < 0 || off+int64(len(b)) > tree.MaxObject {
+		return 0, parcel.NewError(parcel.Usage, "object %s: over %d bytes", w.tag, tree.MaxObject)
 	}
 	n, err := w.f.WriteAt(b, off)
 	if off == w.next && w.next >= 0 {
@@ -165,28 +159,28 @@ func (w *Staged) Close() error {
 	w.f = nil
 	err := w.verify(f)
 	if err == nil {
-		err = f.Chmod(objectMode)
+		err = f.Chmod(tree.ObjectMode)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		step("stage")
-		err = os.Rename(f.Name(), filepath.Join(w.p.staging(), w.tag.String()))
+		tree.Step("stage")
+		err = os.Rename(f.Name(), filepath.Join(w.p.StagingDir(), w.tag.String()))
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return w.p.wrap(err)
+		return w.p.Wrap(err)
 	}
 	return nil
 }
 
 func (w *Staged) verify(f *os.File) error {
 	if w.next < 0 {
-		return verifyFile(f, w.tag)
+		return tree.VerifyFile(f, w.tag)
 	}
 	if seal.Tag(w.hash.Sum(nil)) != w.tag {
-		return errMismatch(w.tag)
+		return tree.ErrMismatch(w.tag)
 	}
 	return nil
 }
@@ -201,33 +195,4 @@ func (w *Staged) Abort() {
 	w.f.Close()
 	os.Remove(w.f.Name())
 	w.f = nil
-}
-
-func errMismatch(tag seal.Tag) error {
-	return parcel.NewError(parcel.Damaged, "object %s: content does not match its name", tag)
-}
-
-// verifyFile hashes all of f; parcel.ErrDamaged if it is not the object tag.
-func verifyFile(f *os.File, tag seal.Tag) error {
-	h := tag.NewHash()
-	if h == nil {
-		return fmt.Errorf("tag of %d bytes", len(tag))
-	}
-	if _, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<62)); err != nil {
-		return err
-	}
-	if seal.Tag(h.Sum(nil)) != tag {
-		return errMismatch(tag)
-	}
-	return nil
-}
-
-// verifyObject is verifyFile by name.
-func verifyObject(path string, tag seal.Tag) error {
-	f, err := openOwn(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return verifyFile(f, tag)
 }

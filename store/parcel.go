@@ -14,50 +14,52 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // Parcel is one parcel of a Store: two directories. It holds nothing open and
 // remembers nothing, so it stays good while others change the parcel.
 type Parcel struct {
-	user    user
+	user    User
 	name    string
 	lock    string // lock side
 	content string // content side
 }
 
-func (u user) parcel(name string) *Parcel {
+// At is the user's parcel of that name, there or not, and in whatever state.
+func (u User) At(name string) *Parcel {
 	return &Parcel{user: u, name: name,
-		lock: filepath.Join(u.lockRoot, name), content: filepath.Join(u.contentRoot, name)}
+		lock: filepath.Join(u.LockRoot, name), content: filepath.Join(u.ContentRoot, name)}
 }
 
 // Parcels are the names of a user's parcels, sorted. One that is damaged is
 // among them, one not yet wholly made or removed is not. A rename that was
 // killed is finished first.
 func (s *Store) Parcels(userName string) ([]string, error) {
-	names, err := s.names(userName)
+	names, err := s.Names(userName)
 	for _, n := range names {
-		s.settled(s.userAt(userName).parcel(n)) // who opens it is told if that fails
+		s.settled(s.UserAt(userName).At(n)) // who opens it is told if that fails
 	}
 	return names, err
 }
 
-// names is Parcels for who changes nothing.
-func (s *Store) names(userName string) ([]string, error) {
-	u, err := s.user(userName)
+// Names is Parcels for who changes nothing.
+func (s *Store) Names(userName string) ([]string, error) {
+	u, err := s.User(userName)
 	if err != nil {
 		return nil, err
 	}
-	if err := ownDirs(u.lockRoot); err != nil {
+	if err := tree.OwnDirs(u.LockRoot); err != nil {
 		return nil, fmt.Errorf("user %s: %w", userName, err)
 	}
-	names, err := subdirs(u.lockRoot)
-	return slices.DeleteFunc(names, func(n string) bool { return u.parcel(n).unfinished() }), err
+	names, err := tree.Subdirs(u.LockRoot)
+	return slices.DeleteFunc(names, func(n string) bool { return u.At(n).Unfinished() }), err
 }
 
 // Parcel is an existing parcel; parcel.ErrNoParcel if there is none of that
 // name. A rename of it that was killed is finished first.
 func (s *Store) Parcel(userName, name string) (*Parcel, error) {
-	p, err := s.find(userName, name)
+	p, err := s.Find(userName, name)
 	if err == nil {
 		err = s.settled(p)
 	}
@@ -67,31 +69,32 @@ func (s *Store) Parcel(userName, name string) (*Parcel, error) {
 	return p, nil
 }
 
-// find is Parcel for who changes nothing.
-func (s *Store) find(userName, name string) (*Parcel, error) {
-	u, err := s.user(userName)
+// Find is Parcel for who changes nothing.
+func (s *Store) Find(userName, name string) (*Parcel, error) {
+	u, err := s.User(userName)
 	if err != nil {
 		return nil, err
 	}
 	if err := parcel.CheckName(name); err != nil {
 		return nil, fmt.Errorf("parcel: %w", err)
 	}
-	p := u.parcel(name)
-	if ok, err := realDir(p.lock); err != nil {
-		return nil, p.wrap(err)
-	} else if !ok || p.unfinished() {
+	p := u.At(name)
+	if ok, err := tree.RealDir(p.lock); err != nil {
+		return nil, p.Wrap(err)
+	} else if !ok || p.Unfinished() {
 		if now := u.renamed(name); err == nil && !ok && now != "" {
-			return nil, p.errAbsent().WithHint("it was renamed to %s", now)
+			return nil, p.ErrAbsent().WithHint("it was renamed to %s", now)
 		}
-		return nil, p.errAbsent()
+		return nil, p.ErrAbsent()
 	}
-	if err := p.ownDirs(); err != nil {
+	if err := p.OwnDirs(); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *Parcel) errAbsent() *parcel.Error {
+// ErrAbsent says that there is no such parcel.
+func (p *Parcel) ErrAbsent() *parcel.Error {
 	return parcel.NewError(parcel.NoParcel, "parcel %s: no such parcel", p.name)
 }
 
@@ -99,7 +102,7 @@ func (p *Parcel) errAbsent() *parcel.Error {
 func (p *Parcel) Name() string { return p.name }
 
 // User is the name of its owner.
-func (p *Parcel) User() string { return p.user.name }
+func (p *Parcel) User() string { return p.user.Name }
 
 // ContentDir is the directory of the content side.
 func (p *Parcel) ContentDir() string { return p.content }
@@ -107,25 +110,26 @@ func (p *Parcel) ContentDir() string { return p.content }
 // LockDir is the directory of the lock side.
 func (p *Parcel) LockDir() string { return p.lock }
 
-// errorf puts the parcel's name in front.
-func (p *Parcel) errorf(k parcel.Kind, format string, args ...any) *parcel.Error {
+// Errorf is an error about the parcel, whose name it puts in front.
+func (p *Parcel) Errorf(k parcel.Kind, format string, args ...any) *parcel.Error {
 	return parcel.NewError(k, "parcel %s: %s", p.name, fmt.Sprintf(format, args...))
 }
 
-// wrap puts the parcel's name in front of err, whose kind remains.
-func (p *Parcel) wrap(err error) error { return fmt.Errorf("parcel %s: %w", p.name, err) }
+// Wrap puts the parcel's name in front of err, whose kind remains.
+func (p *Parcel) Wrap(err error) error { return fmt.Errorf("parcel %s: %w", p.name, err) }
 
-// exclusive runs f under the parcel's flock.
-func (p *Parcel) exclusive(f func() error) error {
-	if err := p.ownDirs(); err != nil {
+// Exclusive runs f under the parcel's flock: nobody else changes it, nor is in
+// Shared. parcel.ErrNoParcel if it is gone.
+func (p *Parcel) Exclusive(f func() error) error {
+	if err := p.OwnDirs(); err != nil {
 		return err
 	}
-	unlock, err := lockFile(filepath.Join(p.lock, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(p.lock, tree.FlockFile), false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return p.errAbsent()
+		return p.ErrAbsent()
 	}
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	defer unlock()
 	return f()
@@ -133,16 +137,16 @@ func (p *Parcel) exclusive(f func() error) error {
 
 // ConfigFile is parcel.cfg as it is.
 func (p *Parcel) ConfigFile() ([]byte, error) {
-	b, err := readOwn(filepath.Join(p.lock, configFile))
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.ConfigFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(p.lock); err != nil || p.unfinished() {
-			return nil, p.errAbsent()
+		if _, err := os.Lstat(p.lock); err != nil || p.Unfinished() {
+			return nil, p.ErrAbsent()
 		}
-		return nil, p.errorf(parcel.Damaged, "parcel.cfg is missing").
+		return nil, p.Errorf(parcel.Damaged, "parcel.cfg is missing").
 			WithHint("restore it from a backup")
 	}
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return b, nil
 }
@@ -155,7 +159,7 @@ func (p *Parcel) Config() (*parcel.Config, error) {
 	}
 	c, err := parcel.ParseConfig(b)
 	if err != nil {
-		return nil, p.errorf(parcel.Damaged, "%v", err)
+		return nil, p.Errorf(parcel.Damaged, "%v", err)
 	}
 	return c, nil
 }
@@ -176,16 +180,16 @@ type VersionInfo struct {
 	Pin       string // why it is to be kept for ever; "": it is not pinned
 }
 
-// version is the record of one version: keys/000007.
-type version struct {
+// VersionRecord is the record of one version: keys/000007.
+type VersionRecord struct {
 	VersionInfo
-	keyroot seal.Ref
-	commit  string        // id: the same one is answered with the same version
+	Keyroot seal.Ref
+	Commit  string        // id: the same one is answered with the same version
 	other   parcel.Record // keys this program does not know, kept as they are
 }
 
-// public are the fields that may be shown.
-func (v *VersionInfo) public() parcel.Record {
+// Public are the fields that may be shown.
+func (v *VersionInfo) Public() parcel.Record {
 	r := parcel.Record{{Key: "TIME", Value: v.Time.UTC().Format(time.RFC3339)}, {Key: "PARENT", Value: strconv.Itoa(v.Parent)},
 		{Key: "OBJECTS", Value: strconv.FormatInt(v.Objects, 10)}, {Key: "BYTES", Value: strconv.FormatInt(v.Bytes, 10)},
 		{Key: "HOST", Value: v.Host}, {Key: "EPOCH", Value: strconv.FormatInt(v.Epoch, 10)}}
@@ -205,8 +209,9 @@ func (v *VersionInfo) public() parcel.Record {
 	return r
 }
 
-func (v *version) encode() ([]byte, error) {
-	r := append(parcel.Record{{Key: "KEYROOT", Value: v.keyroot.String()}, {Key: "COMMIT", Value: v.commit}}, v.public()...)
+// Encode is the text of the record.
+func (v *VersionRecord) Encode() ([]byte, error) {
+	r := append(parcel.Record{{Key: "KEYROOT", Value: v.Keyroot.String()}, {Key: "COMMIT", Value: v.Commit}}, v.Public()...)
 	return append(r, v.other...).Encode()
 }
 
@@ -214,12 +219,13 @@ func (v *version) encode() ([]byte, error) {
 var versionKeys = []string{"KEYROOT", "COMMIT", "TIME", "PARENT", "OBJECTS", "BYTES", "HOST", "EPOCH", "ROLLBACK", "SUSPENDED",
 	"COMMENT", "TAG", "PIN"}
 
-func parseVersion(b []byte, number int) (*version, error) {
+// ParseVersion reads the record of the version of that number.
+func ParseVersion(b []byte, number int) (*VersionRecord, error) {
 	r, err := parcel.ParseRecord(b)
 	if err != nil {
 		return nil, err
 	}
-	v := &version{commit: r.Get("COMMIT")}
+	v := &VersionRecord{Commit: r.Get("COMMIT")}
 	for _, f := range r {
 		if !slices.Contains(versionKeys, f.Key) {
 			v.other = append(v.other, f)
@@ -227,7 +233,7 @@ func parseVersion(b []byte, number int) (*version, error) {
 	}
 	v.Tags, v.Pin = r.All("TAG"), r.Get("PIN")
 	v.Version, v.Host, v.Comment, v.Suspended = number, r.Get("HOST"), r.Get("COMMENT"), r.Get("SUSPENDED")
-	if v.keyroot, err = seal.ParseRef(r.Get("KEYROOT")); err == nil && v.keyroot.IsNil() {
+	if v.Keyroot, err = seal.ParseRef(r.Get("KEYROOT")); err == nil && v.Keyroot.IsNil() {
 		err = errors.New("nil")
 	}
 	if err != nil {
@@ -253,31 +259,33 @@ func parseVersion(b []byte, number int) (*version, error) {
 	return v, nil
 }
 
-func (p *Parcel) versionFile(v int) string {
+// VersionFile is the path of the record of version v.
+func (p *Parcel) VersionFile(v int) string {
 	return filepath.Join(p.lock, "keys", parcel.VersionDir(v))
 }
 
-func (p *Parcel) versionDir(v int) string { return filepath.Join(p.content, parcel.VersionDir(v)) }
+// VersionDir is the path of the directory of version v, which is derived.
+func (p *Parcel) VersionDir(v int) string { return filepath.Join(p.content, parcel.VersionDir(v)) }
 
-// version is the record of version v; parcel.ErrNoVersion if there is none.
-func (p *Parcel) version(v int) (*version, error) {
-	b, err := readOwn(p.versionFile(v))
+// Record is the record of version v; parcel.ErrNoVersion if there is none.
+func (p *Parcel) Record(v int) (*VersionRecord, error) {
+	b, err := tree.ReadOwn(p.VersionFile(v))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, p.errorf(parcel.NoVersion, "version %d: no such version", v)
+		return nil, p.Errorf(parcel.NoVersion, "version %d: no such version", v)
 	}
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
-	rec, err := parseVersion(b, v)
+	rec, err := ParseVersion(b, v)
 	if err != nil {
-		return nil, p.errorf(parcel.Damaged, "version %d: record of its keyroot: %v", v, err)
+		return nil, p.Errorf(parcel.Damaged, "version %d: record of its keyroot: %v", v, err)
 	}
 	return rec, nil
 }
 
-// published is the record of version v, 0 for the head, if it is not beyond
-// the head.
-func (p *Parcel) published(v int) (*version, *parcel.Config, error) {
+// Published is the record of version v, 0 for the head, and parcel.cfg;
+// parcel.ErrNoVersion if v is beyond the head, or was pruned.
+func (p *Parcel) Published(v int) (*VersionRecord, *parcel.Config, error) {
 	cfg, err := p.Config()
 	if err != nil {
 		return nil, nil, err
@@ -287,15 +295,15 @@ func (p *Parcel) published(v int) (*version, *parcel.Config, error) {
 		v = head
 	}
 	if v < 1 || v > head {
-		return nil, nil, p.errorf(parcel.NoVersion, "version %d: no such version: the newest is %d", v, head)
+		return nil, nil, p.Errorf(parcel.NoVersion, "version %d: no such version: the newest is %d", v, head)
 	}
-	rec, err := p.version(v)
+	rec, err := p.Record(v)
 	if errors.Is(err, parcel.ErrNoVersion) {
-		switch _, derr := os.Lstat(p.versionDir(v)); {
+		switch _, derr := os.Lstat(p.VersionDir(v)); {
 		case v == head || derr == nil:
-			err = p.errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
+			err = p.Errorf(parcel.Damaged, "version %d: its keyroot is missing", v).WithHint("restore keys/ from a backup")
 		default:
-			err = p.errorf(parcel.NoVersion, "version %d: was pruned", v)
+			err = p.Errorf(parcel.NoVersion, "version %d: was pruned", v)
 		}
 	}
 	return rec, cfg, err
@@ -304,17 +312,17 @@ func (p *Parcel) published(v int) (*version, *parcel.Config, error) {
 // Keyroot leads to the root block of version v, 0 for the head;
 // parcel.ErrNoVersion if there is no such version.
 func (p *Parcel) Keyroot(v int) (seal.Ref, error) {
-	rec, _, err := p.published(v)
+	rec, _, err := p.Published(v)
 	if err != nil {
 		return seal.Ref{}, err
 	}
-	return rec.keyroot, nil
+	return rec.Keyroot, nil
 }
 
 // Version is what is known of version v, 0 for the head; parcel.ErrNoVersion
 // if there is no such version.
 func (p *Parcel) Version(v int) (VersionInfo, error) {
-	rec, _, err := p.published(v)
+	rec, _, err := p.Published(v)
 	if err != nil {
 		return VersionInfo{}, err
 	}
@@ -323,21 +331,23 @@ func (p *Parcel) Version(v int) (VersionInfo, error) {
 
 // Root is the opened root block of version v, 0 for the head.
 func (p *Parcel) Root(ctx context.Context, v int) (*keyring.Root, error) {
-	rec, cfg, err := p.published(v)
+	rec, cfg, err := p.Published(v)
 	if err != nil {
 		return nil, err
 	}
-	return p.openRoot(ctx, p, cfg, rec.keyroot)
+	return p.OpenRoot(ctx, p, cfg, rec.Keyroot)
 }
 
-func (p *Parcel) openRoot(ctx context.Context, g keyring.Getter, cfg *parcel.Config, keyroot seal.Ref) (*keyring.Root, error) {
+// OpenRoot opens the root block that keyroot leads to, of an object from g,
+// which may be p.
+func (p *Parcel) OpenRoot(ctx context.Context, g keyring.Getter, cfg *parcel.Config, keyroot seal.Ref) (*keyring.Root, error) {
 	sealed, err := g.Get(ctx, keyroot.Tag)
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	root, err := keyring.OpenRoot(cfg.Sealer(), keyroot, sealed)
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	return root, nil
 }
@@ -354,7 +364,7 @@ func (p *Parcel) Versions(n int) ([]VersionInfo, error) {
 		if n > 0 && len(infos) == n {
 			break
 		}
-		rec, err := p.version(v)
+		rec, err := p.Record(v)
 		if errors.Is(err, parcel.ErrNoVersion) {
 			continue // it was pruned meanwhile
 		}
@@ -366,12 +376,12 @@ func (p *Parcel) Versions(n int) ([]VersionInfo, error) {
 	return infos, nil
 }
 
-// recorded are the numbers of the files in keys/, ascending, those beyond the
+// Recorded are the numbers of the files in keys/, ascending, those beyond the
 // head included.
-func (p *Parcel) recorded() ([]int, error) {
+func (p *Parcel) Recorded() ([]int, error) {
 	entries, err := os.ReadDir(filepath.Join(p.lock, "keys"))
 	if err != nil {
-		return nil, p.wrap(err)
+		return nil, p.Wrap(err)
 	}
 	var numbers []int
 	for _, e := range entries {

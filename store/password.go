@@ -15,10 +15,8 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
-
-// passwordFile holds a user's password, as bcrypt has it.
-const passwordFile = "password"
 
 // PasswordCost is bcrypt's: a quarter of a second, for us and for who guesses.
 // Tests lower it, before anything is hashed.
@@ -46,7 +44,7 @@ func (s *Store) SetPassword(name string, password []byte) error {
 	return u.setPassword(password)
 }
 
-func (u user) setPassword(password []byte) error {
+func (u User) setPassword(password []byte) error {
 	if err := parcel.CheckPassword(password); err != nil {
 		return err
 	}
@@ -54,13 +52,13 @@ func (u user) setPassword(password []byte) error {
 	hash, err := bcrypt.GenerateFromPassword(password, PasswordCost)
 	<-hashing
 	if err != nil {
-		return fmt.Errorf("user %s: %w", u.name, err)
+		return fmt.Errorf("user %s: %w", u.Name, err)
 	}
 	p, err := parcel.Record{{Key: "BCRYPT", Value: string(hash)}}.Encode()
 	if err != nil {
-		return fmt.Errorf("user %s: %w", u.name, err)
+		return fmt.Errorf("user %s: %w", u.Name, err)
 	}
-	return atomicfile.Write(filepath.Join(u.dir, passwordFile), p, 0o600)
+	return atomicfile.Write(filepath.Join(u.Dir, tree.PasswordFile), p, 0o600)
 }
 
 // ChangePassword gives a user a new password if old is the one she has; old
@@ -92,19 +90,19 @@ func (s *Store) RemovePassword(name string) error {
 		return err
 	}
 	defer unlock()
-	err = os.Remove(filepath.Join(u.dir, passwordFile))
+	err = os.Remove(filepath.Join(u.Dir, tree.PasswordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Failed, "user %s: has no password", name)
 	}
 	if err != nil {
 		return err
 	}
-	return atomicfile.SyncDir(u.dir)
+	return atomicfile.SyncDir(u.Dir)
 }
 
 // HasPassword reports whether a user has a password.
 func (s *Store) HasPassword(name string) (bool, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return false, err
 	}
@@ -114,7 +112,7 @@ func (s *Store) HasPassword(name string) (bool, error) {
 
 // AnyPassword reports whether any user has a password.
 func (s *Store) AnyPassword() bool {
-	found, _ := filepath.Glob(filepath.Join(s.root, usersDir, "*", passwordFile))
+	found, _ := filepath.Glob(filepath.Join(s.root, tree.UsersDir, "*", tree.PasswordFile))
 	return len(found) > 0
 }
 
@@ -123,7 +121,7 @@ func (s *Store) AnyPassword() bool {
 // who has no password.
 func (s *Store) CheckPassword(name string, password []byte) error {
 	var hash []byte
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err == nil {
 		hash, err = u.passwordHash()
 	}
@@ -159,8 +157,8 @@ func samePassword(hash, password []byte) bool {
 }
 
 // passwordHash is nil if the user has no password.
-func (u user) passwordHash() ([]byte, error) {
-	p, err := readOwn(filepath.Join(u.dir, passwordFile))
+func (u User) passwordHash() ([]byte, error) {
+	p, err := tree.ReadOwn(filepath.Join(u.Dir, tree.PasswordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -169,22 +167,22 @@ func (u user) passwordHash() ([]byte, error) {
 	}
 	r, err := parcel.ParseRecord(p)
 	if err != nil {
-		return nil, fmt.Errorf("user %s: password: %w", u.name, err)
+		return nil, fmt.Errorf("user %s: password: %w", u.Name, err)
 	}
 	hash := []byte(r.Get("BCRYPT"))
 	if _, err := bcrypt.Cost(hash); err != nil {
-		return nil, fmt.Errorf("user %s: password: %w", u.name, parcel.ErrDamaged)
+		return nil, fmt.Errorf("user %s: password: %w", u.Name, parcel.ErrDamaged)
 	}
 	return hash, nil
 }
 
 // lockUser is the user, whose password and user.cfg nobody else changes until
 // unlock.
-func (s *Store) lockUser(name string) (u user, unlock func(), err error) {
-	if u, err = s.user(name); err != nil {
+func (s *Store) lockUser(name string) (u User, unlock func(), err error) {
+	if u, err = s.User(name); err != nil {
 		return u, nil, err
 	}
-	l := flock.New(u.dir, flock.SetFlag(os.O_RDONLY))
+	l := flock.New(u.Dir, flock.SetFlag(os.O_RDONLY))
 	if err := l.Lock(); err != nil {
 		return u, nil, fmt.Errorf("user %s: %w", name, err)
 	}

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -12,20 +12,22 @@ import (
 	"golang.org/x/crypto/bcrypt"
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
 )
 
 // cheapPasswords makes hashing quick until the end of the test.
 func cheapPasswords(t *testing.T) {
-	cost, pause := PasswordCost, wrongPause
-	PasswordCost, wrongPause = bcrypt.MinCost, time.Millisecond
-	t.Cleanup(func() { PasswordCost, wrongPause = cost, pause })
+	cost, pause := store.PasswordCost, *store.WrongPause
+	store.PasswordCost, *store.WrongPause = bcrypt.MinCost, time.Millisecond
+	t.Cleanup(func() { store.PasswordCost, *store.WrongPause = cost, pause })
 }
 
-func passwordStore(t *testing.T) *Store {
+func passwordStore(t *testing.T) *store.Store {
 	t.Helper()
 	cheapPasswords(t)
-	s, err := Init(filepath.Join(t.TempDir(), "root"), "test")
+	s, err := store.Init(filepath.Join(storetest.TempDir(t), "root"), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,21 +50,21 @@ func TestPassword(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", what, err, target)
 		}
 	}
-	want("none set", s.CheckPassword("alice", []byte("alice's secret")), ErrPassword)
-	want("none set, empty", s.CheckPassword("alice", nil), ErrPassword)
-	want("change with an old one where none is", s.ChangePassword("alice", []byte("guessed one"), []byte("alice's secret")), ErrPassword)
+	want("none set", s.CheckPassword("alice", []byte("alice's secret")), store.ErrPassword)
+	want("none set, empty", s.CheckPassword("alice", nil), store.ErrPassword)
+	want("change with an old one where none is", s.ChangePassword("alice", []byte("guessed one"), []byte("alice's secret")), store.ErrPassword)
 	want("first", s.ChangePassword("alice", nil, []byte("alice's secret")), nil)
 	want("right", s.CheckPassword("alice", []byte("alice's secret")), nil)
-	want("wrong", s.CheckPassword("alice", []byte("alice's secrets")), ErrPassword)
-	want("empty", s.CheckPassword("alice", nil), ErrPassword)
-	want("another user's", s.CheckPassword("bob", []byte("alice's secret")), ErrPassword)
-	want("no user", s.CheckPassword("nobody", []byte("alice's secret")), ErrPassword)
-	want("no name", s.CheckPassword("../alice", []byte("alice's secret")), ErrPassword)
-	want("change with none", s.ChangePassword("alice", nil, []byte("mallory's one")), ErrPassword)
-	want("change with a wrong one", s.ChangePassword("alice", []byte("guessed one"), []byte("mallory's one")), ErrPassword)
+	want("wrong", s.CheckPassword("alice", []byte("alice's secrets")), store.ErrPassword)
+	want("empty", s.CheckPassword("alice", nil), store.ErrPassword)
+	want("another user's", s.CheckPassword("bob", []byte("alice's secret")), store.ErrPassword)
+	want("no user", s.CheckPassword("nobody", []byte("alice's secret")), store.ErrPassword)
+	want("no name", s.CheckPassword("../alice", []byte("alice's secret")), store.ErrPassword)
+	want("change with none", s.ChangePassword("alice", nil, []byte("mallory's one")), store.ErrPassword)
+	want("change with a wrong one", s.ChangePassword("alice", []byte("guessed one"), []byte("mallory's one")), store.ErrPassword)
 	want("unchanged", s.CheckPassword("alice", []byte("alice's secret")), nil)
 	want("change", s.ChangePassword("alice", []byte("alice's secret"), []byte("pässwörd 2")), nil)
-	want("old", s.CheckPassword("alice", []byte("alice's secret")), ErrPassword)
+	want("old", s.CheckPassword("alice", []byte("alice's secret")), store.ErrPassword)
 	want("new", s.CheckPassword("alice", []byte("pässwörd 2")), nil)
 	want("change of nobody's", s.ChangePassword("nobody", nil, []byte("alice's secret")), parcel.ErrNoParcel)
 
@@ -70,9 +72,9 @@ func TestPassword(t *testing.T) {
 	long := []byte(strings.Repeat("x", 72))
 	want("long", s.SetPassword("bob", long), nil)
 	want("long", s.CheckPassword("bob", long), nil)
-	want("longer", s.CheckPassword("bob", append(long, 'x')), ErrPassword)
+	want("longer", s.CheckPassword("bob", append(long, 'x')), store.ErrPassword)
 
-	file := filepath.Join(s.root, "users", "alice", "password")
+	file := filepath.Join(s.Root(), "users", "alice", "password")
 	fi, err := os.Stat(file)
 	if err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("%s: %v, %v; want mode 0600", file, fi.Mode(), err)
@@ -85,7 +87,7 @@ func TestPassword(t *testing.T) {
 		t.Errorf("no user has a password")
 	}
 	want("remove", s.RemovePassword("alice"), nil)
-	want("removed", s.CheckPassword("alice", []byte("pässwörd 2")), ErrPassword)
+	want("removed", s.CheckPassword("alice", []byte("pässwörd 2")), store.ErrPassword)
 	if err := s.RemovePassword("alice"); err == nil {
 		t.Errorf("remove again: no error")
 	}
@@ -152,9 +154,9 @@ func TestPasswordChangedAtOnce(t *testing.T) {
 // A name does not tell by the time it takes whether there is a password.
 func TestPasswordTakesAsLong(t *testing.T) {
 	s := passwordStore(t)
-	PasswordCost = 8
-	nobodysHash = sync.OnceValue(newNobodysHash)
-	nobodysHash()
+	store.PasswordCost = 8
+	*store.NobodysHash = sync.OnceValue(store.NewNobodysHash)
+	(*store.NobodysHash)()
 	if err := s.SetPassword("alice", []byte("alice's secret")); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // Plan is what a prune would do to one version: it goes if nothing keeps it.
@@ -38,7 +39,7 @@ func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 	if err := k.Check(); err != nil {
 		return nil, err
 	}
-	head, _, err := p.published(0)
+	head, _, err := p.Published(0)
 	if err != nil {
 		return nil, err
 	}
@@ -52,9 +53,9 @@ func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 	}
 	// Whoever lost the lock may yet save her work as a fork of the version
 	// she had; a lock that was given back, not broken, left its nonce.
-	released, err := readLock(filepath.Join(p.lock, releasedFile))
+	released, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, p.errorf(parcel.Damaged, "record of the last release: %v", err)
+		return nil, p.Errorf(parcel.Damaged, "record of the last release: %v", err)
 	}
 	times := make([]time.Time, len(infos))
 	for i, v := range infos {
@@ -89,17 +90,17 @@ func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 // led to, as GC does. It returns the versions that are gone. Killed in the
 // middle, it is finished by the same call again.
 func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Collected, err error) {
-	content, err := p.openContent()
+	content, err := p.OpenContent()
 	if err != nil {
 		return nil, c, err
 	}
 	defer content.Close()
-	lock, err := p.openLock()
+	lock, err := p.OpenLock()
 	if err != nil {
 		return nil, c, err
 	}
 	defer lock.Close()
-	err = p.exclusive(func() error {
+	err = p.Exclusive(func() error {
 		// All rules would be at work again: only what always stays is asked for.
 		plan, err := p.Plan(keep.Rules{})
 		if err != nil {
@@ -134,30 +135,30 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 	var temps []string
 	for _, v := range versions {
 		temp := atomicfile.TempPrefix + parcel.NewID()
-		step("directory")
+		tree.Step("directory")
 		switch err := content.Rename(parcel.VersionDir(v), temp); {
 		case err == nil:
 			temps = append(temps, temp)
 		case !errors.Is(err, fs.ErrNotExist):
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	if err := atomicfile.SyncDir(p.content); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, v := range versions {
-		step("record")
+		tree.Step("record")
 		if err := lock.Remove(filepath.Join("keys", parcel.VersionDir(v))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	for _, temp := range temps {
-		step("remove")
+		tree.Step("remove")
 		if err := content.RemoveAll(temp); err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"fmt"
@@ -7,31 +7,33 @@ import (
 	"strings"
 	"testing"
 
+	"isr/store"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/storetest"
 )
 
 // What no prune may remove stays.
 func TestPruneKeeps(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	for n := range 8 {
-		commit(t, p, change{0: chunkOf(fmt.Sprint(n))})
+		storetest.Commit(t, p, storetest.Change{0: storetest.ChunkOf(fmt.Sprint(n))})
 	}
-	mark := func(v int, f func(*version)) {
-		rec, err := p.version(v)
+	mark := func(v int, f func(*store.VersionRecord)) {
+		rec, err := p.Record(v)
 		if err != nil {
 			t.Fatal(err)
 		}
 		f(rec)
-		b, err := rec.encode()
+		b, err := rec.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(p.versionFile(v), b, 0o600)
+		os.WriteFile(p.VersionFile(v), b, 0o600)
 	}
-	mark(2, func(v *version) { v.Tags = []string{"gold", "exam"} })
-	mark(3, func(v *version) { v.Pin = "evidence" })
+	mark(2, func(v *store.VersionRecord) { v.Tags = []string{"gold", "exam"} })
+	mark(3, func(v *store.VersionRecord) { v.Pin = "evidence" })
 	l, err := p.Acquire("alice", "lost", "id")
 	if err != nil || l.Version != 9 {
 		t.Fatal(l, err)
@@ -39,10 +41,10 @@ func TestPruneKeeps(t *testing.T) {
 	if _, err := p.Release("", true); err != nil {
 		t.Fatal(err)
 	}
-	commit(t, p, change{1: chunkOf("x")})
-	commit(t, p, change{1: chunkOf("y")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("x")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("y")})
 	// A release in good order forgets who lost the lock before.
-	kept := func(want string) []Plan {
+	kept := func(want string) []store.Plan {
 		t.Helper()
 		plan, err := p.Plan(keep.Rules{Last: 1})
 		if err != nil {
@@ -72,8 +74,8 @@ func TestPruneKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	plan := kept("11 last held broken head, 3 pinned, 2 tagged")
-	keyroot, _ := stageVersion(t, p, change{2: chunkOf("z")}, "")
-	r := CommitRequest{Nonce: l.Nonce, Parent: 11, Keyroot: keyroot, ID: "z"}
+	keyroot, _ := storetest.StageVersion(t, p, storetest.Change{2: storetest.ChunkOf("z")}, "")
+	r := store.CommitRequest{Nonce: l.Nonce, Parent: 11, Keyroot: keyroot, ID: "z"}
 	if v, err := p.Commit(ctx, r); v != 12 || err != nil {
 		t.Fatal(v, err)
 	}
@@ -82,7 +84,7 @@ func TestPruneKeeps(t *testing.T) {
 	if !slices.Equal(gone, []int{1, 4}) || err != nil {
 		t.Errorf("asked for all: got %v, %v", gone, err)
 	}
-	if gone, _, err = p.Prune(ctx, Prunable(plan)); !slices.Equal(gone, []int{5, 6, 7, 8, 9, 10}) || err != nil {
+	if gone, _, err = p.Prune(ctx, store.Prunable(plan)); !slices.Equal(gone, []int{5, 6, 7, 8, 9, 10}) || err != nil {
 		t.Errorf("got %v, %v", gone, err)
 	}
 	// The same commit again is answered as ever.
@@ -105,16 +107,16 @@ func TestPruneKeeps(t *testing.T) {
 	if _, err := p.Release(l.Nonce, false); err != nil {
 		t.Fatal(err)
 	}
-	os.Rename(p.versionFile(3), p.versionFile(3)+".x")
-	if _, _, err := p.published(3); parcel.KindOf(err) != parcel.Damaged {
+	os.Rename(p.VersionFile(3), p.VersionFile(3)+".x")
+	if _, _, err := p.Published(3); parcel.KindOf(err) != parcel.Damaged {
 		t.Errorf("lost keyroot: got %v", err)
 	}
-	os.Rename(p.versionFile(3)+".x", p.versionFile(3))
+	os.Rename(p.VersionFile(3)+".x", p.VersionFile(3))
 	if _, err := p.Plan(keep.Rules{Daily: -1}); parcel.KindOf(err) != parcel.Usage {
 		t.Errorf("daily -1: got %v", err)
 	}
-	collect(t, s, GCOptions{})
-	if !slices.Equal(objectsIn(t, p), reachable(t, p)) {
+	collect(t, s, store.GCOptions{})
+	if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
 		t.Error("hdk has what no version needs")
 	}
 }

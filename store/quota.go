@@ -14,6 +14,7 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
 // A quota bounds the bytes of all objects of a user's parcels, those that wait
@@ -24,11 +25,6 @@ import (
 type Usage struct{ Objects, Bytes int64 }
 
 func (a Usage) plus(b Usage) Usage { return Usage{a.Objects + b.Objects, a.Bytes + b.Bytes} }
-
-// usageFile keeps what a parcel's hdk takes, and what its directories' times
-// were then. It holds as long as they are the same, whoever changed the objects
-// by whatever means; else they are counted again.
-const usageFile = "usage"
 
 // settled is how old the last change of hdk must be for its time to tell it
 // from the next one: some ticks of the kernel's clock.
@@ -43,8 +39,8 @@ func (p *Parcel) Usage() (Usage, error) {
 	}
 	u, ok := p.recordedUsage(state)
 	if !ok {
-		if u, err = count(p.hdk(), 1); err != nil {
-			return u, p.wrap(err)
+		if u, err = count(p.HdkDir(), 1); err != nil {
+			return u, p.Wrap(err)
 		}
 		if begun.Sub(last) > settled {
 			p.recordUsage(u, state)
@@ -56,9 +52,9 @@ func (p *Parcel) Usage() (Usage, error) {
 
 // staged is what waits in the staging area.
 func (p *Parcel) staged() (Usage, error) {
-	u, err := count(p.staging(), 2) // staging/hdk/ab, of a parcel that is being made
+	u, err := count(p.StagingDir(), 2) // staging/hdk/ab, of a parcel that is being made
 	if err != nil {
-		err = p.wrap(err)
+		err = p.Wrap(err)
 	}
 	return u, err
 }
@@ -66,15 +62,15 @@ func (p *Parcel) staged() (Usage, error) {
 // hdkState sums up the names and times of the directories below hdk, which
 // change with every object that comes or goes; last is the newest time.
 func (p *Parcel) hdkState() (state string, last time.Time, err error) {
-	dirs, err := os.ReadDir(p.hdk())
+	dirs, err := os.ReadDir(p.HdkDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", last, p.wrap(err)
+		return "", last, p.Wrap(err)
 	}
 	h := sha256.New()
 	for _, d := range dirs {
 		fi, err := d.Info()
 		if err != nil {
-			return "", last, p.wrap(err)
+			return "", last, p.Wrap(err)
 		}
 		fmt.Fprintf(h, "%s %d\n", d.Name(), fi.ModTime().UnixNano())
 		if fi.ModTime().After(last) {
@@ -84,9 +80,9 @@ func (p *Parcel) hdkState() (state string, last time.Time, err error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), last, nil
 }
 
-// keptUsage is what hdk takes, if that was counted before and holds.
-func (p *Parcel) keptUsage() (Usage, bool) {
-	if _, err := os.Lstat(filepath.Join(p.lock, usageFile)); err != nil {
+// KeptUsage is what hdk takes, if that was counted before and holds.
+func (p *Parcel) KeptUsage() (Usage, bool) {
+	if _, err := os.Lstat(filepath.Join(p.lock, tree.UsageFile)); err != nil {
 		return Usage{}, false // nobody ever asked
 	}
 	state, _, err := p.hdkState()
@@ -97,7 +93,7 @@ func (p *Parcel) keptUsage() (Usage, bool) {
 }
 
 func (p *Parcel) recordedUsage(state string) (u Usage, ok bool) {
-	b, err := readOwn(filepath.Join(p.lock, usageFile))
+	b, err := tree.ReadOwn(filepath.Join(p.lock, tree.UsageFile))
 	if err != nil {
 		return u, false
 	}
@@ -116,14 +112,14 @@ func (p *Parcel) recordUsage(u Usage, state string) {
 	b, err := parcel.Record{{Key: "OBJECTS", Value: strconv.FormatInt(u.Objects, 10)},
 		{Key: "BYTES", Value: strconv.FormatInt(u.Bytes, 10)}, {Key: "STATE", Value: state}}.Encode()
 	if err == nil {
-		atomicfile.Write(filepath.Join(p.lock, usageFile), b, fileMode)
+		atomicfile.Write(filepath.Join(p.lock, tree.UsageFile), b, tree.FileMode)
 	}
 }
 
 // count sums up the objects in dir, and so many levels below it. What goes
 // meanwhile is not counted, nor what is too large for an object.
 func count(dir string, below int) (u Usage, err error) {
-	if ok, err := realDir(dir); !ok {
+	if ok, err := tree.RealDir(dir); !ok {
 		return u, err
 	}
 	entries, err := os.ReadDir(dir)
@@ -146,7 +142,7 @@ func count(dir string, below int) (u Usage, err error) {
 		if err != nil {
 			return u, err
 		}
-		if fi.Mode().IsRegular() && fi.Size() <= maxObject {
+		if fi.Mode().IsRegular() && fi.Size() <= tree.MaxObject {
 			u = u.plus(Usage{1, fi.Size()})
 		}
 	}
@@ -155,20 +151,20 @@ func count(dir string, below int) (u Usage, err error) {
 
 // Usage is what a user's parcels take, those that are being made included.
 func (s *Store) Usage(name string) (Usage, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return Usage{}, err
 	}
 	return u.usage()
 }
 
-func (u user) usage() (sum Usage, err error) {
-	names, err := subdirs(u.lockRoot)
+func (u User) usage() (sum Usage, err error) {
+	names, err := tree.Subdirs(u.LockRoot)
 	if err != nil {
 		return sum, err
 	}
 	for _, n := range names {
-		one, err := u.parcel(n).Usage()
+		one, err := u.At(n).Usage()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return sum, err
 		}
@@ -180,14 +176,14 @@ func (u user) usage() (sum Usage, err error) {
 // Room is how many bytes more a user may store; limited is false if there is
 // no bound. It may be below 0: quotas shrink.
 func (s *Store) Room(name string) (room int64, limited bool, err error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return 0, false, err
 	}
 	return u.room()
 }
 
-func (u user) room() (room int64, limited bool, err error) {
+func (u User) room() (room int64, limited bool, err error) {
 	c, err := u.config()
 	if err != nil || c.Quota == 0 {
 		return 0, false, err
@@ -215,17 +211,17 @@ func (p *Parcel) allow(bytes int64) error {
 
 // errQuota says that a user's quota is used up. It wraps the errno that SFTP
 // clients know it by.
-func (u user) errQuota() error {
+func (u User) errQuota() error {
 	quota := ""
 	if c, err := u.config(); err == nil && c.Quota > 0 {
 		quota = " of " + SizeText(c.Quota)
 	}
-	return fmt.Errorf("%w (%w)", parcel.NewError(parcel.Full, "user %s: quota%s is used up", u.name, quota).
+	return fmt.Errorf("%w (%w)", parcel.NewError(parcel.Full, "user %s: quota%s is used up", u.Name, quota).
 		WithHint("remove versions that are no longer needed, or ask the administrator for a larger quota"), syscall.EDQUOT)
 }
 
 // ErrQuota is the error for a user whose quota is used up.
-func (s *Store) ErrQuota(name string) error { return s.userAt(name).errQuota() }
+func (s *Store) ErrQuota(name string) error { return s.UserAt(name).errQuota() }
 
 // SizeText is a number of bytes for people: at most three digits that count and
 // a unit, powers of 1024, as sizes are typed: 512B, 1.50K, 20.0G. It is the one

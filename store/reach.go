@@ -60,7 +60,7 @@ func (r *reach) has(tag seal.Tag) bool { return r.objects[keyOf(tag)] != 0 }
 // it saw counts all the same.
 func (r *reach) version(ctx context.Context, cfg *parcel.Config, keyroot seal.Ref, c class) (*keyring.Root, error) {
 	r.note(keyroot.Tag, c)
-	root, err := r.p.openRoot(ctx, r.p, cfg, keyroot)
+	root, err := r.p.OpenRoot(ctx, r.p, cfg, keyroot)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (r *reach) version(ctx context.Context, cfg *parcel.Config, keyroot seal.Re
 	}
 	for _, im := range root.Images {
 		if _, err := r.tree(ctx, cfg.Sealer(), im.Ref, im.Depth, c); err != nil {
-			return nil, r.p.wrap(err)
+			return nil, r.p.Wrap(err)
 		}
 	}
 	r.walked[keyroot] = c
@@ -131,17 +131,17 @@ func (r *reach) tree(ctx context.Context, s seal.Sealer, ref seal.Ref, level int
 // error, of the first one that cannot be walked, says which. A version that
 // is pruned meanwhile is none.
 func (r *reach) all(ctx context.Context, cfg *parcel.Config) error {
-	numbers, err := r.p.recorded()
+	numbers, err := r.p.Recorded()
 	if err != nil {
 		return err
 	}
 	for _, v := range numbers {
-		rec, err := r.p.version(v)
+		rec, err := r.p.Record(v)
 		if err == nil {
-			if r.walked[rec.keyroot] != 0 {
+			if r.walked[rec.Keyroot] != 0 {
 				continue
 			}
-			_, err = r.version(ctx, cfg, rec.keyroot, 1)
+			_, err = r.version(ctx, cfg, rec.Keyroot, 1)
 		}
 		if cerr := ctx.Err(); cerr != nil {
 			return cerr
@@ -149,11 +149,11 @@ func (r *reach) all(ctx context.Context, cfg *parcel.Config) error {
 		if err == nil || v > cfg.Version {
 			continue
 		}
-		if _, gone := r.p.version(v); errors.Is(gone, parcel.ErrNoVersion) {
+		if _, gone := r.p.Record(v); errors.Is(gone, parcel.ErrNoVersion) {
 			continue
 		}
-		return r.p.errorf(parcel.Damaged, "version %d: %s", v, strings.TrimPrefix(err.Error(), "parcel "+r.p.name+": ")).
-			WithHint("isr-locksrv check %s %s says what is damaged", r.p.user.name, r.p.name)
+		return r.p.Errorf(parcel.Damaged, "version %d: %s", v, strings.TrimPrefix(err.Error(), "parcel "+r.p.name+": ")).
+			WithHint("isr-locksrv check %s %s says what is damaged", r.p.user.Name, r.p.name)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -9,20 +9,15 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"isr/store"
 	"isr/store/parcel"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
-func hintOf(err error) string {
-	var e *parcel.Error
-	if errors.As(err, &e) {
-		return e.Hint
-	}
-	return ""
-}
-
 func TestRename(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 3)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 3)
 	if err := p.Tag(2, "gold", false); err != nil {
 		t.Fatal(err)
 	}
@@ -45,11 +40,11 @@ func TestRename(t *testing.T) {
 			t.Errorf("%s: got %v", what, err)
 		}
 	}
-	if _, err := s.Parcel("alice", "winxp"); hintOf(err) != "it was renamed to work" {
-		t.Errorf("hint: got %q", hintOf(err))
+	if _, err := s.Parcel("alice", "winxp"); storetest.HintOf(err) != "it was renamed to work" {
+		t.Errorf("hint: got %q", storetest.HintOf(err))
 	}
-	if _, err := s.Parcel("bob", "winxp"); hintOf(err) != "" {
-		t.Errorf("bob is told of alice's: %q", hintOf(err))
+	if _, err := s.Parcel("bob", "winxp"); storetest.HintOf(err) != "" {
+		t.Errorf("bob is told of alice's: %q", storetest.HintOf(err))
 	}
 	q, err := s.Parcel("alice", "work")
 	if err != nil {
@@ -62,8 +57,8 @@ func TestRename(t *testing.T) {
 	if v, err := q.Resolve("gold"); v != 2 || err != nil {
 		t.Errorf("tag: got %d, %v", v, err)
 	}
-	wantChunk(t, q, 3, 3, "version 3")
-	commit(t, q, change{1: chunkOf("more")})
+	storetest.WantChunk(t, q, 3, 3, "version 3")
+	storetest.Commit(t, q, storetest.Change{1: storetest.ChunkOf("more")})
 	// Twice, and back; a copy was never called so.
 	if _, err := s.Copy(ctx, "alice", "work", "alice", "copy"); err != nil {
 		t.Fatal(err)
@@ -72,8 +67,8 @@ func TestRename(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, old := range []string{"work", "play"} {
-		if _, err := s.Parcel("alice", old); hintOf(err) != "it was renamed to winxp" {
-			t.Errorf("%s: got %v, %q", old, err, hintOf(err))
+		if _, err := s.Parcel("alice", old); storetest.HintOf(err) != "it was renamed to winxp" {
+			t.Errorf("%s: got %v, %q", old, err, storetest.HintOf(err))
 		}
 	}
 	if q, err = s.Parcel("alice", "winxp"); err != nil {
@@ -92,8 +87,8 @@ func TestRename(t *testing.T) {
 	if now, _ := q.Config(); now.User != "bob" || now.UUID != cfg.UUID {
 		t.Errorf("given away: got %+v", now)
 	}
-	commit(t, q, change{1: chunkOf("bob's")})
-	if ps := wantSound(t, s); len(ps) != 0 {
+	storetest.Commit(t, q, storetest.Change{1: storetest.ChunkOf("bob's")})
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 	if err := errors.Join(s.DelParcel("alice", "copy", false), s.DelUser("alice")); err != nil {
@@ -104,8 +99,8 @@ func TestRename(t *testing.T) {
 // Others acquire, tag and copy what is renamed to and fro: each of their calls
 // finds the parcel whole or not at all, and none waits for ever.
 func TestRenameConcurrent(t *testing.T) {
-	s := newStoreInMemory(t)
-	p := versioned(t, s, 2)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 2)
 	if err := p.Tag(2, "gold", false); err != nil {
 		t.Fatal(err)
 	}
@@ -113,16 +108,16 @@ func TestRenameConcurrent(t *testing.T) {
 	var stop atomic.Bool
 	var done [3]int
 	var wg sync.WaitGroup
-	for i, f := range []func(*Parcel) error{
-		func(p *Parcel) error {
+	for i, f := range []func(*store.Parcel) error{
+		func(p *store.Parcel) error {
 			l, err := p.Acquire("alice", "h", "id")
 			if err == nil {
 				_, err = p.Release(l.Nonce, false)
 			}
 			return err
 		},
-		func(p *Parcel) error { return p.Tag(2, "gold", false) },
-		func(p *Parcel) error {
+		func(p *store.Parcel) error { return p.Tag(2, "gold", false) },
+		func(p *store.Parcel) error {
 			_, err := s.Copy(ctx, "alice", p.Name(), "bob", "copy")
 			if err == nil {
 				err = s.DelParcel("bob", "copy", false)
@@ -163,23 +158,23 @@ func TestRenameConcurrent(t *testing.T) {
 	if moved < 100 {
 		t.Errorf("only %d renames", moved)
 	}
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 	if q, err := s.Parcel("alice", names[moved%2]); err != nil {
 		t.Error(err)
 	} else {
-		wantChunk(t, q, 0, 2, "version 2")
+		storetest.WantChunk(t, q, 0, 2, "version 2")
 	}
 }
 
 func TestRenameRefused(t *testing.T) {
-	s := newStore(t)
-	newParcel(t, s)
-	if _, err := s.Create(ctx, "alice", "other", CreateOptions{DiskSize: 1 << 20}); err != nil {
+	s := storetest.New(t)
+	storetest.NewParcel(t, s)
+	if _, err := s.Create(ctx, "alice", "other", store.CreateOptions{DiskSize: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	lost := filepath.Join(s.userAt("alice").contentRoot, "lost")
+	lost := filepath.Join(s.UserAt("alice").ContentRoot, "lost")
 	if err := os.Mkdir(lost, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -203,47 +198,47 @@ func TestRenameRefused(t *testing.T) {
 		t.Errorf("got %v, %v", names, err)
 	}
 	os.Remove(lost)
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }
 
 // A mark that somebody planted takes nothing from anybody.
 func TestRenamePlanted(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	if _, err := s.Create(ctx, "bob", "box", CreateOptions{DiskSize: 1 << 20}); err != nil {
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	if _, err := s.Create(ctx, "bob", "box", store.CreateOptions{DiskSize: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	for _, mark := range []string{"USER:=alice\nPARCEL:=winxp\n", "USER:=../users/alice\nPARCEL:=winxp\n", "USER:=alice\nPARCEL:=../../..\n", "", "nonsense"} {
-		dir := filepath.Join(s.userAt("bob").lockRoot, "mine")
+		dir := filepath.Join(s.UserAt("bob").LockRoot, "mine")
 		os.MkdirAll(dir, 0o700)
-		cfg, err := s.userAt("bob").parcel("box").ConfigFile()
+		cfg, err := s.UserAt("bob").At("box").ConfigFile()
 		if err != nil {
 			t.Fatal(err)
 		}
-		os.WriteFile(filepath.Join(dir, configFile), cfg, 0o600)
-		os.WriteFile(filepath.Join(dir, renameFile), []byte(mark), 0o600)
+		os.WriteFile(filepath.Join(dir, tree.ConfigFile), cfg, 0o600)
+		os.WriteFile(filepath.Join(dir, tree.RenameFile), []byte(mark), 0o600)
 		s.Parcel("bob", "mine")
-		s.Create(ctx, "alice", "winxp", CreateOptions{DiskSize: 1 << 20})
-		if _, err := os.Lstat(p.content); err != nil {
+		s.Create(ctx, "alice", "winxp", store.CreateOptions{DiskSize: 1 << 20})
+		if _, err := os.Lstat(p.ContentDir()); err != nil {
 			t.Fatalf("mark %q took alice's content", mark)
 		}
-		if _, sum := check(t, s, CheckOptions{User: "alice"}); sum.Errors > 0 {
+		if _, sum := storetest.Check(t, s, store.CheckOptions{User: "alice"}); sum.Errors > 0 {
 			t.Errorf("mark %q: alice's is not sound", mark)
 		}
-		if _, sum := check(t, s, CheckOptions{}); sum.Errors == 0 {
+		if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors == 0 {
 			t.Errorf("mark %q: check finds all well", mark)
 		}
 		os.RemoveAll(dir)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 // The loser of a lock is told who broke it and why, also when another has it.
 func TestBreak(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	a, err := p.Acquire("alice", "thinkpad", "id")
 	if err != nil {
 		t.Fatal(err)
@@ -279,14 +274,14 @@ func TestBreak(t *testing.T) {
 	if r, err := p.LastReleased(); err != nil || r.BrokenBy+r.Why != "" {
 		t.Errorf("released: got %+v, %v", r, err)
 	}
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }
 
 func TestRollbackFree(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 3)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 3)
 	l, err := p.Acquire("alice", "thinkpad", "id")
 	if err != nil {
 		t.Fatal(err)
@@ -307,10 +302,10 @@ func TestRollbackFree(t *testing.T) {
 	if _, err := p.RollbackFree(ctx, "server", 9, ""); !errors.Is(err, parcel.ErrNoVersion) {
 		t.Errorf("no version: got %v", err)
 	}
-	wantChunk(t, p, 0, 2, "version 2")
-	wantChunk(t, p, 0, 3, "")
-	commit(t, p, change{5: chunkOf("on from there")})
-	if ps := wantSound(t, s); len(ps) != 0 {
+	storetest.WantChunk(t, p, 0, 2, "version 2")
+	storetest.WantChunk(t, p, 0, 3, "")
+	storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("on from there")})
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }

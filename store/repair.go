@@ -16,6 +16,7 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // RepairOptions choose what Repair mends, and from where.
@@ -68,7 +69,7 @@ func (s *Store) Repair(ctx context.Context, o RepairOptions, mended func(Mending
 		r.places = append(r.places, p)
 	}
 	c := &checker{store: s, opts: CheckOptions{User: o.User, Parcel: o.Parcel, Content: true, Progress: o.Progress},
-		whole: make(map[inode]bool), report: func(Problem) {}, onTheWay: s.onTheWay()}
+		whole: make(map[inode]bool), report: func(Problem) {}, onTheWay: s.OnTheWay()}
 	r.check = c
 	if err := r.all(ctx); err != nil {
 		return r.sum, err
@@ -105,13 +106,13 @@ func (r *repairer) settle() error {
 		return err
 	}
 	for _, name := range users {
-		u := r.store.userAt(name)
-		names, err := subdirs(u.lockRoot)
+		u := r.store.UserAt(name)
+		names, err := tree.Subdirs(u.LockRoot)
 		if err != nil {
 			return err
 		}
 		for _, n := range names {
-			if p := u.parcel(n); exists(filepath.Join(p.lock, renameFile)) && parcel.CheckName(n) == nil {
+			if p := u.At(n); tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && parcel.CheckName(n) == nil {
 				if _, err := r.store.Parcel(name, n); err != nil {
 					r.failed = errors.Join(r.failed, err)
 				}
@@ -131,7 +132,7 @@ func (r *repairer) all(ctx context.Context) error {
 	}
 	var ps []*Parcel
 	for _, name := range users {
-		u, err := r.store.user(name)
+		u, err := r.store.User(name)
 		if err != nil {
 			return err
 		}
@@ -144,12 +145,12 @@ func (r *repairer) all(ctx context.Context) error {
 				return fmt.Errorf("parcel: %w", err)
 			}
 			if !slices.Contains(names, only) {
-				return u.parcel(only).errAbsent()
+				return u.At(only).ErrAbsent()
 			}
 			names = []string{only}
 		}
 		for _, n := range names {
-			if p := u.parcel(n); !exists(filepath.Join(p.lock, renameFile)) && !r.check.onTheWay[p.content] {
+			if p := u.At(n); !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && !r.check.onTheWay[p.content] {
 				ps = append(ps, p)
 			}
 		}
@@ -172,22 +173,22 @@ func (r *repairer) all(ctx context.Context) error {
 }
 
 // anyParcels are the names of parcels of which at least one side is there.
-func (u user) anyParcels() ([]string, error) {
-	names, err := subdirs(u.lockRoot)
+func (u User) anyParcels() ([]string, error) {
+	names, err := tree.Subdirs(u.LockRoot)
 	if err != nil {
 		return nil, err
 	}
-	contents, err := subdirs(u.contentRoot)
+	contents, err := tree.Subdirs(u.ContentRoot)
 	names = append(names, contents...)
 	slices.Sort(names)
 	return slices.DeleteFunc(slices.Compact(names), func(n string) bool {
-		return parcel.CheckName(n) != nil || u.parcel(n).unfinished()
+		return parcel.CheckName(n) != nil || u.At(n).Unfinished()
 	}), err
 }
 
 // did counts and tells a mending.
 func (r *repairer) did(p *Parcel, m Mending) {
-	m.User, m.Parcel, m.Severity = p.user.name, p.name, Note
+	m.User, m.Parcel, m.Severity = p.user.Name, p.name, Note
 	r.sum.Mended++
 	r.sum.Bytes += m.Bytes
 	r.mended(m)
@@ -205,7 +206,7 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 	tried := make(map[seal.Tag]bool)
 	for swept := 0; ; {
 		var wanted []Problem
-		r.check.where = Problem{User: p.user.name, Parcel: p.name}
+		r.check.where = Problem{User: p.user.Name, Parcel: p.name}
 		r.check.report = func(q Problem) {
 			if q.Severity == Bad && q.Tag != "" && !tried[q.Tag] {
 				tried[q.Tag] = true
@@ -262,12 +263,12 @@ func (p *Parcel) readable() bool {
 func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, fetched func()) error {
 	in, err := r.installer(p)
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	defer in.close()
 	var useless []seal.Tag
 	var mu sync.Mutex
-	err = parallel(ctx, 4, slices.All(problems), func(ctx context.Context, _ int, q Problem) error {
+	err = tree.Parallel(ctx, 4, slices.All(problems), func(ctx context.Context, _ int, q Problem) error {
 		mu.Lock()
 		absent := r.absent[q.Tag]
 		mu.Unlock()
@@ -291,7 +292,7 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 		return nil
 	})
 	if err != nil {
-		return p.wrap(err)
+		return p.Wrap(err)
 	}
 	if !r.opts.DryRun {
 		if err := in.install(); err != nil {
@@ -308,24 +309,24 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 // discard removes objects that do not match their names and that no version
 // needs: a later commit would take them for whole.
 func (r *repairer) discard(p *Parcel, tags []seal.Tag) error {
-	if len(tags) == 0 || r.opts.DryRun || r.opts.Discard == nil || !r.opts.Discard(p.user.name, p.name, len(tags)) {
+	if len(tags) == 0 || r.opts.DryRun || r.opts.Discard == nil || !r.opts.Discard(p.user.Name, p.name, len(tags)) {
 		return nil
 	}
-	return p.exclusive(func() error {
-		root, err := p.openContent()
+	return p.Exclusive(func() error {
+		root, err := p.OpenContent()
 		if err != nil {
 			return err
 		}
 		defer root.Close()
 		for _, tag := range tags {
 			// A disk that cannot be read today may be read tomorrow.
-			err := verifyObject(filepath.Join(p.hdk(), objectName(tag)), tag)
+			err := tree.VerifyObject(filepath.Join(p.HdkDir(), tree.ObjectName(tag)), tag)
 			if !errors.Is(err, parcel.ErrDamaged) {
 				continue
 			}
-			step("discard")
-			if err := root.Remove(filepath.Join("hdk", objectName(tag))); err != nil {
-				return p.wrap(err)
+			tree.Step("discard")
+			if err := root.Remove(filepath.Join("hdk", tree.ObjectName(tag))); err != nil {
+				return p.Wrap(err)
 			}
 			r.sum.Removed++
 		}
@@ -344,10 +345,10 @@ type installer struct {
 }
 
 func (r *repairer) installer(p *Parcel) (*installer, error) {
-	if err := p.ownDirs(); err != nil {
+	if err := p.OwnDirs(); err != nil {
 		return nil, err
 	}
-	root, err := p.openContent()
+	root, err := p.OpenContent()
 	if err != nil {
 		return nil, err
 	}
@@ -358,7 +359,7 @@ func (r *repairer) installer(p *Parcel) (*installer, error) {
 	// In the staging area nobody else removes it, until the next release.
 	in.temp = filepath.Join("staging", atomicfile.TempPrefix+parcel.NewID())
 	for _, dir := range []string{"hdk", "staging", in.temp} {
-		if err := root.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := root.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 			root.Close()
 			return nil, err
 		}
@@ -376,10 +377,10 @@ func (in *installer) close() {
 // fetch finds an object in a place, verified, and puts it in temp; from is nil
 // if no place has it.
 func (in *installer) fetch(tag seal.Tag) (size int64, from *supply, err error) {
-	prefer := parcelHdk(in.p.user.name, in.p.name)
+	prefer := parcelHdk(in.p.user.Name, in.p.name)
 	for i, pl := range in.r.places {
 		pl.find(tag, prefer, func(name string) bool {
-			sealed, rerr := pl.read(name, maxObject)
+			sealed, rerr := pl.read(name, tree.MaxObject)
 			if rerr != nil || tag.Verify(sealed) != nil {
 				return false
 			}
@@ -406,8 +407,8 @@ func (in *installer) link(realm *supply, name string, tag seal.Tag) bool {
 	}
 	// What is linked is looked at once more: it is one file with the other.
 	fi, err := realm.root.Lstat(to)
-	if err == nil && fi.Mode() == objectMode && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {
-		if sealed, err := realm.read(to, maxObject); err == nil && tag.Verify(sealed) == nil {
+	if err == nil && fi.Mode() == tree.ObjectMode && fi.Sys().(*syscall.Stat_t).Uid == uint32(os.Geteuid()) {
+		if sealed, err := realm.read(to, tree.MaxObject); err == nil && tag.Verify(sealed) == nil {
 			return true
 		}
 	}
@@ -417,7 +418,7 @@ func (in *installer) link(realm *supply, name string, tag seal.Tag) bool {
 
 // write puts an object in temp.
 func (in *installer) write(tag seal.Tag, sealed []byte) error {
-	f, err := in.content.OpenFile(filepath.Join(in.temp, tag.String()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, objectMode)
+	f, err := in.content.OpenFile(filepath.Join(in.temp, tag.String()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, tree.ObjectMode)
 	if err != nil {
 		return err
 	}
@@ -439,34 +440,34 @@ func (in *installer) install() error {
 	if len(in.ready) == 0 {
 		return nil
 	}
-	step("sync")
-	if err := syncfs(in.p.content); err != nil {
-		return in.p.wrap(err)
+	tree.Step("sync")
+	if err := tree.Syncfs(in.p.content); err != nil {
+		return in.p.Wrap(err)
 	}
-	err := in.p.exclusive(func() error {
+	err := in.p.Exclusive(func() error {
 		for _, m := range in.ready {
-			step("install")
-			from, to := filepath.Join(in.temp, m.Tag.String()), filepath.Join("hdk", objectName(m.Tag))
+			tree.Step("install")
+			from, to := filepath.Join(in.temp, m.Tag.String()), filepath.Join("hdk", tree.ObjectName(m.Tag))
 			// What is in the way there is none of ours; a link itself is removed,
 			// not what it leads to.
 			if fi, err := in.content.Lstat(filepath.Dir(to)); err == nil && !fi.IsDir() {
 				if err := in.content.Remove(filepath.Dir(to)); err != nil {
-					return in.p.wrap(err)
+					return in.p.Wrap(err)
 				}
 			}
 			if fi, err := in.content.Lstat(to); err == nil && !fi.Mode().IsRegular() {
 				if err := in.content.RemoveAll(to); err != nil {
-					return in.p.wrap(err)
+					return in.p.Wrap(err)
 				}
 			}
 			err := in.content.Rename(from, to)
 			if errors.Is(err, fs.ErrNotExist) {
-				if err = in.content.MkdirAll(filepath.Dir(to), dirMode); err == nil {
+				if err = in.content.MkdirAll(filepath.Dir(to), tree.DirMode); err == nil {
 					err = in.content.Rename(from, to)
 				}
 			}
 			if err != nil {
-				return in.p.wrap(err)
+				return in.p.Wrap(err)
 			}
 		}
 		return nil
@@ -474,19 +475,19 @@ func (in *installer) install() error {
 	if err != nil {
 		return err
 	}
-	step("sync names")
-	return syncfs(in.p.content)
+	tree.Step("sync names")
+	return tree.Syncfs(in.p.content)
 }
 
 // lockSide puts back directories, parcel.cfg and the records of versions.
 func (r *repairer) lockSide(p *Parcel) error {
-	if err := p.ownDirs(); err != nil {
+	if err := p.OwnDirs(); err != nil {
 		return err
 	}
 	var replica *parcel.Config
 	var from *supply
 	for _, pl := range r.places[1:] {
-		if c, err := pl.config(p.user.name, p.name); err == nil {
+		if c, err := pl.config(p.user.Name, p.name); err == nil {
 			replica, from = c, pl
 			break
 		}
@@ -495,13 +496,13 @@ func (r *repairer) lockSide(p *Parcel) error {
 		return nil // nobody knows what the content is
 	}
 	if !r.opts.DryRun {
-		for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, p.hdk(), p.staging(), filepath.Join(p.content, "keys")} {
-			step("mkdir")
-			if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
-				return p.wrap(err)
+		for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, p.HdkDir(), p.StagingDir(), filepath.Join(p.content, "keys")} {
+			tree.Step("mkdir")
+			if err := os.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+				return p.Wrap(err)
 			}
 		}
-		if err := p.exclusive(func() error {
+		if err := p.Exclusive(func() error {
 			if err := r.records(p, replica, from); err != nil {
 				return err
 			}
@@ -517,7 +518,7 @@ func (r *repairer) lockSide(p *Parcel) error {
 // records puts back what of the lock side cannot be read. The caller has the
 // flock.
 func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) error {
-	recorded, err := p.recorded()
+	recorded, err := p.Recorded()
 	if err != nil && !r.opts.DryRun {
 		return err
 	}
@@ -530,24 +531,24 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 		// head is not set back behind them.
 		c := *replica
 		c.Version = 0
-		there := from.versions(p.user.name, p.name, replica.Version)
+		there := from.versions(p.user.Name, p.name, replica.Version)
 		for _, v := range there {
 			c.Version = max(c.Version, v)
 		}
 		for _, v := range recorded {
-			if _, err := p.version(v); err == nil {
+			if _, err := p.Record(v); err == nil {
 				c.Version = max(c.Version, v)
 			}
 		}
 		text, err := c.Encode()
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		// The records first: with parcel.cfg the parcel is there.
 		if err := r.versions(p, c.Version, append(recorded, there...), from); err != nil {
 			return err
 		}
-		if err := r.write(p, filepath.Join(p.lock, configFile), text); err != nil {
+		if err := r.write(p, filepath.Join(p.lock, tree.ConfigFile), text); err != nil {
 			return err
 		}
 		r.did(p, Mending{Problem: Problem{Msg: "parcel.cfg was missing or damaged"}, From: from.name})
@@ -566,9 +567,9 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 // that would be another parcel, of the same name.
 func (p *Parcel) agrees(from *supply, recorded []int) bool {
 	for _, v := range recorded {
-		here, err := p.version(v)
-		there, terr := from.version(p.user.name, p.name, v)
-		if err == nil && terr == nil && here.keyroot != there.keyroot {
+		here, err := p.Record(v)
+		there, terr := from.version(p.user.Name, p.name, v)
+		if err == nil && terr == nil && here.Keyroot != there.Keyroot {
 			return false
 		}
 	}
@@ -588,24 +589,24 @@ func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error
 	want = append(slices.Clone(want), head)
 	slices.Sort(want)
 	for _, v := range slices.Compact(want) {
-		if _, err := p.version(v); err == nil || v > head {
+		if _, err := p.Record(v); err == nil || v > head {
 			continue
 		}
 		info, _ := readInfo(p, v)
 		rec, place := p.rebuilt(v, info), ""
 		if from != nil {
-			if there, err := from.version(p.user.name, p.name, v); err == nil {
+			if there, err := from.version(p.user.Name, p.name, v); err == nil {
 				rec, place = there, from.name
 			}
 		}
-		if rec == nil || info != nil && info.Get("KEYRING") != rec.keyroot.Tag.String() {
+		if rec == nil || info != nil && info.Get("KEYRING") != rec.Keyroot.Tag.String() {
 			continue
 		}
-		text, err := rec.encode()
+		text, err := rec.Encode()
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
-		if err := r.write(p, p.versionFile(v), text); err != nil {
+		if err := r.write(p, p.VersionFile(v), text); err != nil {
 			return err
 		}
 		r.did(p, Mending{Problem: Problem{Version: v, Msg: "record of its keyroot was missing or damaged"}, From: place})
@@ -616,7 +617,7 @@ func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error
 // epoch sees that the next acquisition's number is above all that were. The
 // caller has the flock.
 func (r *repairer) epoch(p *Parcel) error {
-	now, err := p.epoch()
+	now, err := p.Epoch()
 	if err != nil && !errors.Is(err, parcel.ErrDamaged) {
 		return err
 	}
@@ -627,16 +628,16 @@ func (r *repairer) epoch(p *Parcel) error {
 	if l, lerr := p.released(); lerr == nil && l != nil {
 		least = max(least, l.Epoch)
 	}
-	recorded, _ := p.recorded()
+	recorded, _ := p.Recorded()
 	for _, v := range recorded {
-		if rec, verr := p.version(v); verr == nil {
+		if rec, verr := p.Record(v); verr == nil {
 			least = max(least, rec.Epoch)
 		}
 	}
 	if err == nil && now >= least {
 		return nil
 	}
-	if err := r.write(p, filepath.Join(p.lock, epochFile), fmt.Appendf(nil, "%d\n", least)); err != nil {
+	if err := r.write(p, filepath.Join(p.lock, tree.EpochFile), fmt.Appendf(nil, "%d\n", least)); err != nil {
 		return err
 	}
 	r.did(p, Mending{Problem: Problem{Msg: "epoch was missing or damaged"}})
@@ -646,10 +647,10 @@ func (r *repairer) epoch(p *Parcel) error {
 // readInfo is the file info of version v, which is all of its record that is
 // not secret.
 func readInfo(p *Parcel, v int) (parcel.Record, error) {
-	if err := ownDirs(p.versionDir(v)); err != nil {
+	if err := tree.OwnDirs(p.VersionDir(v)); err != nil {
 		return nil, err
 	}
-	text, err := readOwn(filepath.Join(p.versionDir(v), "info"))
+	text, err := tree.ReadOwn(filepath.Join(p.VersionDir(v), "info"))
 	if err != nil {
 		return nil, err
 	}
@@ -658,8 +659,8 @@ func readInfo(p *Parcel, v int) (parcel.Record, error) {
 
 // rebuilt is the record of the head, made again of its info and the copy of
 // its keyroot; nil if there is no such copy. The id of its commit is lost.
-func (p *Parcel) rebuilt(v int, info parcel.Record) *version {
-	text, err := readOwn(filepath.Join(p.lock, "keys", "keyroot"))
+func (p *Parcel) rebuilt(v int, info parcel.Record) *VersionRecord {
+	text, err := tree.ReadOwn(filepath.Join(p.lock, "keys", "keyroot"))
 	if err != nil || info == nil {
 		return nil
 	}
@@ -678,7 +679,7 @@ func (p *Parcel) rebuilt(v int, info parcel.Record) *version {
 	if text, err = again.Encode(); err != nil {
 		return nil
 	}
-	rec, err := parseVersion(text, v)
+	rec, err := ParseVersion(text, v)
 	if err != nil {
 		return nil
 	}
@@ -690,9 +691,9 @@ func (r *repairer) write(p *Parcel, name string, text []byte) error {
 	if r.opts.DryRun {
 		return nil
 	}
-	step("record")
-	if err := atomicfile.Write(name, text, fileMode); err != nil {
-		return p.wrap(err)
+	tree.Step("record")
+	if err := atomicfile.Write(name, text, tree.FileMode); err != nil {
+		return p.Wrap(err)
 	}
 	return nil
 }
@@ -700,19 +701,19 @@ func (r *repairer) write(p *Parcel, name string, text []byte) error {
 // private takes from others what only the owner may read.
 func (p *Parcel) private() error {
 	for dir, names := range map[string][]string{
-		p.lock:    {".", "keys", configFile, nonceFile, holderFile, releasedFile, epochFile, flockFile},
+		p.lock:    {".", "keys", tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile},
 		p.content: {"."},
 	} {
 		root, err := os.OpenRoot(dir)
 		if err != nil {
-			return p.wrap(err)
+			return p.Wrap(err)
 		}
 		for _, name := range names {
 			fi, err := root.Lstat(name)
 			if err == nil && fi.Mode().Type()&^fs.ModeDir == 0 && fi.Mode().Perm()&0o077 != 0 {
 				if err := root.Chmod(name, fi.Mode().Perm()&^0o077); err != nil {
 					root.Close()
-					return p.wrap(err)
+					return p.Wrap(err)
 				}
 			}
 		}
@@ -724,27 +725,27 @@ func (p *Parcel) private() error {
 // derived makes again what follows from the rest: links, and the directories
 // of versions.
 func (r *repairer) derived(ctx context.Context, p *Parcel) error {
-	err := p.exclusive(func() error {
-		head, cfg, err := p.published(0)
+	err := p.Exclusive(func() error {
+		head, cfg, err := p.Published(0)
 		if err != nil {
 			return err
 		}
-		recorded, err := p.recorded()
+		recorded, err := p.Recorded()
 		if err != nil {
 			return err
 		}
 		for _, v := range recorded {
-			rec, err := p.version(v)
+			rec, err := p.Record(v)
 			if err != nil || v > cfg.Version || p.shown(rec) {
 				continue
 			}
-			root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
+			root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot)
 			if err != nil {
 				continue
 			}
-			step("directory")
+			tree.Step("directory")
 			if err := p.writeVersionDir(rec, root); err != nil {
-				return p.wrap(err)
+				return p.Wrap(err)
 			}
 			r.did(p, Mending{Problem: Problem{Version: v, Msg: "directory was missing or wrong"}})
 		}
@@ -759,16 +760,16 @@ func (r *repairer) derived(ctx context.Context, p *Parcel) error {
 
 // shown reports whether the directory of a version is as it should be, as far
 // as can be seen without opening its root.
-func (p *Parcel) shown(rec *version) bool {
+func (p *Parcel) shown(rec *VersionRecord) bool {
 	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
 	info, err := readInfo(p, rec.Version)
-	if err != nil || !isLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", objectName(rec.keyroot.Tag))) {
+	if err != nil || !tree.IsLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag))) {
 		return false
 	}
-	if tag, err := seal.ParseTag(info.Get("CFG")); err == nil && !isLink(filepath.Join(dir, "cfg.tgz.enc"), filepath.Join("..", "hdk", objectName(tag))) {
+	if tag, err := seal.ParseTag(info.Get("CFG")); err == nil && !tree.IsLink(filepath.Join(dir, "cfg.tgz.enc"), filepath.Join("..", "hdk", tree.ObjectName(tag))) {
 		return false
 	}
-	public, err := rec.public().Encode()
+	public, err := rec.Public().Encode()
 	text, ierr := info.Encode()
 	return err == nil && ierr == nil && strings.Contains(string(text), string(public))
 }

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"errors"
@@ -14,19 +14,12 @@ import (
 
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
-
-// replicaOf is a copy of a store's tree, as cp -a makes it.
-func replicaOf(t testing.TB, s *Store) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "replica")
-	if out, err := exec.Command("cp", "-a", s.root, dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return dir
-}
 
 // tree is all there is below dir: content of files, targets of links. Flocks
 // and what staging areas are for do not count.
@@ -34,7 +27,7 @@ func treeOf(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	m := make(map[string]string)
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() == flockFile {
+		if err != nil || d.Name() == tree.FlockFile {
 			return err
 		}
 		rel, _ := filepath.Rel(dir, path)
@@ -78,11 +71,11 @@ func wantEqualTrees(t testing.TB, got, want map[string]string) {
 }
 
 // mend repairs, and returns what was mended and what is left.
-func mend(t testing.TB, s *Store, o RepairOptions) (RepairSummary, []Mending, []Problem) {
+func mend(t testing.TB, s *store.Store, o store.RepairOptions) (store.RepairSummary, []store.Mending, []store.Problem) {
 	t.Helper()
-	var ms []Mending
-	var ps []Problem
-	sum, err := s.Repair(ctx, o, func(m Mending) { ms = append(ms, m) }, func(p Problem) { ps = append(ps, p) })
+	var ms []store.Mending
+	var ps []store.Problem
+	sum, err := s.Repair(ctx, o, func(m store.Mending) { ms = append(ms, m) }, func(p store.Problem) { ps = append(ps, p) })
 	if err != nil {
 		t.Fatalf("repair: %v", err)
 	}
@@ -94,22 +87,22 @@ func mend(t testing.TB, s *Store, o RepairOptions) (RepairSummary, []Mending, []
 
 // threeVersions is alice's winxp with three versions: chunks 1 and 300, then
 // another chunk 1.
-func threeVersions(t testing.TB) (*Store, *Parcel) {
+func threeVersions(t testing.TB) (*store.Store, *store.Parcel) {
 	t.Helper()
-	s := newStoreInMemory(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("two"), 300: chunkOf("both")})
-	commit(t, p, change{1: chunkOf("three"), 999: chunkOf("last")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two"), 300: storetest.ChunkOf("both")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three"), 999: storetest.ChunkOf("last")})
 	return s, p
 }
 
 // Wherever objects may be had from, and however they lie there.
 func TestRepairFrom(t *testing.T) {
 	s, p := threeVersions(t)
-	replica := replicaOf(t, s)
-	want := treeOf(t, s.root)
+	replica := storetest.Replica(t, s)
+	want := treeOf(t, s.Root())
 	hdk := filepath.Join(replica, "users/alice/isr/winxp/hdk")
-	layouts := t.TempDir()
+	layouts := storetest.TempDir(t)
 	for _, dir := range []string{"flat", "caps", "dot/isr/hoard", "mixed/some/where"} {
 		os.MkdirAll(filepath.Join(layouts, dir), 0o700)
 	}
@@ -132,41 +125,41 @@ func TestRepairFrom(t *testing.T) {
 		"deep": filepath.Join(layouts, "mixed"),
 	} {
 		// All objects of the head's tree, and one that has other bytes.
-		os.RemoveAll(p.hdk())
-		if sum, _, ps := mend(t, s, RepairOptions{From: []string{place}}); sum.Left.Errors > 0 {
+		os.RemoveAll(p.HdkDir())
+		if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{place}}); sum.Left.Errors > 0 {
 			t.Errorf("%s: left: %v", name, ps)
 		}
-		flip(t, filepath.Join(p.hdk(), objectName(tagsOf(t, p, 2)[1][0])))
-		sum, ms, ps := mend(t, s, RepairOptions{From: []string{place}})
+		storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 2)[1][0])))
+		sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{place}})
 		if sum.Left.Errors > 0 || sum.Left.Notes > 0 || sum.Mended != 1 || ms[0].From != place || ms[0].Bytes == 0 {
 			t.Errorf("%s: mended %v, left %v", name, ms, ps)
 		}
-		wantEqualTrees(t, treeOf(t, s.root), want)
+		wantEqualTrees(t, treeOf(t, s.Root()), want)
 	}
 	// Nothing wrong: nothing done.
-	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Mended != 0 || len(ps) > 0 {
+	if sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Mended != 0 || len(ps) > 0 {
 		t.Errorf("of a sound store: mended %v, left %v", ms, ps)
 	}
 	// No place at all has it.
-	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
-	before := treeOf(t, s.root)
-	sum, _, ps := mend(t, s, RepairOptions{From: []string{t.TempDir()}})
+	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 3)[0][0])))
+	before := treeOf(t, s.Root())
+	sum, _, ps := mend(t, s, store.RepairOptions{From: []string{storetest.TempDir(t)}})
 	if sum.Mended != 0 || sum.Left.Errors != 2 || ps[0].Version != 3 || ps[0].Chunks.String() != "chunk 1" {
 		t.Errorf("nowhere to be had: %+v, %v", sum, ps)
 	}
-	wantEqualTrees(t, treeOf(t, s.root), before)
+	wantEqualTrees(t, treeOf(t, s.Root()), before)
 	// What would be: nothing is changed.
-	sum, ms, _ := mend(t, s, RepairOptions{From: []string{replica}, DryRun: true})
+	sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{replica}, DryRun: true})
 	if sum.Mended != 1 || sum.Left.Errors != 2 || !strings.Contains(ms[0].String(), "alice/winxp: version 3: disk: chunk 1: object ") {
 		t.Errorf("dry run: %+v, %v", sum, ms)
 	}
-	wantEqualTrees(t, treeOf(t, s.root), before)
-	for _, o := range []RepairOptions{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, realmFile)}}} {
+	wantEqualTrees(t, treeOf(t, s.Root()), before)
+	for _, o := range []store.RepairOptions{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, tree.RealmFile)}}} {
 		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("%v: got %v", o.From, err)
 		}
 	}
-	for _, o := range []RepairOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "bob", Parcel: "winxp"}} {
+	for _, o := range []store.RepairOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "bob", Parcel: "winxp"}} {
 		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrNoParcel) {
 			t.Errorf("%v: got %v", o, err)
 		}
@@ -177,52 +170,54 @@ func TestRepairFrom(t *testing.T) {
 // another parcel, nor behind what was committed since.
 func TestRepairRecords(t *testing.T) {
 	for name, c := range map[string]struct {
-		damage  func(p *Parcel)
+		damage  func(p *store.Parcel)
 		from    bool // a replica
 		changed []string
 		errors  int
 	}{
-		"parcel.cfg":                 {func(p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) }, true, nil, 0},
-		"parcel.cfg garbled":         {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, configFile), []byte("UUID:=x\n"), 0o600) }, true, nil, 0},
-		"parcel.cfg, no replica":     {func(p *Parcel) { os.Remove(filepath.Join(p.lock, configFile)) }, false, []string{configFile}, 1},
-		"head's keyroot":             {func(p *Parcel) { os.Remove(p.versionFile(3)) }, true, nil, 0},
-		"head's keyroot, no replica": {func(p *Parcel) { os.Remove(p.versionFile(3)) }, false, []string{"000003"}, 0},
-		"old keyroot":                {func(p *Parcel) { os.WriteFile(p.versionFile(2), []byte("KEYROOT:=-\n"), 0o600) }, true, nil, 0},
-		"old keyroot, no replica":    {func(p *Parcel) { os.Remove(p.versionFile(2)) }, false, []string{"000002"}, 1},
-		"version removed": {func(p *Parcel) {
-			os.Remove(p.versionFile(2))
-			os.RemoveAll(filepath.Join(p.content, "000002"))
+		"parcel.cfg": {func(p *store.Parcel) { os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile)) }, true, nil, 0},
+		"parcel.cfg garbled": {func(p *store.Parcel) {
+			os.WriteFile(filepath.Join(p.LockDir(), tree.ConfigFile), []byte("UUID:=x\n"), 0o600)
+		}, true, nil, 0},
+		"parcel.cfg, no replica":     {func(p *store.Parcel) { os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile)) }, false, []string{tree.ConfigFile}, 1},
+		"head's keyroot":             {func(p *store.Parcel) { os.Remove(p.VersionFile(3)) }, true, nil, 0},
+		"head's keyroot, no replica": {func(p *store.Parcel) { os.Remove(p.VersionFile(3)) }, false, []string{"000003"}, 0},
+		"old keyroot":                {func(p *store.Parcel) { os.WriteFile(p.VersionFile(2), []byte("KEYROOT:=-\n"), 0o600) }, true, nil, 0},
+		"old keyroot, no replica":    {func(p *store.Parcel) { os.Remove(p.VersionFile(2)) }, false, []string{"000002"}, 1},
+		"version removed": {func(p *store.Parcel) {
+			os.Remove(p.VersionFile(2))
+			os.RemoveAll(filepath.Join(p.ContentDir(), "000002"))
 		}, true, []string{"000002"}, 0},
-		"lock side":             {func(p *Parcel) { os.RemoveAll(p.lock) }, true, []string{"released"}, 0},
-		"lock side, no replica": {func(p *Parcel) { os.RemoveAll(p.lock) }, false, []string{".isr"}, 1},
-		"content side":          {func(p *Parcel) { os.RemoveAll(p.content) }, true, nil, 0},
-		"modes": {func(p *Parcel) {
-			os.Chmod(p.lock, 0o755)
-			os.Chmod(filepath.Join(p.lock, configFile), 0o644)
-			os.Chmod(p.content, 0o750)
+		"lock side":             {func(p *store.Parcel) { os.RemoveAll(p.LockDir()) }, true, []string{"released"}, 0},
+		"lock side, no replica": {func(p *store.Parcel) { os.RemoveAll(p.LockDir()) }, false, []string{".isr"}, 1},
+		"content side":          {func(p *store.Parcel) { os.RemoveAll(p.ContentDir()) }, true, nil, 0},
+		"modes": {func(p *store.Parcel) {
+			os.Chmod(p.LockDir(), 0o755)
+			os.Chmod(filepath.Join(p.LockDir(), tree.ConfigFile), 0o644)
+			os.Chmod(p.ContentDir(), 0o750)
 		}, false, nil, 0},
-		"epoch": {func(p *Parcel) { os.WriteFile(filepath.Join(p.lock, epochFile), []byte("many"), 0o600) }, false, nil, 0},
-		"links": {func(p *Parcel) {
-			os.Remove(filepath.Join(p.content, "last"))
-			os.Remove(filepath.Join(p.lock, "keys/keyroot"))
-			os.RemoveAll(filepath.Join(p.content, "000001"))
-			os.Remove(filepath.Join(p.content, "000002/info"))
-			os.Remove(filepath.Join(p.content, "000003/keyring.enc"))
-			os.Symlink("/etc/passwd", filepath.Join(p.content, "000003/keyring.enc"))
+		"epoch": {func(p *store.Parcel) { os.WriteFile(filepath.Join(p.LockDir(), tree.EpochFile), []byte("many"), 0o600) }, false, nil, 0},
+		"links": {func(p *store.Parcel) {
+			os.Remove(filepath.Join(p.ContentDir(), "last"))
+			os.Remove(filepath.Join(p.LockDir(), "keys/keyroot"))
+			os.RemoveAll(filepath.Join(p.ContentDir(), "000001"))
+			os.Remove(filepath.Join(p.ContentDir(), "000002/info"))
+			os.Remove(filepath.Join(p.ContentDir(), "000003/keyring.enc"))
+			os.Symlink("/etc/passwd", filepath.Join(p.ContentDir(), "000003/keyring.enc"))
 		}, false, nil, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, p := threeVersions(t)
-			want, from := treeOf(t, s.root), []string{replicaOf(t, s)}
+			want, from := treeOf(t, s.Root()), []string{storetest.Replica(t, s)}
 			if !c.from {
 				from = nil
 			}
 			c.damage(p)
-			sum, ms, ps := mend(t, s, RepairOptions{From: from})
+			sum, ms, ps := mend(t, s, store.RepairOptions{From: from})
 			if sum.Left.Errors != c.errors {
 				t.Errorf("mended %v, left %v; want %d errors", ms, ps, c.errors)
 			}
-			got := treeOf(t, s.root)
+			got := treeOf(t, s.Root())
 			for _, part := range c.changed {
 				for _, m := range []map[string]string{got, want} {
 					for name := range m {
@@ -235,8 +230,8 @@ func TestRepairRecords(t *testing.T) {
 			wantEqualTrees(t, got, want)
 			if c.errors == 0 {
 				// It is as good as ever.
-				commit(t, p, change{5: chunkOf("five")})
-				if ps := wantSound(t, s); len(ps) > 0 && name != "version removed" {
+				storetest.Commit(t, p, storetest.Change{5: storetest.ChunkOf("five")})
+				if ps := storetest.WantSound(t, s); len(ps) > 0 && name != "version removed" {
 					t.Errorf("notes: %v", ps)
 				}
 			}
@@ -244,23 +239,23 @@ func TestRepairRecords(t *testing.T) {
 	}
 	// A replica that is older than the head, and one of another parcel.
 	s, p := threeVersions(t)
-	old := replicaOf(t, s)
-	commit(t, p, change{7: chunkOf("since")})
-	os.Remove(filepath.Join(p.lock, configFile))
-	if sum, _, ps := mend(t, s, RepairOptions{From: []string{old}}); sum.Left.Errors > 0 {
+	old := storetest.Replica(t, s)
+	storetest.Commit(t, p, storetest.Change{7: storetest.ChunkOf("since")})
+	os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
+	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{old}}); sum.Left.Errors > 0 {
 		t.Errorf("older replica: left %v", ps)
 	}
-	if head(t, p) != 4 {
-		t.Errorf("older replica: the head is %d", head(t, p))
+	if storetest.Head(t, p) != 4 {
+		t.Errorf("older replica: the head is %d", storetest.Head(t, p))
 	}
-	wantChunk(t, p, 0, 7, "since")
+	storetest.WantChunk(t, p, 0, 7, "since")
 	if err := s.DelParcel("alice", "winxp", false); err != nil {
 		t.Fatal(err)
 	}
-	p = newParcel(t, s)
-	os.Remove(p.versionFile(1))
-	os.Remove(filepath.Join(p.lock, "keys/keyroot"))
-	if sum, ms, _ := mend(t, s, RepairOptions{From: []string{old}}); sum.Mended != 0 || sum.Left.Errors == 0 {
+	p = storetest.NewParcel(t, s)
+	os.Remove(p.VersionFile(1))
+	os.Remove(filepath.Join(p.LockDir(), "keys/keyroot"))
+	if sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{old}}); sum.Mended != 0 || sum.Left.Errors == 0 {
 		t.Errorf("another parcel's replica: mended %v", ms)
 	}
 }
@@ -269,61 +264,54 @@ func TestRepairRecords(t *testing.T) {
 // parcel.cfg is lost; and a rename that was killed is finished first.
 func TestRepairOfRenamed(t *testing.T) {
 	s, p := threeVersions(t)
-	replica := replicaOf(t, s)
+	replica := storetest.Replica(t, s)
 	if err := s.DelParcel("alice", "winxp", false); err != nil {
 		t.Fatal(err)
 	}
-	p = newParcel(t, s)
-	commit(t, p, change{1: chunkOf("another")})
-	os.Remove(filepath.Join(p.lock, configFile))
-	if sum, ms, _ := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors == 0 || sum.Mended != 0 {
+	p = storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("another")})
+	os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
+	if sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors == 0 || sum.Mended != 0 {
 		t.Errorf("another of that name: mended %v", ms)
 	}
 
 	s, p = threeVersions(t)
-	replica = replicaOf(t, s)
-	q := p.user.parcel("xp")
+	replica = storetest.Replica(t, s)
+	q := s.UserAt(p.User()).At("xp")
 	mark := "USER:=alice\nPARCEL:=winxp\n"
-	os.WriteFile(filepath.Join(p.lock, renameFile), []byte(mark), 0o600)
-	if err := os.Rename(p.lock, q.lock); err != nil { // and killed
+	os.WriteFile(filepath.Join(p.LockDir(), tree.RenameFile), []byte(mark), 0o600)
+	if err := os.Rename(p.LockDir(), q.LockDir()); err != nil { // and killed
 		t.Fatal(err)
 	}
-	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p.withLock(q), 3)[0][0])))
-	mend(t, s, RepairOptions{From: []string{replica}, DryRun: true})
-	if exists(p.lock) || exists(q.content) {
+	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, q.WithContent(p), 3)[0][0])))
+	mend(t, s, store.RepairOptions{From: []string{replica}, DryRun: true})
+	if tree.Exists(p.LockDir()) || tree.Exists(q.ContentDir()) {
 		t.Error("the dry run made a side of it")
 	}
-	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 {
+	if sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 {
 		t.Errorf("half renamed: mended %v, left %v", ms, ps)
 	}
-	if names, err := s.Parcels("alice"); len(names) != 1 || names[0] != "xp" || exists(p.content) {
+	if names, err := s.Parcels("alice"); len(names) != 1 || names[0] != "xp" || tree.Exists(p.ContentDir()) {
 		t.Errorf("parcels: %v, %v", names, err)
 	}
-}
-
-// withLock is p with the lock side of q.
-func (p *Parcel) withLock(q *Parcel) *Parcel {
-	c := *p
-	c.lock = q.lock
-	return &c
 }
 
 // A release or a gc that sweeps the staging area in the middle costs a second
 // try, no more.
 func TestRepairSweptUnder(t *testing.T) {
 	s, p := threeVersions(t)
-	replica := replicaOf(t, s)
-	os.Remove(filepath.Join(p.hdk(), objectName(tagsOf(t, p, 3)[0][0])))
+	replica := storetest.Replica(t, s)
+	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 3)[0][0])))
 	sweeps := 0
-	old := step
-	t.Cleanup(func() { step = old })
-	step = func(name string) {
+	old := tree.Step
+	t.Cleanup(func() { tree.Step = old })
+	tree.Step = func(name string) {
 		if name == "sync" && sweeps == 0 {
 			sweeps++
-			p.clearStaging()
+			p.ClearStaging()
 		}
 	}
-	if sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 || sweeps != 1 {
+	if sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 || sweeps != 1 {
 		t.Errorf("swept %d times: mended %v, left %v", sweeps, ms, ps)
 	}
 }
@@ -331,20 +319,20 @@ func TestRepairSweptUnder(t *testing.T) {
 // A place may be anybody's: it is not left, not waited for, and not believed.
 func TestRepairHostilePlace(t *testing.T) {
 	s, p := threeVersions(t)
-	tags := append(tagsOf(t, p, 3)[0], tagsOf(t, p, 2)[0][0])
-	elsewhere, place := t.TempDir(), t.TempDir()
+	tags := append(storetest.TagsOf(t, p, 3)[0], storetest.TagsOf(t, p, 2)[0][0])
+	elsewhere, place := storetest.TempDir(t), storetest.TempDir(t)
 	good := make([]string, len(tags))
 	for i, tag := range tags {
 		good[i] = filepath.Join(elsewhere, tag.String())
-		b, err := os.ReadFile(filepath.Join(p.hdk(), objectName(tag)))
+		b, err := os.ReadFile(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		os.WriteFile(good[i], b, 0o400)
-		os.Remove(filepath.Join(p.hdk(), objectName(tag)))
+		os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 		os.MkdirAll(filepath.Join(place, tag.String()[:2]), 0o700)
 	}
-	at := func(i int) string { return filepath.Join(place, objectName(tags[i])) }
+	at := func(i int) string { return filepath.Join(place, tree.ObjectName(tags[i])) }
 	// The real bytes behind a link that leads out, a FIFO, a directory.
 	os.Symlink(good[0], at(0))
 	if err := syscall.Mkfifo(at(1), 0o600); err != nil {
@@ -363,67 +351,67 @@ func TestRepairHostilePlace(t *testing.T) {
 	os.Symlink("/", filepath.Join(place, "root"))
 	// A replica whose records lead elsewhere.
 	os.MkdirAll(filepath.Join(place, "users/alice/.isr"), 0o700)
-	os.Symlink(filepath.Join(s.root, "users/alice/.isr/winxp"), filepath.Join(place, "users/alice/.isr/winxp"))
-	before := treeOf(t, s.root)
-	sum, ms, _ := mend(t, s, RepairOptions{From: []string{place}})
+	os.Symlink(filepath.Join(s.Root(), "users/alice/.isr/winxp"), filepath.Join(place, "users/alice/.isr/winxp"))
+	before := treeOf(t, s.Root())
+	sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{place}})
 	if sum.Mended != 0 || sum.Left.Errors == 0 {
 		t.Errorf("mended %v", ms)
 	}
-	wantEqualTrees(t, treeOf(t, s.root), before)
+	wantEqualTrees(t, treeOf(t, s.Root()), before)
 	// A replica with an absurd head, and records full of nonsense.
-	replica := replicaOf(t, s)
+	replica := storetest.Replica(t, s)
 	lock := filepath.Join(replica, "users/alice/.isr/winxp")
-	cfg, _ := os.ReadFile(filepath.Join(lock, configFile))
-	os.WriteFile(filepath.Join(lock, configFile), []byte(strings.Replace(string(cfg), "VERSION:=3", "VERSION:=2000000000", 1)), 0o600)
+	cfg, _ := os.ReadFile(filepath.Join(lock, tree.ConfigFile))
+	os.WriteFile(filepath.Join(lock, tree.ConfigFile), []byte(strings.Replace(string(cfg), "VERSION:=3", "VERSION:=2000000000", 1)), 0o600)
 	os.WriteFile(filepath.Join(lock, "keys/1999999999"), []byte("KEYROOT:=nonsense\n"), 0o600)
-	os.Remove(filepath.Join(p.lock, configFile))
-	mend(t, s, RepairOptions{From: []string{replica, elsewhere}})
-	if ps := wantSound(t, s); len(ps) > 0 {
+	os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
+	mend(t, s, store.RepairOptions{From: []string{replica, elsewhere}})
+	if ps := storetest.WantSound(t, s); len(ps) > 0 {
 		t.Errorf("notes: %v", ps)
 	}
-	if head(t, p) != 3 {
-		t.Errorf("head: got %d", head(t, p))
+	if storetest.Head(t, p) != 3 {
+		t.Errorf("head: got %d", storetest.Head(t, p))
 	}
 }
 
 // What is planted where a user may write leads the repair nowhere else.
 func TestRepairHostileTree(t *testing.T) {
 	s, p := threeVersions(t)
-	replica := replicaOf(t, s)
-	outside := t.TempDir()
-	tag := tagsOf(t, p, 3)[0][0]
+	replica := storetest.Replica(t, s)
+	outside := storetest.TempDir(t)
+	tag := storetest.TagsOf(t, p, 3)[0][0]
 	precious := filepath.Join(outside, "precious")
 	os.WriteFile(precious, []byte("keep"), 0o600)
 	// In the object's place a link, or a directory; its directory a link out.
-	os.Remove(filepath.Join(p.hdk(), objectName(tag)))
-	os.Symlink(precious, filepath.Join(p.hdk(), objectName(tag)))
-	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
+	os.Symlink(precious, filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
+	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a link for an object: left %v", ps)
 	}
-	os.Remove(filepath.Join(p.hdk(), objectName(tag)))
-	os.MkdirAll(filepath.Join(p.hdk(), objectName(tag), "deep"), 0o700)
-	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
+	os.MkdirAll(filepath.Join(p.HdkDir(), tree.ObjectName(tag), "deep"), 0o700)
+	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a directory for an object: left %v", ps)
 	}
-	dir := filepath.Dir(filepath.Join(p.hdk(), objectName(tag)))
+	dir := filepath.Dir(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 	os.RemoveAll(dir)
 	os.Symlink(outside, dir)
-	if sum, _, ps := mend(t, s, RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a link for a directory of objects: left %v", ps)
 	}
 	// The staging area leads out: that parcel is left alone, others are not.
-	q, err := s.Create(ctx, "bob", "box", CreateOptions{DiskSize: testChunk})
+	q, err := s.Create(ctx, "bob", "box", store.CreateOptions{DiskSize: storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)
 	}
-	os.Remove(filepath.Join(q.content, "last"))
+	os.Remove(filepath.Join(q.ContentDir(), "last"))
 	os.RemoveAll(dir)
-	os.RemoveAll(p.staging())
-	os.Symlink(outside, p.staging())
-	if _, err := s.Repair(ctx, RepairOptions{From: []string{replica}}, func(Mending) {}, func(Problem) {}); err == nil || !strings.Contains(err.Error(), "winxp") {
+	os.RemoveAll(p.StagingDir())
+	os.Symlink(outside, p.StagingDir())
+	if _, err := s.Repair(ctx, store.RepairOptions{From: []string{replica}}, func(store.Mending) {}, func(store.Problem) {}); err == nil || !strings.Contains(err.Error(), "winxp") {
 		t.Errorf("a staging area that leads out: got %v", err)
 	}
-	if ps, _ := check(t, s, CheckOptions{User: "bob", Content: true}); len(ps) > 0 {
+	if ps, _ := storetest.Check(t, s, store.CheckOptions{User: "bob", Content: true}); len(ps) > 0 {
 		t.Errorf("bob's parcel: %v", ps)
 	}
 	entries, _ := os.ReadDir(outside)
@@ -439,8 +427,8 @@ func TestRepairShares(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tag := tagsOf(t, p, 3)[0][0]
-	one, two := filepath.Join(p.hdk(), objectName(tag)), filepath.Join(q.hdk(), objectName(tag))
+	tag := storetest.TagsOf(t, p, 3)[0][0]
+	one, two := filepath.Join(p.HdkDir(), tree.ObjectName(tag)), filepath.Join(q.HdkDir(), tree.ObjectName(tag))
 	shared := func() bool {
 		a, aerr := os.Lstat(one)
 		b, berr := os.Lstat(two)
@@ -450,12 +438,12 @@ func TestRepairShares(t *testing.T) {
 		t.Fatal("not shared to begin with")
 	}
 	os.Remove(two)
-	if sum, ms, ps := mend(t, s, RepairOptions{User: "bob"}); sum.Left.Errors > 0 || !shared() {
+	if sum, ms, ps := mend(t, s, store.RepairOptions{User: "bob"}); sum.Left.Errors > 0 || !shared() {
 		t.Errorf("from the copy: mended %v, left %v, shared: %v", ms, ps, shared())
 	}
-	replica := replicaOf(t, s)
-	flip(t, one) // both are damaged
-	sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}})
+	replica := storetest.Replica(t, s)
+	storetest.Flip(t, one) // both are damaged
+	sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}})
 	if sum.Left.Errors > 0 || sum.Mended != 2 || !shared() {
 		t.Errorf("from a replica: mended %v, left %v, shared: %v", ms, ps, shared())
 	}
@@ -465,17 +453,17 @@ func TestRepairShares(t *testing.T) {
 // taken for whole by a commit to come.
 func TestRepairDiscards(t *testing.T) {
 	s, p := threeVersions(t)
-	tag := seal.Tag(random(32, 77))
-	name := filepath.Join(p.hdk(), objectName(tag))
+	tag := seal.Tag(storetest.Random(32, 77))
+	name := filepath.Join(p.HdkDir(), tree.ObjectName(tag))
 	os.MkdirAll(filepath.Dir(name), 0o700)
 	os.WriteFile(name, []byte("x"), 0o400)
 	for _, c := range []struct {
-		o     RepairOptions
+		o     store.RepairOptions
 		gone  bool
 		asked int
-	}{{RepairOptions{}, false, 0}, {RepairOptions{Discard: func(string, string, int) bool { return false }}, false, 1},
-		{RepairOptions{DryRun: true, Discard: func(string, string, int) bool { return true }}, false, 0},
-		{RepairOptions{Discard: func(string, string, int) bool { return true }}, true, 1}} {
+	}{{store.RepairOptions{}, false, 0}, {store.RepairOptions{Discard: func(string, string, int) bool { return false }}, false, 1},
+		{store.RepairOptions{DryRun: true, Discard: func(string, string, int) bool { return true }}, false, 0},
+		{store.RepairOptions{Discard: func(string, string, int) bool { return true }}, true, 1}} {
 		asked := 0
 		if answer := c.o.Discard; answer != nil {
 			c.o.Discard = func(user, name string, n int) bool {
@@ -501,10 +489,10 @@ func TestRepairProperty(t *testing.T) {
 			t.Skip(err)
 		}
 		defer os.RemoveAll(dir)
-		s := newStoreIn(t, filepath.Join(dir, "root"))
-		p := newParcel(t, s)
+		s := storetest.NewIn(t, filepath.Join(dir, "root"))
+		p := storetest.NewParcel(t, s)
 		for i := range rapid.IntRange(1, 3).Draw(r, "versions") {
-			commit(t, p, change{rapid.Int64Range(0, 999).Draw(r, "chunk"): chunkOf(fmt.Sprint("a", i)), int64(i): chunkOf(fmt.Sprint("b", i))})
+			storetest.Commit(t, p, storetest.Change{rapid.Int64Range(0, 999).Draw(r, "chunk"): storetest.ChunkOf(fmt.Sprint("a", i)), int64(i): storetest.ChunkOf(fmt.Sprint("b", i))})
 		}
 		if rapid.Bool().Draw(r, "copied") {
 			if _, err := s.Copy(ctx, "alice", "winxp", "bob", "box"); err != nil {
@@ -512,10 +500,10 @@ func TestRepairProperty(t *testing.T) {
 			}
 		}
 		replica := filepath.Join(dir, "replica")
-		if out, err := exec.Command("cp", "-a", s.root, replica).CombinedOutput(); err != nil {
+		if out, err := exec.Command("cp", "-a", s.Root(), replica).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		want := treeOf(t, s.root)
+		want := treeOf(t, s.Root())
 		var names []string
 		for name, what := range want {
 			rel := strings.TrimPrefix(name, "users/")
@@ -524,14 +512,14 @@ func TestRepairProperty(t *testing.T) {
 			switch {
 			// A version without record and directory is one that was removed.
 			case what == "dir" && !strings.Contains(inside, "hdk"):
-			case len(parts) < 3, strings.HasSuffix(name, "released"), strings.HasSuffix(name, epochFile):
+			case len(parts) < 3, strings.HasSuffix(name, "released"), strings.HasSuffix(name, tree.EpochFile):
 			default:
 				names = append(names, name)
 			}
 		}
 		slices.Sort(names)
 		for range rapid.IntRange(1, 12).Draw(r, "damages") {
-			name := filepath.Join(s.root, rapid.SampledFrom(names).Draw(r, "what"))
+			name := filepath.Join(s.Root(), rapid.SampledFrom(names).Draw(r, "what"))
 			fi, err := os.Lstat(name)
 			if err != nil {
 				continue
@@ -555,7 +543,7 @@ func TestRepairProperty(t *testing.T) {
 				os.WriteFile(name, append(b, "more"...), 0o600)
 			}
 			if strings.Contains(name, "/hdk/") {
-				os.Chmod(name, objectMode)
+				os.Chmod(name, tree.ObjectMode)
 			}
 			// A record that still can be read is not looked at again: such
 			// damage is no repair's to find.
@@ -563,11 +551,11 @@ func TestRepairProperty(t *testing.T) {
 				os.Remove(name)
 			}
 		}
-		sum, ms, ps := mend(t, s, RepairOptions{From: []string{replica}})
+		sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}})
 		if sum.Left.Errors > 0 || sum.Left.Notes > 0 {
 			r.Fatalf("mended %v\nleft %v", ms, ps)
 		}
-		got := treeOf(t, s.root)
+		got := treeOf(t, s.Root())
 		for name, w := range want {
 			if got[name] != w {
 				r.Fatalf("%s: got %.80q, want %.80q", name, got[name], w)

@@ -37,7 +37,7 @@ func (o overlay) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 func (p *Parcel) resized(ctx context.Context, made memory, cfg *parcel.Config, root *keyring.Root, o CopyOptions) (*keyring.Root, error) {
 	disk, ok := root.Image(keyring.Disk)
 	if !ok {
-		return nil, p.errorf(parcel.Damaged, "root block names no disk")
+		return nil, p.Errorf(parcel.Damaged, "root block names no disk")
 	}
 	memory, ok := root.Image(keyring.Memory)
 	if !ok {
@@ -49,14 +49,14 @@ func (p *Parcel) resized(ctx context.Context, made memory, cfg *parcel.Config, r
 		return nil, nil
 	}
 	if root.Suspended != "" {
-		return nil, p.errorf(parcel.Usage, "a machine that is suspended keeps its disk and memory as they are").
+		return nil, p.Errorf(parcel.Usage, "a machine that is suspended keeps its disk and memory as they are").
 			WithHint("copy a version that is powered off, or power it off with isr poweroff and check it in")
 	}
 	root = root.Clone()
 	if newDisk {
 		im, err := p.resizedImage(ctx, made, cfg.Sealer(), disk, o.DiskSize)
 		if err != nil {
-			return nil, p.wrap(err)
+			return nil, p.Wrap(err)
 		}
 		root.SetImage(im)
 		cfg.DiskSize = im.Size
@@ -112,11 +112,11 @@ func (p *Parcel) resizedImage(ctx context.Context, made memory, s seal.Sealer, i
 // that are not zeros and lie beyond size, wholly or in part: a copy with a
 // disk of that size lacks them.
 func (p *Parcel) Beyond(ctx context.Context, v int, size int64) (n int64, err error) {
-	rec, cfg, err := p.published(v)
+	rec, cfg, err := p.Published(v)
 	if err != nil {
 		return 0, err
 	}
-	root, err := p.openRoot(ctx, p, cfg, rec.keyroot)
+	root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot)
 	if err != nil {
 		return 0, err
 	}
@@ -135,7 +135,7 @@ func (p *Parcel) Beyond(ctx context.Context, v int, size int64) (n int64, err er
 		return nil
 	})
 	if err != nil {
-		return 0, p.wrap(err)
+		return 0, p.Wrap(err)
 	}
 	return n, nil
 }

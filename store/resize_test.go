@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"bytes"
@@ -9,23 +9,25 @@ import (
 	"testing"
 	"time"
 
+	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
 )
 
 // A copy with another disk: what was there is there, what is new is zeros,
 // what was cut off does not come back.
 func TestCopyResized(t *testing.T) {
 	for _, suite := range []seal.Suite{seal.AES256SHA256, seal.BlowfishSHA1} {
-		s := newStoreInMemory(t)
-		const size = 300*testChunk + 100
-		image := writeFile(t, size, map[int64][]byte{0: random(100, 1), 255 * testChunk: random(3*testChunk, 2), size - 50: random(50, 3)})
+		s := storetest.New(t)
+		const size = 300*storetest.Chunk + 100
+		image := storetest.WriteImage(t, size, map[int64][]byte{0: storetest.Random(100, 1), 255 * storetest.Chunk: storetest.Random(3*storetest.Chunk, 2), size - 50: storetest.Random(50, 3)})
 		// Made in a realm with another convergence secret, as a parcel that was
 		// restored from elsewhere.
 		foreign := *s
-		foreign.secret = []byte("of " + suite)
-		src, err := foreign.Import(ctx, "alice", "gold", image, CreateOptions{Format: "raw", ChunkSize: testChunk, MemSize: 10 * testChunk, Crypto: suite})
+		*foreign.Secret() = []byte("of " + suite)
+		src, err := foreign.Import(ctx, "alice", "gold", image, store.CreateOptions{Format: "raw", ChunkSize: storetest.Chunk, MemSize: 10 * storetest.Chunk, Crypto: suite})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -33,14 +35,14 @@ func TestCopyResized(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, to := range map[string]int64{"same": size, "one": size + 1, "chunk": 301 * testChunk, "deeper": 70000 * testChunk, "tera": 1 << 40,
-			"cut": 256*testChunk + 7, "even": 256 * testChunk, "shallow": 255 * testChunk, "tiny": 100, "byte": 1} {
-			p, err := s.CopyVersion(ctx, src, "bob", name, CopyOptions{DiskSize: to, MemSize: 7 * testChunk, Comment: name})
+		for name, to := range map[string]int64{"same": size, "one": size + 1, "chunk": 301 * storetest.Chunk, "deeper": 70000 * storetest.Chunk, "tera": 1 << 40,
+			"cut": 256*storetest.Chunk + 7, "even": 256 * storetest.Chunk, "shallow": 255 * storetest.Chunk, "tiny": 100, "byte": 1} {
+			p, err := s.CopyVersion(ctx, src, "bob", name, store.CopyOptions{DiskSize: to, MemSize: 7 * storetest.Chunk, Comment: name})
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 			cfg, err := p.Config()
-			if err != nil || cfg.DiskSize != to || cfg.MemSize != 7*testChunk || cfg.Comment != name || cfg.Crypto != suite || string(cfg.Secret) != "of "+string(suite) {
+			if err != nil || cfg.DiskSize != to || cfg.MemSize != 7*storetest.Chunk || cfg.Comment != name || cfg.Crypto != suite || string(cfg.Secret) != "of "+string(suite) {
 				t.Errorf("%s: config %+v, %v", name, cfg, err)
 			}
 			if to > 1<<30 {
@@ -56,7 +58,7 @@ func TestCopyResized(t *testing.T) {
 				t.Errorf("%s: the disk differs, %v", name, err)
 			}
 			// Grown again, it ends in zeros.
-			again, err := s.CopyVersion(ctx, p, "bob", name+"2", CopyOptions{DiskSize: size})
+			again, err := s.CopyVersion(ctx, p, "bob", name+"2", store.CopyOptions{DiskSize: size})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,39 +73,39 @@ func TestCopyResized(t *testing.T) {
 			}
 		}
 		// The whole chunks 255 to 257 and 300 are not zeros; 0 is not either.
-		for to, want := range map[int64]int64{0: 5, 1: 5, 255 * testChunk: 4, 256 * testChunk: 3, 256*testChunk + 7: 3, 258 * testChunk: 1, size - 1: 1, size: 0, 1 << 50: 0} {
+		for to, want := range map[int64]int64{0: 5, 1: 5, 255 * storetest.Chunk: 4, 256 * storetest.Chunk: 3, 256*storetest.Chunk + 7: 3, 258 * storetest.Chunk: 1, size - 1: 1, size: 0, 1 << 50: 0} {
 			if n, err := src.Beyond(ctx, 0, to); n != want || err != nil {
 				t.Errorf("beyond %d: got %d, %v, want %d", to, n, err, want)
 			}
 		}
-		if ps := wantSound(t, s); len(ps) != 0 {
+		if ps := storetest.WantSound(t, s); len(ps) != 0 {
 			t.Errorf("notes: %v", ps)
 		}
 	}
 }
 
 func TestCopyVersionRefused(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 2)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 2)
 	l, err := p.Acquire("alice", "h", "id")
 	if err != nil {
 		t.Fatal(err)
 	}
 	keyroot := suspend(t, p)
-	if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 2, Keyroot: keyroot, ID: "s"}); err != nil {
+	if _, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 2, Keyroot: keyroot, ID: "s"}); err != nil {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		o    CopyOptions
+		o    store.CopyOptions
 		want error
 	}{
-		"suspended, larger disk": {CopyOptions{DiskSize: 1 << 30}, parcel.ErrUsage},
-		"suspended, memory":      {CopyOptions{MemSize: 1 << 30}, parcel.ErrUsage},
-		"negative":               {CopyOptions{DiskSize: -1}, parcel.ErrUsage},
-		"absurd":                 {CopyOptions{DiskSize: 1<<50 + 1}, parcel.ErrUsage},
-		"no version":             {CopyOptions{Version: 9}, parcel.ErrNoVersion},
-		"version -1":             {CopyOptions{Version: -1}, parcel.ErrNoVersion},
-		"long comment":           {CopyOptions{Comment: strings.Repeat("x", 2000)}, parcel.ErrUsage},
+		"suspended, larger disk": {store.CopyOptions{DiskSize: 1 << 30}, parcel.ErrUsage},
+		"suspended, memory":      {store.CopyOptions{MemSize: 1 << 30}, parcel.ErrUsage},
+		"negative":               {store.CopyOptions{DiskSize: -1}, parcel.ErrUsage},
+		"absurd":                 {store.CopyOptions{DiskSize: 1<<50 + 1}, parcel.ErrUsage},
+		"no version":             {store.CopyOptions{Version: 9}, parcel.ErrNoVersion},
+		"version -1":             {store.CopyOptions{Version: -1}, parcel.ErrNoVersion},
+		"long comment":           {store.CopyOptions{Comment: strings.Repeat("x", 2000)}, parcel.ErrUsage},
 	} {
 		if _, err := s.CopyVersion(ctx, p, "bob", "x", c.o); !errors.Is(err, c.want) {
 			t.Errorf("%s: got %v", name, err)
@@ -113,25 +115,25 @@ func TestCopyVersionRefused(t *testing.T) {
 		t.Errorf("left behind: %v, %v", names, err)
 	}
 	// As it is, it can be copied; and an older version with another size.
-	q, err := s.CopyVersion(ctx, p, "bob", "asis", CopyOptions{DiskSize: 1000*testChunk + 1})
+	q, err := s.CopyVersion(ctx, p, "bob", "asis", store.CopyOptions{DiskSize: 1000*storetest.Chunk + 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if v, err := q.Version(0); err != nil || v.Suspended != "qemu" {
 		t.Errorf("got %+v, %v", v, err)
 	}
-	if q, err = s.CopyVersion(ctx, p, "bob", "older", CopyOptions{Version: 2, DiskSize: 1 << 30}); err != nil {
+	if q, err = s.CopyVersion(ctx, p, "bob", "older", store.CopyOptions{Version: 2, DiskSize: 1 << 30}); err != nil {
 		t.Fatal(err)
 	}
-	wantChunk(t, q, 0, 2, "version 2")
+	storetest.WantChunk(t, q, 0, 2, "version 2")
 	p.Release(l.Nonce, false)
-	if ps := wantSound(t, s); len(ps) != 0 {
+	if ps := storetest.WantSound(t, s); len(ps) != 0 {
 		t.Errorf("notes: %v", ps)
 	}
 }
 
 // suspend stages a version whose machine is suspended.
-func suspend(t testing.TB, p *Parcel) seal.Ref {
+func suspend(t testing.TB, p *store.Parcel) seal.Ref {
 	t.Helper()
 	cfg, err := p.Config()
 	if err != nil {
@@ -145,7 +147,7 @@ func suspend(t testing.TB, p *Parcel) seal.Ref {
 	root.Suspended, root.Parent = "qemu", cfg.Version
 	keyroot, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
 	if err == nil {
-		err = stage(p, keyroot.Tag, sealed)
+		err = storetest.Stage(p, keyroot.Tag, sealed)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -154,10 +156,10 @@ func suspend(t testing.TB, p *Parcel) seal.Ref {
 }
 
 func TestDiff(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	commit(t, p, change{1: chunkOf("one"), 2: chunkOf("two"), 3: chunkOf("three"), 300: chunkOf("far")})
-	commit(t, p, change{1: chunkOf("ONE"), 2: chunkOf(""), 4: chunkOf("four"), 5: chunkOf("five"), 999: chunkOf("two")})
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one"), 2: storetest.ChunkOf("two"), 3: storetest.ChunkOf("three"), 300: storetest.ChunkOf("far")})
+	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("ONE"), 2: storetest.ChunkOf(""), 4: storetest.ChunkOf("four"), 5: storetest.ChunkOf("five"), 999: storetest.ChunkOf("two")})
 	d, err := p.Diff(ctx, 2, 3)
 	if err != nil || len(d.Images) != 2 || d.Cfg || d.From.Version != 2 || d.To.Version != 3 {
 		t.Fatalf("got %+v, %v", d, err)
@@ -195,25 +197,25 @@ func TestDiff(t *testing.T) {
 	}
 	root = root.Clone()
 	im, _ := root.Image(keyring.Disk)
-	for _, size := range []int64{70000 * testChunk, 200 * testChunk} {
-		im, err := keyring.Resize(ctx, cfg.Sealer(), p, &stager{p: p}, im, size)
+	for _, size := range []int64{70000 * storetest.Chunk, 200 * storetest.Chunk} {
+		im, err := keyring.Resize(ctx, cfg.Sealer(), p, &storetest.Stager{Parcel: p}, im, size)
 		if err != nil {
 			t.Fatal(err)
 		}
 		root.SetImage(im)
 		keyroot, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
 		if err == nil {
-			err = stage(p, keyroot.Tag, sealed)
+			err = storetest.Stage(p, keyroot.Tag, sealed)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		cfg, _ := p.Config()
-		if _, err := p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: cfg.Version, Keyroot: keyroot, ID: parcel.NewID()}); err != nil {
+		if _, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: cfg.Version, Keyroot: keyroot, ID: parcel.NewID()}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if d, err = p.Diff(ctx, 3, 4); err != nil || d.Images[0].Chunks() != 0 || d.Images[0].ToSize != 70000*testChunk || d.Images[0].FromSize != im.Size {
+	if d, err = p.Diff(ctx, 3, 4); err != nil || d.Images[0].Chunks() != 0 || d.Images[0].ToSize != 70000*storetest.Chunk || d.Images[0].FromSize != im.Size {
 		t.Errorf("grown: got %+v, %v", d, err)
 	}
 	if d, err = p.Diff(ctx, 4, 5); err != nil || d.Images[0].Zeroed != 2 || d.Images[0].Ranges.String() != "chunks 300,999" {
@@ -223,8 +225,8 @@ func TestDiff(t *testing.T) {
 
 // Of 64 Ki chunks one has changed: what it costs to see that.
 func TestDiffCost(t *testing.T) {
-	s := newStoreInMemory(t)
-	p, err := s.Create(ctx, "alice", "big", CreateOptions{DiskSize: 65536 * testChunk, ChunkSize: testChunk})
+	s := storetest.New(t)
+	p, err := s.Create(ctx, "alice", "big", store.CreateOptions{DiskSize: 65536 * storetest.Chunk, ChunkSize: storetest.Chunk})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,9 +242,9 @@ func TestDiffCost(t *testing.T) {
 	im, _ := root.Image(keyring.Disk)
 	tree := keyring.NewTree(cfg.Sealer(), im, p)
 	for i := range int64(20) {
-		ref, sealed, err := cfg.Sealer().Seal(chunkOf(string(rune('a' + i))))
+		ref, sealed, err := cfg.Sealer().Seal(storetest.ChunkOf(string(rune('a' + i))))
 		if err == nil {
-			err = stage(p, ref.Tag, sealed)
+			err = storetest.Stage(p, ref.Tag, sealed)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -251,17 +253,17 @@ func TestDiffCost(t *testing.T) {
 			tree.Set(n, ref)
 		}
 	}
-	if im, err = tree.Flush(ctx, &stager{p: p}); err != nil {
+	if im, err = tree.Flush(ctx, &storetest.Stager{Parcel: p}); err != nil {
 		t.Fatal(err)
 	}
 	root = root.Clone()
 	root.SetImage(im)
 	keyroot, sealed, err := keyring.SealRoot(cfg.Sealer(), root)
 	if err == nil {
-		err = stage(p, keyroot.Tag, sealed)
+		err = storetest.Stage(p, keyroot.Tag, sealed)
 	}
 	if err == nil {
-		_, err = p.Commit(ctx, CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "all"})
+		_, err = p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "all"})
 	}
 	if err == nil {
 		_, err = p.Release(l.Nonce, false)
@@ -269,7 +271,7 @@ func TestDiffCost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit(t, p, change{40000: chunkOf("changed")})
+	storetest.Commit(t, p, storetest.Change{40000: storetest.ChunkOf("changed")})
 	start := time.Now()
 	d, err := p.Diff(ctx, 2, 3)
 	took := time.Since(start)
@@ -288,8 +290,8 @@ func TestDiffCost(t *testing.T) {
 }
 
 func TestSize(t *testing.T) {
-	s := newStore(t)
-	p := versioned(t, s, 2)
+	s := storetest.New(t)
+	p := storetest.Versioned(t, s, 2)
 	a, err := p.Size()
 	if err != nil || a.Own != a.Bytes || a.Objects == 0 {
 		t.Fatalf("got %+v, %v", a, err)
@@ -298,7 +300,7 @@ func TestSize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit(t, q, change{7: chunkOf("own")})
+	storetest.Commit(t, q, storetest.Change{7: storetest.ChunkOf("own")})
 	b, err := p.Size()
 	if err != nil || b.Bytes != a.Bytes || b.Own >= a.Own {
 		t.Errorf("after a copy: got %+v, %v; was %+v", b, err, a)
@@ -307,7 +309,7 @@ func TestSize(t *testing.T) {
 		t.Errorf("the copy: got %+v, %v", c, err)
 	}
 	// A link that was planted is not followed.
-	if err := os.Symlink(s.root, filepath.Join(p.hdk(), "zz")); err != nil {
+	if err := os.Symlink(s.Root(), filepath.Join(p.HdkDir(), "zz")); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := p.Size(); err != nil || c != b {

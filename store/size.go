@@ -15,7 +15,7 @@ type Size struct {
 // Size counts the parcel's objects.
 func (p *Parcel) Size() (Size, error) {
 	var s Size
-	err := filepath.WalkDir(p.hdk(), func(_ string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(p.HdkDir(), func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
@@ -31,7 +31,7 @@ func (p *Parcel) Size() (Size, error) {
 		return nil
 	})
 	if err != nil {
-		return s, p.wrap(err)
+		return s, p.Wrap(err)
 	}
 	return s, nil
 }

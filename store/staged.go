@@ -9,9 +9,9 @@ import (
 // Staged is how much waits in the staging area for a commit: objects, some of
 // which it may not want, and their bytes.
 func (p *Parcel) Staged() (objects, bytes int64, err error) {
-	entries, err := os.ReadDir(p.staging())
+	entries, err := os.ReadDir(p.StagingDir())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, 0, p.wrap(err)
+		return 0, 0, p.Wrap(err)
 	}
 	for _, entry := range entries {
 		fi, err := entry.Info()
@@ -19,7 +19,7 @@ func (p *Parcel) Staged() (objects, bytes int64, err error) {
 			continue
 		}
 		if err != nil {
-			return 0, 0, p.wrap(err)
+			return 0, 0, p.Wrap(err)
 		}
 		if fi.Mode().IsRegular() {
 			objects++

@@ -13,6 +13,7 @@ import (
 
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/tree"
 )
 
 // A supply is a place where objects may be had by tag: another realm's tree, a
@@ -114,7 +115,7 @@ func (p *supply) find(tag seal.Tag, prefer string, f func(name string) bool) boo
 			names = append(names, path.Join(d.path, strings.ToUpper(text)))
 		}
 		for _, name := range names {
-			if fi, err := p.root.Lstat(name); err == nil && fi.Mode().IsRegular() && fi.Size() <= maxObject && f(name) {
+			if fi, err := p.root.Lstat(name); err == nil && fi.Mode().IsRegular() && fi.Size() <= tree.MaxObject && f(name) {
 				return true
 			}
 		}
@@ -157,13 +158,13 @@ func (p *supply) read(name string, limit int64) ([]byte, error) {
 }
 
 // parcelHdk is where the tree of a realm has a parcel's objects.
-func parcelHdk(user, name string) string { return path.Join(usersDir, user, "isr", name, "hdk") }
+func parcelHdk(user, name string) string { return path.Join(tree.UsersDir, user, "isr", name, "hdk") }
 
 // records is the lock side of a parcel in the tree of a realm, "" if the place
 // is none or lacks it.
 func (p *supply) records(user, name string) string {
-	dir := path.Join(usersDir, user, ".isr", name)
-	if fi, err := p.root.Lstat(path.Join(dir, configFile)); err != nil || fi.Mode().Type()&^fs.ModeDir != 0 {
+	dir := path.Join(tree.UsersDir, user, ".isr", name)
+	if fi, err := p.root.Lstat(path.Join(dir, tree.ConfigFile)); err != nil || fi.Mode().Type()&^fs.ModeDir != 0 {
 		return ""
 	}
 	return dir
@@ -178,7 +179,7 @@ func (p *supply) config(user, name string) (*parcel.Config, error) {
 	if dir == "" {
 		return nil, fs.ErrNotExist
 	}
-	text, err := p.read(path.Join(dir, configFile), maxRecord)
+	text, err := p.read(path.Join(dir, tree.ConfigFile), maxRecord)
 	if err != nil {
 		return nil, err
 	}
@@ -212,8 +213,8 @@ func (p *supply) versions(user, name string, head int) (numbers []int) {
 	return numbers
 }
 
-// version is the record of a version of a parcel in a replica of the realm.
-func (p *supply) version(user, name string, v int) (*version, error) {
+// VersionRecord is the record of a version of a parcel in a replica of the realm.
+func (p *supply) version(user, name string, v int) (*VersionRecord, error) {
 	dir := p.records(user, name)
 	if dir == "" {
 		return nil, fs.ErrNotExist
@@ -222,7 +223,7 @@ func (p *supply) version(user, name string, v int) (*version, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseVersion(text, v)
+	return ParseVersion(text, v)
 }
 
 // within is the path of file below the place, if it is.

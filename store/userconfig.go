@@ -11,10 +11,8 @@ import (
 
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
-
-// userFile holds what is known of a user. A user without one has the defaults.
-const userFile = "user.cfg"
 
 // UserConfig is the content of a user.cfg.
 type UserConfig struct {
@@ -111,8 +109,8 @@ func (c *UserConfig) checkTexts() error {
 
 // config is the user's; the defaults if there is no file. parcel.ErrDamaged if
 // it cannot be understood: then nobody knows that she is not locked out.
-func (u user) config() (*UserConfig, error) {
-	p, err := readOwn(filepath.Join(u.dir, userFile))
+func (u User) config() (*UserConfig, error) {
+	p, err := tree.ReadOwn(filepath.Join(u.Dir, tree.UserFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return &UserConfig{}, nil
 	}
@@ -121,14 +119,14 @@ func (u user) config() (*UserConfig, error) {
 	}
 	c, err := parseUserConfig(p)
 	if err != nil {
-		return nil, parcel.NewError(parcel.Damaged, "user %s: user.cfg: %v", u.name, err)
+		return nil, parcel.NewError(parcel.Damaged, "user %s: user.cfg: %v", u.Name, err)
 	}
 	return c, nil
 }
 
 // UserConfig is what is known of a user.
 func (s *Store) UserConfig(name string) (*UserConfig, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return nil, err
 	}
@@ -157,8 +155,8 @@ func (s *Store) ChangeUser(name string, change func(*UserConfig) error) error {
 	if err != nil {
 		return parcel.NewError(parcel.Usage, "user %s: %v", name, err)
 	}
-	step("user.cfg")
-	return atomicfile.Write(filepath.Join(u.dir, userFile), p, fileMode)
+	tree.Step("user.cfg")
+	return atomicfile.Write(filepath.Join(u.Dir, tree.UserFile), p, tree.FileMode)
 }
 
 // Admit is nil unless the user is locked out; then the error says why.

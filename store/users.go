@@ -5,14 +5,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -20,76 +18,65 @@ import (
 	"isr/store/atomicfile"
 	"isr/store/authkey"
 	"isr/store/parcel"
+	"isr/store/tree"
 )
 
-const keysFile = "authorized_keys"
-
-// user is where one user's parcels are. The two roots need not be neighbours,
+// User is where one user's parcels are. The two roots need not be neighbours,
 // nor below the store.
-type user struct {
-	name        string
-	dir         string // who she is: authorized_keys
-	lockRoot    string // lock sides of her parcels
-	contentRoot string // content sides: what SFTP shows
+type User struct {
+	Name        string
+	Dir         string // who she is: authorized_keys
+	LockRoot    string // lock sides of her parcels
+	ContentRoot string // content sides: what SFTP shows
 }
 
-func (s *Store) userAt(name string) user {
-	dir := filepath.Join(s.root, usersDir, name)
-	return user{name: name, dir: dir,
-		lockRoot: filepath.Join(dir, ".isr"), contentRoot: filepath.Join(dir, "isr")}
+// UserAt is the user of that name, there or not.
+func (s *Store) UserAt(name string) User {
+	dir := filepath.Join(s.root, tree.UsersDir, name)
+	return User{Name: name, Dir: dir,
+		LockRoot: filepath.Join(dir, ".isr"), ContentRoot: filepath.Join(dir, "isr")}
 }
 
-// user is an existing user; parcel.ErrNoParcel if there is none of that name.
-func (s *Store) user(name string) (user, error) {
+// User is an existing user; parcel.ErrNoParcel if there is none of that name.
+func (s *Store) User(name string) (User, error) {
 	if err := parcel.CheckName(name); err != nil {
-		return user{}, fmt.Errorf("user: %w", err)
+		return User{}, fmt.Errorf("user: %w", err)
 	}
-	u := s.userAt(name)
-	if ok, err := realDir(u.dir); err != nil || !ok {
+	u := s.UserAt(name)
+	if ok, err := tree.RealDir(u.Dir); err != nil || !ok {
 		if err == nil {
 			err = parcel.NewError(parcel.NoParcel, "user %s: no such user", name)
 		}
-		return user{}, err
+		return User{}, err
 	}
 	return u, nil
 }
 
 // ownDirs makes sure that the sides of a user's parcels are no links.
-func (u user) ownDirs() error {
-	if err := ownDirs(u.lockRoot, u.contentRoot); err != nil {
-		return fmt.Errorf("user %s: %w", u.name, err)
+func (u User) ownDirs() error {
+	if err := tree.OwnDirs(u.LockRoot, u.ContentRoot); err != nil {
+		return fmt.Errorf("user %s: %w", u.Name, err)
 	}
 	return nil
-}
-
-// realDir reports whether path is a directory itself, and no link to one: who
-// can make a link in the tree must not be able to make others' files part of
-// it.
-func realDir(path string) (bool, error) {
-	fi, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && fi.IsDir(), err
 }
 
 // UserDirs are the directories of a user's lock sides, never to be shown, and
 // of the content sides, which SFTP shows.
 func (s *Store) UserDirs(name string) (lock, content string, err error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err == nil {
 		err = u.ownDirs()
 	}
-	return u.lockRoot, u.contentRoot, err
+	return u.LockRoot, u.ContentRoot, err
 }
 
 // Users are the names of all users, sorted.
 func (s *Store) Users() ([]string, error) {
-	users := filepath.Join(s.root, usersDir)
+	users := filepath.Join(s.root, tree.UsersDir)
 	if to, err := filepath.EvalSymlinks(users); err == nil {
 		users = to // on another disk, say
 	}
-	return subdirs(users)
+	return tree.Subdirs(users)
 }
 
 // AddUser adds a user, with the lines of an authorized_keys file, maybe none.
@@ -115,49 +102,49 @@ func (s *Store) CreateUser(name string, keys []string, cfg UserConfig) error {
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
 	}
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	users := filepath.Join(s.root, usersDir)
-	removeTemps(users)
-	u := s.userAt(name)
-	if _, err := os.Lstat(u.dir); err == nil {
+	users := filepath.Join(s.root, tree.UsersDir)
+	tree.RemoveTemps(users)
+	u := s.UserAt(name)
+	if _, err := os.Lstat(u.Dir); err == nil {
 		return parcel.NewError(parcel.Exists, "user %s: exists", name).WithHint("isr-locksrv user key add adds keys, user change changes the rest")
 	}
 	if err := s.checkUnshared(name, add); err != nil {
 		return err
 	}
-	return s.makeUser(u, map[string][]byte{keysFile: keyLines(nil, add), userFile: record})
+	return s.makeUser(u, map[string][]byte{tree.KeysFile: keyLines(nil, add), tree.UserFile: record})
 }
 
 // makeUser makes the directory of a user with the given files in it, whole or
 // not at all: made aside, then renamed. The caller has the store's flock, and
 // saw that there is no such user.
-func (s *Store) makeUser(u user, files map[string][]byte) error {
-	users := filepath.Join(s.root, usersDir)
+func (s *Store) makeUser(u User, files map[string][]byte) error {
+	users := filepath.Join(s.root, tree.UsersDir)
 	temp, err := os.MkdirTemp(users, atomicfile.TempPrefix+"*")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	for _, dir := range []string{u.lockRoot, u.contentRoot} {
-		if err := os.Mkdir(filepath.Join(temp, filepath.Base(dir)), dirMode); err != nil {
+	for _, dir := range []string{u.LockRoot, u.ContentRoot} {
+		if err := os.Mkdir(filepath.Join(temp, filepath.Base(dir)), tree.DirMode); err != nil {
 			return err
 		}
 	}
-	step("keys")
+	tree.Step("keys")
 	for name, content := range files {
 		if err := parcel.CheckName(name); err != nil {
 			return err
 		}
-		if err := atomicfile.Write(filepath.Join(temp, name), content, fileMode); err != nil {
+		if err := atomicfile.Write(filepath.Join(temp, name), content, tree.FileMode); err != nil {
 			return err
 		}
 	}
-	step("user")
-	if err := os.Rename(temp, u.dir); err != nil {
+	tree.Step("user")
+	if err := os.Rename(temp, u.Dir); err != nil {
 		return err
 	}
 	return atomicfile.SyncDir(users)
@@ -170,12 +157,12 @@ func (s *Store) AddKeys(name string, keys []string) error {
 	if err != nil {
 		return fmt.Errorf("user %s: %w", name, err)
 	}
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return err
 	}
@@ -198,13 +185,13 @@ func (s *Store) AddKeys(name string, keys []string) error {
 	if err != nil || len(add) == 0 {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(u.dir, keysFile), keyLines(old, add), fileMode)
+	return atomicfile.Write(filepath.Join(u.Dir, tree.KeysFile), keyLines(old, add), tree.FileMode)
 }
 
 // Keys are the lines of a user's authorized_keys, those that let nobody in
 // included.
 func (s *Store) Keys(name string) ([]authkey.Line, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return nil, err
 	}
@@ -214,12 +201,12 @@ func (s *Store) Keys(name string) ([]authkey.Line, error) {
 
 // DelKey removes a line of a user's authorized_keys, as Keys has its Text.
 func (s *Store) DelKey(name, text string) error {
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return err
 	}
@@ -236,22 +223,22 @@ func (s *Store) DelKey(name, text string) error {
 	if len(rest) == len(old) {
 		return parcel.NewError(parcel.Failed, "user %s: no such line in authorized_keys", name)
 	}
-	return atomicfile.Write(filepath.Join(u.dir, keysFile), rest, fileMode)
+	return atomicfile.Write(filepath.Join(u.Dir, tree.KeysFile), rest, tree.FileMode)
 }
 
 // DelUser removes a user who has no parcels.
 func (s *Store) DelUser(name string) error {
-	unlock, err := lockFile(filepath.Join(s.root, flockFile), false)
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{u.lockRoot, u.contentRoot} {
-		names, err := subdirs(dir)
+	for _, dir := range []string{u.LockRoot, u.ContentRoot} {
+		names, err := tree.Subdirs(dir)
 		if err != nil {
 			return err
 		}
@@ -260,10 +247,10 @@ func (s *Store) DelUser(name string) error {
 				WithHint("remove them first")
 		}
 	}
-	users := filepath.Join(s.root, usersDir)
+	users := filepath.Join(s.root, tree.UsersDir)
 	temp := filepath.Join(users, atomicfile.TempPrefix+parcel.NewID())
-	step("user")
-	if err := os.Rename(u.dir, temp); err != nil {
+	tree.Step("user")
+	if err := os.Rename(u.Dir, temp); err != nil {
 		return err
 	}
 	if err := atomicfile.SyncDir(users); err != nil {
@@ -298,7 +285,7 @@ func (s *Store) UserOfKey(key ssh.PublicKey, from netip.Addr) (string, authkey.K
 // KeyOf is UserOfKey for a key that was a user's a moment ago: it looks into
 // her file only. parcel.ErrDenied if it is hers no more.
 func (s *Store) KeyOf(name string, key ssh.PublicKey, from netip.Addr) (authkey.Key, error) {
-	u, err := s.user(name)
+	u, err := s.User(name)
 	if err != nil {
 		return authkey.Key{}, err
 	}
@@ -354,7 +341,7 @@ func (s *Store) owners(key ssh.PublicKey) (owners []owner, err error) {
 	part := []byte(base64.StdEncoding.EncodeToString(blob[:len(blob)/3*3]))
 	var unread error
 	for _, name := range users {
-		text, err := s.userAt(name).keysText()
+		text, err := s.UserAt(name).keysText()
 		if err != nil {
 			unread = err
 			continue
@@ -373,43 +360,12 @@ func (s *Store) owners(key ssh.PublicKey) (owners []owner, err error) {
 }
 
 // keysText is a user's authorized_keys, empty if there is no file.
-func (u user) keysText() ([]byte, error) {
-	p, err := readOwn(filepath.Join(u.dir, keysFile))
+func (u User) keysText() ([]byte, error) {
+	p, err := tree.ReadOwn(filepath.Join(u.Dir, tree.KeysFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	return p, err
-}
-
-// maxOwn bounds what is read of a user's own files, bytes.
-const maxOwn = 1 << 20
-
-// readOwn reads a file in a user's directory, which may be her home and hold
-// anything: no link is followed, no pipe waited for, and no end of it needed.
-func readOwn(path string) ([]byte, error) {
-	f, err := openOwn(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() > maxOwn {
-		return nil, parcel.NewError(parcel.Damaged, "%s: want a file of at most %d bytes", path, maxOwn)
-	}
-	return io.ReadAll(io.LimitReader(f, maxOwn))
-}
-
-// openOwn opens what readOwn reads, and objects; parcel.ErrDamaged if it is a
-// link.
-func openOwn(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ELOOP) {
-		return nil, parcel.NewError(parcel.Damaged, "%s: is a symbolic link, which is not followed", path)
-	}
-	return f, err
 }
 
 // checkKeys reads keys, each one or more lines, and refuses a line that would

@@ -1,4 +1,4 @@
-package store
+package store_test
 
 import (
 	"crypto/sha256"
@@ -16,23 +16,26 @@ import (
 	"golang.org/x/crypto/ssh"
 	"pgregory.net/rapid"
 
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
+	"isr/store/tree"
 )
 
-// owner is the user of a key that comes from no address.
-func (s *Store) owner(key ssh.PublicKey) (string, error) {
+// ownerOf is the user of a key that comes from no address.
+func ownerOf(s *store.Store, key ssh.PublicKey) (string, error) {
 	name, _, err := s.UserOfKey(key, netip.Addr{})
 	return name, err
 }
 
 // A key that is hers lets her in on the terms of the first line that does.
 func TestKeyTerms(t *testing.T) {
-	s := newStore(t)
+	s := storetest.New(t)
 	key, line := newKey(t)
 	write := func(lines ...string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(s.userAt("alice").dir, keysFile), []byte(strings.Join(lines, "\r\n")), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.UserAt("alice").Dir, tree.KeysFile), []byte(strings.Join(lines, "\r\n")), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,28 +68,28 @@ func TestKeyTerms(t *testing.T) {
 	if err := s.DelKey("alice", lines[0].Text); !errors.Is(err, &parcel.Error{Kind: parcel.Failed}) {
 		t.Errorf("removed again: got %v", err)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 // What a user's directory may hold besides does neither follow nor stop us.
 func TestHostileUserFiles(t *testing.T) {
-	s := newStore(t)
+	s := storetest.New(t)
 	key, line := newKey(t)
-	outside := filepath.Join(t.TempDir(), "outside")
+	outside := filepath.Join(storetest.TempDir(t), "outside")
 	if err := os.WriteFile(outside, []byte(line+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.AddUser("carol", []string{line}); err != nil {
 		t.Fatal(err)
 	}
-	big := filepath.Join(t.TempDir(), "big")
+	big := filepath.Join(storetest.TempDir(t), "big")
 	if err := os.WriteFile(big, []byte(line), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Truncate(big, 10<<20); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(s.userAt("alice").dir, keysFile)
+	file := filepath.Join(s.UserAt("alice").Dir, tree.KeysFile)
 	for _, plant := range []func() error{
 		func() error { return os.Symlink(outside, file) },
 		func() error { return os.Rename(big, file) },
@@ -96,15 +99,15 @@ func TestHostileUserFiles(t *testing.T) {
 		if err := plant(); err != nil {
 			t.Fatal(err)
 		}
-		if u, err := s.owner(key); u != "carol" || err != nil {
+		if u, err := ownerOf(s, key); u != "carol" || err != nil {
 			t.Errorf("carol's key: got %q, %v", u, err)
 		}
-		if _, sum := check(t, s, CheckOptions{User: "alice"}); sum.Errors == 0 {
+		if _, sum := storetest.Check(t, s, store.CheckOptions{User: "alice"}); sum.Errors == 0 {
 			t.Error("check does not see it")
 		}
 	}
 	os.RemoveAll(file)
-	cfg := filepath.Join(s.userAt("alice").dir, userFile)
+	cfg := filepath.Join(s.UserAt("alice").Dir, tree.UserFile)
 	for _, text := range []string{"QUOTA:=-1\n", "QUOTA:=0\n", "QUOTA:=99999999999999999999\n", "QUOTA:=1\nQUOTA:=2\n", "GROUP:=../x\n",
 		"LOCKED:=yes\n", "nonsense\n", "COMMENT:=a\x1bb\n"} {
 		if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
@@ -113,10 +116,10 @@ func TestHostileUserFiles(t *testing.T) {
 		if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDamaged) {
 			t.Errorf("%q: got %v; want that nobody is let in by it", text, err)
 		}
-		if _, sum := check(t, s, CheckOptions{User: "alice"}); sum.Errors != 1 {
+		if _, sum := storetest.Check(t, s, store.CheckOptions{User: "alice"}); sum.Errors != 1 {
 			t.Errorf("%q: check counts %d errors", text, sum.Errors)
 		}
-		if err := s.ChangeUser("alice", func(*UserConfig) error { return nil }); err == nil {
+		if err := s.ChangeUser("alice", func(*store.UserConfig) error { return nil }); err == nil {
 			t.Errorf("%q: changed", text)
 		}
 	}
@@ -133,17 +136,17 @@ func TestHostileUserFiles(t *testing.T) {
 }
 
 func TestUserConfig(t *testing.T) {
-	s := newStore(t)
-	file := filepath.Join(s.userAt("alice").dir, userFile)
+	s := storetest.New(t)
+	file := filepath.Join(s.UserAt("alice").Dir, tree.UserFile)
 	os.Remove(file)
-	if c, err := s.UserConfig("alice"); err != nil || !reflect.DeepEqual(c, &UserConfig{}) {
+	if c, err := s.UserConfig("alice"); err != nil || !reflect.DeepEqual(c, &store.UserConfig{}) {
 		t.Errorf("without a file: got %+v, %v", c, err)
 	}
 	if err := os.WriteFile(file, []byte("# by hand\nGROUP:=b\nMINE:=1\nGROUP:=a\nMINE:=2\nGROUP:=b\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	locked := now()
-	err := s.ChangeUser("alice", func(c *UserConfig) error {
+	locked := time.Now().UTC().Truncate(time.Second)
+	err := s.ChangeUser("alice", func(c *store.UserConfig) error {
 		c.Quota, c.Locked, c.Why = 20<<30, locked, "left\nus"
 		return nil
 	})
@@ -158,7 +161,7 @@ func TestUserConfig(t *testing.T) {
 	if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDenied) || !strings.Contains(err.Error(), "left us") {
 		t.Errorf("locked: got %v", err)
 	}
-	if err := s.ChangeUser("alice", func(c *UserConfig) error { c.Groups = []string{"a b"}; return nil }); !errors.Is(err, parcel.ErrUsage) {
+	if err := s.ChangeUser("alice", func(c *store.UserConfig) error { c.Groups = []string{"a b"}; return nil }); !errors.Is(err, parcel.ErrUsage) {
 		t.Errorf("a group of two words: got %v", err)
 	}
 	if q, _ := os.ReadFile(file); string(q) != want {
@@ -167,7 +170,7 @@ func TestUserConfig(t *testing.T) {
 	if err := s.Admit("nobody"); !errors.Is(err, parcel.ErrNoParcel) {
 		t.Errorf("nobody: got %v", err)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 func TestUserConfigProperty(t *testing.T) {
@@ -175,16 +178,16 @@ func TestUserConfigProperty(t *testing.T) {
 		at := func(name string) time.Time {
 			return time.Unix(rapid.Int64Range(1, 1<<36).Draw(t, name), 0).UTC()
 		}
-		c := &UserConfig{Quota: rapid.Int64Range(1, 1<<62).Draw(t, "quota"), Consent: at("consent"), Locked: at("locked"), Created: at("created"),
+		c := &store.UserConfig{Quota: rapid.Int64Range(1, 1<<62).Draw(t, "quota"), Consent: at("consent"), Locked: at("locked"), Created: at("created"),
 			Why: parcel.Clean(rapid.String().Draw(t, "why")), Comment: parcel.Clean(rapid.String().Draw(t, "comment")),
 			Groups: rapid.SliceOfN(rapid.StringMatching(`[a-z][a-z.@+-]{0,8}`), 1, 4).Draw(t, "groups")}
 		slices.Sort(c.Groups)
 		c.Groups = slices.Compact(c.Groups)
-		p, err := c.encode()
+		p, err := c.Encode()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := parseUserConfig(p); err != nil || !reflect.DeepEqual(got, c) {
+		if got, err := store.ParseUserConfig(p); err != nil || !reflect.DeepEqual(got, c) {
 			t.Fatalf("%+v: got %+v, %v", c, got, err)
 		}
 	})
@@ -193,22 +196,22 @@ func TestUserConfigProperty(t *testing.T) {
 func FuzzUserConfig(f *testing.F) {
 	f.Add([]byte("QUOTA:=1\nGROUP:=a\nLOCKED:=2026-11-26T12:00:00Z\nWHY:=x\nOTHER:=y\n"))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		c, err := parseUserConfig(p)
+		c, err := store.ParseUserConfig(p)
 		if err != nil {
 			return
 		}
-		q, err := c.encode()
+		q, err := c.Encode()
 		if err != nil {
 			t.Fatalf("%q: %v", p, err)
 		}
-		if again, err := parseUserConfig(q); err != nil || again.Quota != c.Quota || !again.Locked.Equal(c.Locked) || !slices.Equal(again.Groups, c.Groups) {
+		if again, err := store.ParseUserConfig(q); err != nil || again.Quota != c.Quota || !again.Locked.Equal(c.Locked) || !slices.Equal(again.Groups, c.Groups) {
 			t.Fatalf("%q: printed as %q, %v", p, q, err)
 		}
 	})
 }
 
 // stageNoise puts an object of n bytes that no other test has.
-func stageNoise(t *testing.T, p *Parcel, name string, n int) {
+func stageNoise(t *testing.T, p *store.Parcel, name string, n int) {
 	t.Helper()
 	text := []byte(strings.Repeat(name+" ", n/len(name)+1))[:n]
 	h := sha256.Sum256(text)
@@ -223,19 +226,19 @@ func stageNoise(t *testing.T, p *Parcel, name string, n int) {
 }
 
 func TestUsage(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
-	counted := func() Usage {
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
+	counted := func() store.Usage {
 		t.Helper()
-		want, err := count(p.hdk(), 1)
+		want, err := store.Count(p.HdkDir(), 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		staged, err := count(p.staging(), 2)
+		staged, err := store.Count(p.StagingDir(), 2)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want = want.plus(staged)
+		want = want.Plus(staged)
 		if got, err := p.Usage(); err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
@@ -243,14 +246,14 @@ func TestUsage(t *testing.T) {
 	}
 	counted()
 	// As if the last change were long ago: then it is kept.
-	dirs, _ := filepath.Glob(p.hdk() + "/*")
+	dirs, _ := filepath.Glob(p.HdkDir() + "/*")
 	for _, d := range dirs {
 		if err := os.Chtimes(d, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before := counted()
-	record := filepath.Join(p.lock, usageFile)
+	record := filepath.Join(p.LockDir(), tree.UsageFile)
 	if _, err := os.Stat(record); err != nil {
 		t.Fatal(err)
 	}
@@ -259,24 +262,24 @@ func TestUsage(t *testing.T) {
 		t.Errorf("staged: got %+v", u)
 	}
 	// A commit keeps it up to date.
-	r := holding(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})
 	if _, err := p.Commit(ctx, r); err != nil {
 		t.Fatal(err)
 	}
 	after := counted()
-	state, _, err := p.hdkState()
-	if u, ok := p.recordedUsage(state); err != nil || !ok || u != after || after == before {
+	state, _, err := p.HdkState()
+	if u, ok := p.RecordedUsage(state); err != nil || !ok || u != after || after == before {
 		t.Errorf("after a commit: recorded %+v, %v; there are %+v", u, ok, after)
 	}
 	// One that lies is found.
 	u := after
 	u.Bytes++
-	p.recordUsage(u, state)
-	if ps, sum := check(t, s, CheckOptions{}); sum.Notes != 1 || !strings.Contains(ps[0].Msg, "usage says") {
+	p.RecordUsage(u, state)
+	if ps, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Notes != 1 || !strings.Contains(ps[0].Msg, "usage says") {
 		t.Errorf("check of a record that lies: %v", ps)
 	}
 	// What goes otherwise is seen too.
-	dirs, _ = filepath.Glob(p.hdk() + "/*/*")
+	dirs, _ = filepath.Glob(p.HdkDir() + "/*/*")
 	if err := os.Remove(dirs[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -290,18 +293,18 @@ func TestUsage(t *testing.T) {
 }
 
 func TestQuota(t *testing.T) {
-	s := newStore(t)
-	p := newParcel(t, s)
+	s := storetest.New(t)
+	p := storetest.NewParcel(t, s)
 	quota := func(n int64) {
 		t.Helper()
-		if err := s.ChangeUser("alice", func(c *UserConfig) error { c.Quota = n; return nil }); err != nil {
+		if err := s.ChangeUser("alice", func(c *store.UserConfig) error { c.Quota = n; return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if room, limited, err := s.Room("alice"); limited || err != nil {
 		t.Errorf("without a quota: %d, %v, %v", room, limited, err)
 	}
-	r := holding(t, p, change{1: chunkOf("one"), 300: chunkOf("three hundred")})
+	r := storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})
 	used, err := s.Usage("alice")
 	if err != nil {
 		t.Fatal(err)
@@ -331,7 +334,7 @@ func TestQuota(t *testing.T) {
 	if _, err := s.Fork(ctx, "alice", "winxp", 1, "forked", "", "testhost", "id"); !errors.Is(err, parcel.ErrFull) {
 		t.Errorf("fork: got %v", err)
 	}
-	if _, err := s.Create(ctx, "alice", "empty", CreateOptions{DiskSize: 1 << 20}); !errors.Is(err, parcel.ErrFull) {
+	if _, err := s.Create(ctx, "alice", "empty", store.CreateOptions{DiskSize: 1 << 20}); !errors.Is(err, parcel.ErrFull) {
 		t.Errorf("create: got %v", err)
 	}
 	if names, err := s.Parcels("alice"); err != nil || !slices.Equal(names, []string{"winxp"}) {
@@ -349,11 +352,11 @@ func TestQuota(t *testing.T) {
 	if _, err := p.Rollback(ctx, r.Nonce, 1); err != nil {
 		t.Errorf("rollback: %v", err)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }
 
 func BenchmarkOwners(b *testing.B) {
-	s, err := Init(b.TempDir(), "test")
+	s, err := store.Init(b.TempDir(), "test")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -367,17 +370,17 @@ func BenchmarkOwners(b *testing.B) {
 				key, lines = k, append(lines, line)
 			}
 			// As AddUser leaves it, without looking at all others each time.
-			u := s.userAt("user" + strings.Repeat("x", n/100) + string(rune('a'+n/10%10)) + string(rune('a'+n%10)))
-			if err := os.MkdirAll(u.lockRoot, 0o700); err != nil {
+			u := s.UserAt("user" + strings.Repeat("x", n/100) + string(rune('a'+n/10%10)) + string(rune('a'+n%10)))
+			if err := os.MkdirAll(u.LockRoot, 0o700); err != nil {
 				b.Fatal(err)
 			}
-			if err := os.WriteFile(filepath.Join(u.dir, keysFile), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(u.Dir, tree.KeysFile), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
 				b.Fatal(err)
 			}
 		}
 		b.Run(strings.TrimSpace(time.Duration(users).String()), func(b *testing.B) {
 			for b.Loop() {
-				if _, err := s.owner(key); err != nil {
+				if _, err := ownerOf(s, key); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -398,15 +401,15 @@ func BenchmarkUsage(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	p := &Parcel{content: dir, lock: dir}
+	p := store.User{LockRoot: dir, ContentRoot: dir}.At(".")
 	b.Run("count", func(b *testing.B) {
 		for b.Loop() {
-			if u, err := count(p.hdk(), 1); err != nil || u.Objects != 64<<10 {
+			if u, err := store.Count(p.HdkDir(), 1); err != nil || u.Objects != 64<<10 {
 				b.Fatal(u, err)
 			}
 		}
 	})
-	time.Sleep(2 * settled) // the benchmark's, to have it kept
+	time.Sleep(2 * store.Settled) // the benchmark's, to have it kept
 	b.Run("kept", func(b *testing.B) {
 		for b.Loop() {
 			if u, err := p.Usage(); err != nil || u.Objects != 64<<10 {
@@ -418,7 +421,7 @@ func BenchmarkUsage(b *testing.B) {
 
 // Changes of one user at once lose nothing of one another.
 func TestChangeUserAtOnce(t *testing.T) {
-	s := newStore(t)
+	s := storetest.New(t)
 	var all sync.WaitGroup
 	for i := range 8 {
 		_, line := newKey(t)
@@ -428,7 +431,7 @@ func TestChangeUserAtOnce(t *testing.T) {
 			}
 		})
 		all.Go(func() {
-			err := s.ChangeUser("alice", func(c *UserConfig) error {
+			err := s.ChangeUser("alice", func(c *store.UserConfig) error {
 				c.Groups = append(c.Groups, "group"+string(rune('a'+i)))
 				return nil
 			})
@@ -445,5 +448,5 @@ func TestChangeUserAtOnce(t *testing.T) {
 	if lines, err := s.Keys("alice"); err != nil || len(lines) != 8 {
 		t.Errorf("got %d keys, %v", len(lines), err)
 	}
-	wantSound(t, s)
+	storetest.WantSound(t, s)
 }

@@ -72,16 +72,16 @@ const (
 // standbyFile marks a tree as a mirror.
 const standbyFile = "standby"
 
-// maxObject bounds what is taken for an object, bytes.
+// MaxObject bounds what is taken for an object, bytes.
 const maxObject = seal.MaxPlain + 1024
 
-// objectName is where an object is in a backup.
+// ObjectName is where an object is in a backup.
 func objectName(tag seal.Tag) string {
 	name := tag.String()
 	return objectsDir + "/" + name[:2] + "/" + name
 }
 
-// parseObjectName is the tag of objectName; false if name is not one.
+// parseObjectName is the tag of ObjectName; false if name is not one.
 func parseObjectName(name string) (seal.Tag, bool) {
 	_, last, _ := cutLast(name, "/")
 	tag, err := seal.ParseTag(last)

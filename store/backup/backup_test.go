@@ -238,7 +238,7 @@ func forget(t testing.TB, p *store.Parcel, v int) {
 	}
 }
 
-// wantSound fails unless all of a realm is sound, content included.
+// WantSound fails unless all of a realm is sound, content included.
 func wantSound(t testing.TB, s *store.Store, notes bool) {
 	t.Helper()
 	_, err := s.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) {

@@ -135,7 +135,7 @@ func (d *Dir) PutFrom(ctx context.Context, name string, r io.Reader, size int64)
 	return nil
 }
 
-// fileMode: objects are never changed.
+// FileMode: objects are never changed.
 func fileMode(name string) fs.FileMode {
 	dir, last, _ := cutLast(name, "/")
 	if tag, err := seal.ParseTag(last); err == nil && strings.HasSuffix(dir, "/"+tag.String()[:2]) {

@@ -1,4 +1,4 @@
-package store
+package tree
 
 import (
 	"context"
@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// parallel calls f for every pair of seq, from n goroutines, and returns the
+// Parallel calls f for every pair of seq, from n goroutines, and returns the
 // first error; the others are then cancelled. seq is drawn by the caller's
 // goroutine.
-func parallel[K, V any](ctx context.Context, n int, seq iter.Seq2[K, V], f func(context.Context, K, V) error) error {
+func Parallel[K, V any](ctx context.Context, n int, seq iter.Seq2[K, V], f func(context.Context, K, V) error) error {
 	type pair struct {
 		k K
 		v V
