@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -31,7 +32,7 @@ func TestMirror(t *testing.T) {
 				t.Errorf("first: %+v", res)
 			}
 			wantMirror(t, s.Root(), root(tree))
-			if res := mirrored(t, s, tree, MirrorOptions{}); *res != (Mirrored{Parcels: 3}) {
+			if res := mirrored(t, s, tree, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 3}) {
 				t.Errorf("unchanged: %+v", res)
 			}
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "nine"})

@@ -262,6 +262,12 @@ func (r *restorer) wanted() []int {
 // there is from an earlier run.
 func (r *restorer) parcels(ctx context.Context, numbers []int) error {
 	todo := make(map[int]bool)
+	for _, l := range r.snap.Lacks {
+		if slices.ContainsFunc(numbers, func(n int) bool { e := r.snap.Parcels[n]; return e.User == l.User && e.Name == l.Name }) {
+			r.o.Warn(l.String() + ", as it did in the realm")
+			r.res.Lacking += int(l.Objects)
+		}
+	}
 	for _, n := range numbers {
 		e := r.snap.Parcels[n]
 		if _, err := r.s.Parcel(e.User, cmp.Or(r.o.As, e.Name)); err != nil {
