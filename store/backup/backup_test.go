@@ -365,6 +365,11 @@ func populate(t testing.TB, s *store.Store) {
 			t.Fatal(err)
 		}
 	}
+	for name, target := range map[string]string{"hooks/post-lock": "pre-lock", "hooks/post-commit.d": "/bin"} {
+		if err := os.Symlink(target, filepath.Join(s.Root(), name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // What is backed up is what is restored, from every kind of place, and nothing

@@ -725,10 +725,21 @@ func (m *mirror) remove(ctx context.Context, name string) {
 // end puts what is beside the parcels, and notes what the mirror has now.
 func (m *mirror) end(ctx context.Context, files []file) error {
 	m.next.time = time.Now().UTC().Truncate(time.Second)
+	for _, f := range files {
+		if !f.mode.IsDir() && f.name != "realm.cfg" && f.name == parcel.Clean(f.name) {
+			m.next.files[f.name] = digest([]file{f})
+		}
+	}
+	// A key or a password that was taken away lets nobody in there either. And
+	// nothing is written through a link that was one.
+	for name := range m.old.files {
+		if _, ok := m.next.files[name]; !ok && !strings.HasPrefix(name, "log/") {
+			m.remove(ctx, name)
+		}
+	}
 	var hooks []file
 	for _, f := range files {
 		var err error
-		sum := digest([]file{f})
 		switch {
 		case f.mode.IsDir():
 			for _, dir := range []string{".isr", "isr"} {
@@ -736,25 +747,22 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 					err = m.tree.Mkdir(ctx, f.name+dir)
 				}
 			}
-		case f.name == "realm.cfg" || f.name != parcel.Clean(f.name):
-			continue
-		case m.old.files[f.name] != sum:
+		case m.old.files[f.name] == m.next.files[f.name]:
+		case f.isLink():
+			if err = m.tree.Symlink(ctx, string(f.data), f.name); err != nil {
+				// It was a directory.
+				if err = m.tree.RemoveAll(ctx, f.name); err == nil {
+					err = m.tree.Symlink(ctx, string(f.data), f.name)
+				}
+			}
+		default:
 			err = m.tree.Put(ctx, f.name, f.data)
-			if strings.HasPrefix(f.name, "hooks/") && f.mode&0o100 != 0 {
+			if linkPlace(f.name) && f.mode&0o100 != 0 {
 				hooks = append(hooks, f)
 			}
 		}
 		if err != nil {
 			return err
-		}
-		if !f.mode.IsDir() {
-			m.next.files[f.name] = sum
-		}
-	}
-	// A key or a password that was taken away lets nobody in there either.
-	for name := range m.old.files {
-		if _, ok := m.next.files[name]; !ok && !strings.HasPrefix(name, "log/") {
-			m.remove(ctx, name)
 		}
 	}
 	for key, d := range m.old.parcels {

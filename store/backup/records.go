@@ -24,13 +24,16 @@ import (
 	"isr/store/parcel"
 )
 
-// file is a file of the lock side of a realm, by its path below the root.
+// file is a file of the lock side of a realm, by its path below the root; of a
+// symbolic link, data is where it leads.
 type file struct {
 	name string
 	mode fs.FileMode
 	time time.Time
 	data []byte
 }
+
+func (f file) isLink() bool { return f.mode&fs.ModeSymlink != 0 }
 
 // Directories of a realm's root that are kept whole. What else is there (the
 // users apart) is kept if it is a file: realm.cfg, motd and what is to come.
@@ -64,6 +67,9 @@ func (c *collector) add(dir *os.Root, name, called string) error {
 	if err != nil {
 		return err
 	}
+	if fi.Mode().Type() == fs.ModeSymlink && linkPlace(called) {
+		return c.link(dir, name, called, fi.ModTime())
+	}
 	if !fi.Mode().IsRegular() {
 		c.skipped(called, "is not a file")
 		return nil
@@ -92,6 +98,38 @@ func (c *collector) add(dir *os.Root, name, called string) error {
 		return nil
 	}
 	c.files = append(c.files, file{called, fi.Mode().Perm(), fi.ModTime(), b})
+	return nil
+}
+
+// linkPlace reports whether a symbolic link may have that name: hooks are
+// links to programs, as packages bring them, or to directories of those. It is
+// kept as one, and never followed: what it leads to is not the realm's.
+func linkPlace(name string) bool { return name == hooksDir || strings.HasPrefix(name, hooksDir+"/") }
+
+const hooksDir = "hooks"
+
+// maxLink bounds where a link leads, bytes: PATH_MAX.
+const maxLink = 4096
+
+// plainLink reports whether a link that leads to target can be kept.
+func plainLink(target string) bool {
+	return target != "" && len(target) < maxLink && target == parcel.Clean(target)
+}
+
+// link keeps a symbolic link.
+func (c *collector) link(dir *os.Root, name, called string, at time.Time) error {
+	target, err := dir.Readlink(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !plainLink(target) {
+		c.skipped(called, "leads to what is no plain path")
+		return nil
+	}
+	c.files = append(c.files, file{called, fs.ModeSymlink | 0o700, at, []byte(target)})
 	return nil
 }
 
@@ -235,8 +273,11 @@ func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, si
 	t := tar.NewWriter(z)
 	for _, f := range files {
 		h := &tar.Header{Name: f.name, Mode: int64(f.mode.Perm()), Size: int64(len(f.data)), ModTime: f.time, Typeflag: tar.TypeReg, Format: tar.FormatPAX}
-		if f.mode.IsDir() {
+		switch {
+		case f.mode.IsDir():
 			h.Typeflag = tar.TypeDir
+		case f.isLink():
+			h.Typeflag, h.Linkname, h.Size, f.data = tar.TypeSymlink, string(f.data), 0, nil
 		}
 		if err := t.WriteHeader(h); err != nil {
 			return "", 0, err
@@ -260,7 +301,8 @@ func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, si
 }
 
 // readRecords reads an archive. Of what may be in a tar only files and
-// directories with a plain path below the root are taken.
+// directories with a plain path below the root are taken, and links among the
+// hooks.
 func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, error) {
 	if sealed {
 		if len(identities) == 0 {
@@ -306,6 +348,11 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 			if f.data, err = io.ReadAll(t); err != nil {
 				return nil, err
 			}
+		case tar.TypeSymlink:
+			if !linkPlace(name) || !plainLink(h.Linkname) {
+				return nil, fmt.Errorf("file %q: no place for a link", name)
+			}
+			f.mode, f.data = fs.ModeSymlink|0o700, []byte(h.Linkname)
 		default:
 			return nil, fmt.Errorf("file %q: neither file nor directory", name)
 		}
@@ -329,6 +376,10 @@ func sortRecords(files []file) (*realmRecords, error) {
 		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
 		if parts[0] != "users" {
 			top := parts[0]
+			if f.name == hooksDir && f.isLink() {
+				r.root = append(r.root, f)
+				continue
+			}
 			if f.mode.IsDir() || len(parts) > 1 && !slices.Contains(rootDirs, top) || len(parts) == 1 && (top[0] == '.' || strings.HasSuffix(top, "flock") || top == standbyFile || slices.Contains(rootDirs, top)) {
 				return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
 			}
@@ -358,7 +409,26 @@ func sortRecords(files []file) (*realmRecords, error) {
 			return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
 		}
 	}
-	return r, nil
+	return r, r.checkLinks()
+}
+
+// checkLinks refuses what is below a link: it would be written to where that
+// leads.
+func (r *realmRecords) checkLinks() error {
+	links := make(map[string]bool)
+	for _, f := range r.root {
+		if f.isLink() {
+			links[f.name] = true
+		}
+	}
+	for _, f := range r.root {
+		for dir := path.Dir(f.name); dir != "."; dir = path.Dir(dir) {
+			if links[dir] {
+				return fmt.Errorf("file %q: is below a link", f.name)
+			}
+		}
+	}
+	return nil
 }
 
 // userDir is the directory of who a user is.
