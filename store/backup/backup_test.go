@@ -825,6 +825,36 @@ func TestDamagedRealm(t *testing.T) {
 	}
 }
 
+// What people and programs leave beside the files of a realm is left out, and
+// keeps nothing from being restored.
+func TestStrayFiles(t *testing.T) {
+	s, place := newRealm(t), memPlace(t)
+	populate(t, s)
+	for _, name := range []string{".viminfo", "hooks/a\\b", "hooks/a\nb", "log/x\x1b", "motd\n", "users/alice/isr\n", "users/alice/.profile", "users/stray",
+		"users/alice/.isr/stray", "users/alice/.isr/winxp/.parcel.cfg.swp", "users/alice/.isr/winxp/parcel.cfg~", "users/alice/.isr/winxp/keys/000001~",
+		"users/alice/.isr/winxp/keys/a", "users/alice/.isr/winxp/more/x"} {
+		path := filepath.Join(s.Root(), name)
+		os.MkdirAll(filepath.Dir(path), 0o700)
+		if err := os.WriteFile(path, []byte("stray"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	warnings, warn := newWarnings()
+	if _, err := Make(ctx, s, place, Options{Warn: warn}); err != nil || len(*warnings) != 9 {
+		t.Errorf("%q, %v; want 9 warnings", *warnings, err)
+	}
+	n := restored(t, place, RestoreOptions{})
+	for name, content := range files(t, n.Root()) {
+		if strings.Contains(content, "stray") {
+			t.Errorf("%q: restored", name)
+		}
+	}
+	wantSound(t, n, true)
+	if names, err := n.Parcels("alice"); err != nil || len(names) != 1 {
+		t.Errorf("parcels: %v, %v", names, err)
+	}
+}
+
 // A place has one realm; a restore wants an empty one.
 func TestRefusals(t *testing.T) {
 	s, target := newRealm(t), memPlace(t)

@@ -148,6 +148,8 @@ func (c *collector) tree(dir *os.Root, name, called string, which func(name stri
 		case isTemp(e.Name()) || !which(below):
 		case e.IsDir():
 			err = c.tree(dir, below, calledBelow, which)
+		case (e.Type().IsRegular() || linkPlace(calledBelow)) && (file{name: calledBelow, mode: e.Type()}).check() != nil:
+			c.skipped(parcel.Clean(calledBelow), "has no place in a realm")
 		default:
 			err = c.add(dir, below, calledBelow)
 		}
@@ -180,7 +182,8 @@ func (c *collector) realm(root string) error {
 			return slices.Contains(rootDirs, top)
 		}
 		fi, err := dir.Lstat(name)
-		return err == nil && !fi.IsDir() && !strings.HasSuffix(name, "flock") && name != standbyFile
+		// What is hidden there is the account's whose home it is.
+		return err == nil && !fi.IsDir() && name[0] != '.' && !strings.HasSuffix(name, "flock") && name != standbyFile
 	})
 }
 
@@ -202,16 +205,24 @@ func (c *collector) user(userDir, name string) error {
 	})
 }
 
-// parcel reads the files of a parcel's lock side that are not derived.
-func (c *collector) parcel(lockDir, user, name string) error {
+// parcel reads the files of a parcel's lock side that are not derived. What a
+// restore would not take for one of those, an editor's backup say, is left out.
+func (c *collector) parcel(lockDir, user, parcelName string) error {
 	dir, err := os.OpenRoot(lockDir)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return c.tree(dir, ".", lockSide(user, name), func(name string) bool {
+	side := lockSide(user, parcelName)
+	return c.tree(dir, ".", side, func(name string) bool {
 		switch name {
 		case "flock", "unfinished", "renaming", "usage", "lockholder", "keys/keyroot":
+			return false
+		}
+		v, inKeys := strings.CutPrefix(name, "keys/")
+		_, isVersion := parcel.ParseVersionDir(v)
+		if ok := inKeys && isVersion || parcel.CheckName(name) == nil; !ok {
+			c.skipped(parcel.Clean(side+"/"+name), "is not one of a lock side")
 			return false
 		}
 		return true
@@ -330,9 +341,6 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 			return nil, err
 		}
 		name := strings.TrimSuffix(h.Name, "/")
-		if !fs.ValidPath(name) || name == "." || name != parcel.Clean(name) || strings.Contains(name, `\`) || len(name) > 1024 {
-			return nil, fmt.Errorf("file %q: no path in a realm", parcel.Clean(h.Name))
-		}
 		if seen[name] {
 			return nil, fmt.Errorf("file %q: is there twice", name)
 		}
@@ -356,6 +364,9 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 		default:
 			return nil, fmt.Errorf("file %q: neither file nor directory", name)
 		}
+		if err := f.check(); err != nil {
+			return nil, err
+		}
 		files = append(files, f)
 	}
 }
@@ -368,36 +379,52 @@ type realmRecords struct {
 	nonce   map[[2]string]time.Time      // the last contact of each that is held
 }
 
-// sortRecords takes the files of an archive apart. What has no place in a
-// realm is an error.
+// check refuses a file that has no place in a realm, by its name or its kind:
+// such a one is neither put into an archive nor taken out of one.
+func (f file) check() error {
+	name := strings.TrimSuffix(f.name, "/")
+	parts := strings.Split(name, "/")
+	isFile, top := !f.mode.IsDir(), parts[0]
+	ok := false
+	switch {
+	case !fs.ValidPath(name) || name == "." || name != parcel.Clean(name) || strings.Contains(name, `\`) || len(name) > 1024:
+	case f.isLink():
+		ok = linkPlace(name)
+	case top != "users":
+		ok = isFile && (len(parts) > 1 && slices.Contains(rootDirs, top) ||
+			len(parts) == 1 && top[0] != '.' && !strings.HasSuffix(top, "flock") && top != standbyFile && !slices.Contains(rootDirs, top))
+	case len(parts) < 2 || parcel.CheckName(parts[1]) != nil:
+	case len(parts) == 2:
+		ok = !isFile
+	case len(parts) == 3:
+		ok = isFile && parcel.CheckName(parts[2]) == nil && parts[2] != "isr"
+	case len(parts) > 4:
+		ok = isFile && parts[2] == ".isr" && parcel.CheckName(parts[3]) == nil
+	}
+	if !ok {
+		return fmt.Errorf("file %q: no place for it in a realm", parcel.Clean(f.name))
+	}
+	return nil
+}
+
+// sortRecords takes the files of an archive apart.
 func sortRecords(files []file) (*realmRecords, error) {
 	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]file), nonce: make(map[[2]string]time.Time)}
 	for _, f := range files {
 		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
 		if parts[0] != "users" {
-			top := parts[0]
-			if f.name == hooksDir && f.isLink() {
-				r.root = append(r.root, f)
-				continue
-			}
-			if f.mode.IsDir() || len(parts) > 1 && !slices.Contains(rootDirs, top) || len(parts) == 1 && (top[0] == '.' || strings.HasSuffix(top, "flock") || top == standbyFile || slices.Contains(rootDirs, top)) {
-				return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
-			}
 			r.root = append(r.root, f)
 			continue
-		}
-		if len(parts) < 2 || parcel.CheckName(parts[1]) != nil {
-			return nil, fmt.Errorf("file %q: no user's", f.name)
 		}
 		user := parts[1]
 		if r.users[user] == nil {
 			r.users[user] = make(map[string][]byte)
 		}
-		switch {
-		case f.mode.IsDir() && len(parts) == 2:
-		case !f.mode.IsDir() && len(parts) == 3 && parcel.CheckName(parts[2]) == nil && parts[2] != "isr":
+		switch len(parts) {
+		case 2:
+		case 3:
 			r.users[user][parts[2]] = f.data
-		case !f.mode.IsDir() && len(parts) > 4 && parts[2] == ".isr" && parcel.CheckName(parts[3]) == nil:
+		default:
 			key := [2]string{user, parts[3]}
 			name := strings.Join(parts[4:], "/")
 			if name == "nonce" {
@@ -405,8 +432,6 @@ func sortRecords(files []file) (*realmRecords, error) {
 			}
 			f.name = name
 			r.parcels[key] = append(r.parcels[key], f)
-		default:
-			return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
 		}
 	}
 	return r, r.checkLinks()
