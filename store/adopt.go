@@ -209,16 +209,20 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *version, a
 	return nil
 }
 
-// raiseEpoch makes the epoch at least the seconds since 1970: no parcel is
-// acquired once a second for years, and one that is adopted again later has a
-// larger one again. What cannot be read stays as it is, for check to tell.
+// RaisedEpoch is the epoch of a copy of a parcel that had this one, for the copy
+// to be acquired when the parcel was, nobody knows how often, since: at least
+// the seconds since 1970. No parcel is acquired once a second for years, and one
+// that is copied again later has a larger one again.
+func RaisedEpoch(epoch int64) int64 { return max(epoch, now().Unix()) }
+
+// raiseEpoch raises the epoch. What cannot be read stays as it is, for check to
+// tell.
 func (p *Parcel) raiseEpoch() error {
 	epoch, err := p.epoch()
 	if err != nil {
 		return nil
 	}
-	epoch = max(epoch, now().Unix())
-	return os.WriteFile(filepath.Join(p.lock, epochFile), fmt.Appendf(nil, "%d\n", epoch), fileMode)
+	return os.WriteFile(filepath.Join(p.lock, epochFile), fmt.Appendf(nil, "%d\n", RaisedEpoch(epoch)), fileMode)
 }
 
 func cutKeys(name string) (version string, inKeys bool) {

@@ -64,7 +64,7 @@ type standby struct {
 // noted is what is known of a parcel of a mirror.
 type noted struct {
 	digest string  // of its lock side; "-": a pass was at it, or the realm had it not whole
-	epochs []int64 // that it may have: of the last pass, and of one that was at it
+	epochs []int64 // that it may have there: of the last pass, and of one that was at it
 }
 
 func parseStandby(text []byte) (*standby, error) {
@@ -303,12 +303,31 @@ func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
 				continue
 			}
 			m.all[key] = o
-			m.next.parcels[key] = noted{digest(o.files), []int64{epochOf(find(o.files, lockSide(user, name)+"/epoch"))}}
+			sum := digest(o.files)
+			m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, lockSide(user, name)+"/epoch")}}
 			keys = append(keys, key)
 		}
 	}
 	m.res.Changed = len(keys)
 	return keys, nil
+}
+
+// raiseEpoch raises the epoch of what goes into the mirror, as a restore does:
+// who is the first to hold the parcel there, when the mirror has become the
+// realm, comes after all whom the realm let hold it since this pass.
+func raiseEpoch(o *one, name string) int64 {
+	n := slices.IndexFunc(o.files, func(f file) bool { return f.name == name })
+	if n < 0 {
+		n = len(o.files)
+		o.files = append(o.files, file{name: name, mode: 0o600, data: []byte("0")})
+	}
+	epoch, err := strconv.ParseInt(strings.TrimSpace(string(o.files[n].data)), 10, 64)
+	if err != nil {
+		return 0 // as it is, for check to tell
+	}
+	epoch = store.RaisedEpoch(epoch)
+	o.files[n].data = fmt.Appendf(nil, "%d\n", epoch)
+	return epoch
 }
 
 // ahead refuses a mirror in which a parcel went on by itself.
@@ -342,7 +361,7 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 		return err
 	}
 	if was := m.old.parcels[key].epochs; err == nil && !slices.Contains(was, epochOf(b)) {
-		return conflict("was locked %d times, and %v when it was mirrored", epochOf(b), was)
+		return conflict("was locked: its epoch is %d, and was %v when it was mirrored", epochOf(b), was)
 	}
 	name := side + "/keys/" + parcel.VersionDir(theirs.Version)
 	if b, err = read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
