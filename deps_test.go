@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"store/keep":          {"store/parcel"},
 	"store/tree":          {"store/atomicfile", "store/parcel", "store/seal"},
 	"store":               {"store/atomicfile", "store/authkey", "store/diskimage", "store/keep", "store/keyring", "store/parcel", "store/seal", "store/tree"},
-	"store/backup":        {"store", "store/atomicfile", "store/keep", "store/parcel", "store/seal"},
+	"store/backup":        {"store", "store/atomicfile", "store/keep", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/proto":       {"store/keyring", "store/parcel", "store/seal"},
 	"locksrv/event":       {},
 	"locksrv/health":      {"locksrv/event", "store", "store/parcel"},

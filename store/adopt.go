@@ -210,16 +210,20 @@ func (p *Parcel) adopt(ctx context.Context, cfg *parcel.Config, head *VersionRec
 	return nil
 }
 
-// raiseEpoch makes the epoch at least the seconds since 1970: no parcel is
-// acquired once a second for years, and one that is adopted again later has a
-// larger one again. What cannot be read stays as it is, for check to tell.
+// RaisedEpoch is the epoch of a copy of a parcel that had this one, for the copy
+// to be acquired when the parcel was, nobody knows how often, since: at least
+// the seconds since 1970. No parcel is acquired once a second for years, and one
+// that is copied again later has a larger one again.
+func RaisedEpoch(epoch int64) int64 { return max(epoch, now().Unix()) }
+
+// raiseEpoch raises the epoch. What cannot be read stays as it is, for check to
+// tell.
 func (p *Parcel) raiseEpoch() error {
 	epoch, err := p.Epoch()
 	if err != nil {
 		return nil
 	}
-	epoch = max(epoch, now().Unix())
-	return os.WriteFile(filepath.Join(p.lock, tree.EpochFile), fmt.Appendf(nil, "%d\n", epoch), tree.FileMode)
+	return os.WriteFile(filepath.Join(p.lock, tree.EpochFile), fmt.Appendf(nil, "%d\n", RaisedEpoch(epoch)), tree.FileMode)
 }
 
 func cutKeys(name string) (version string, inKeys bool) {

@@ -130,17 +130,26 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += ": snapshot " + snap.ID
 		if c.JSON {
-			e.stdout.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), time.Since(start).Seconds()})
+			e.stdout.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), len(snap.Lacks), time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %s; sent %s of %s in %s\n", snap.ID, count(len(snap.Parcels), "parcel"),
 				count(snap.Objects, "object"), store.SizeText(snap.Bytes), count(res.Sent, "object"), store.SizeText(res.Bytes), tookText(start))
 		}
-		if err == nil && res.Damaged > 0 {
-			err = parcel.NewError(parcel.Damaged, "backup: %s of this realm not whole, and not in it", count(res.Damaged, "object")).
-				WithHint("isr-locksrv check -c says which parcels need them")
-		}
-		return err
+		return notWhole("backup", res.Damaged, snap.Lacks)
 	})
+}
+
+// notWhole is the end of a copy of a realm that is not whole; nil if it is.
+func notWhole(copy string, damaged int, lacks []backup.Lack) error {
+	switch {
+	case len(lacks) > 0:
+		return parcel.NewError(parcel.Damaged, "%s: lacks objects of %s, as this realm does", copy, count(len(lacks), "version")).
+			WithHint("isr-locksrv check says what; repair puts it back from a place that has it, and the next %s has it too", copy)
+	case damaged > 0:
+		return parcel.NewError(parcel.Damaged, "%s: has all that versions need, but this realm lacks %s, or has them not whole", copy, count(damaged, "object")).
+			WithHint("isr-locksrv check -c says which; repair puts back from a place that has them")
+	}
+	return nil
 }
 
 // recipients are public keys: age's, SSH's, or those in files.
@@ -226,11 +235,14 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 		}
 		for _, p := range s.Parcels {
 			if c.JSON {
-				err = lines.Encode(backedUpParcel{p.User, p.Name, p.Version, p.Held, p.Objects, p.Bytes})
+				err = lines.Encode(backedUpParcel{p.User, p.Name, p.Version, p.Held, p.Objects, p.Bytes, lacksOf(s, p)})
 			} else {
 				state := "released"
 				if p.Held != "" {
 					state = "held by " + p.Held
+				}
+				if l := lacksOf(s, p); l > 0 {
+					state += ", " + count(l, "version") + " not whole"
 				}
 				table.row(p.User, p.Name, fmt.Sprint("version ", p.Version), store.SizeText(p.Bytes), state)
 			}
@@ -545,11 +557,12 @@ func (c *mirror) pass(ctx context.Context, e *env, s *store.Store, root string) 
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += fmt.Sprintf(": %s", count(res.Changed, "parcel"))
 		if c.JSON {
-			e.stdout.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, time.Since(start).Seconds()})
+			e.stdout.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, int64(res.Damaged), len(res.Lacks), time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %s, linked %d, removed %s in %s\n", count(res.Parcels, "parcel"), res.Changed,
 				count(res.Sent, "object"), store.SizeText(res.Bytes), res.Linked, count(res.Removed, "file"), tookText(start))
 		}
+		err = notWhole("mirror", res.Damaged, res.Lacks)
 	}
 	if err != nil || c.Every == 0 || res.Changed > 0 {
 		by := e.session()

@@ -32,6 +32,17 @@ type backedUpParcel struct {
 	Held    string `json:"held"`
 	Objects int64  `json:"objects"`
 	Bytes   int64  `json:"bytes"`
+	Lacks   int    `json:"lacks"` // versions that are not whole
+}
+
+// lacksOf is how many versions of a parcel a snapshot has not whole.
+func lacksOf(s *backup.Snapshot, p backup.ParcelEntry) (n int) {
+	for _, l := range s.Lacks {
+		if l.User == p.User && l.Name == p.Name {
+			n++
+		}
+	}
+	return n
 }
 
 // madeBackup is what a run of backup did.
@@ -39,7 +50,8 @@ type madeBackup struct {
 	snapshotRow
 	SentObjects int64   `json:"sent_objects"`
 	SentBytes   int64   `json:"sent_bytes"`
-	Damaged     int64   `json:"damaged"` // objects that are not in it
+	Damaged     int64   `json:"damaged"` // objects that the realm lacks, or has not whole
+	Lacks       int     `json:"lacks"`   // versions that are not whole in it
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -87,5 +99,7 @@ type mirrorPass struct {
 	Bytes   int64   `json:"sent_bytes"`
 	Linked  int64   `json:"linked_objects"`
 	Removed int64   `json:"removed_files"`
+	Damaged int64   `json:"damaged"`
+	Lacks   int     `json:"lacks"`
 	Seconds float64 `json:"seconds"`
 }

@@ -127,7 +127,12 @@ func read(ctx context.Context, t Target, name string, limit int64) ([]byte, erro
 // getObject is an object of a backup, verified; parcel.ErrNoObject if it is
 // not there, parcel.ErrDamaged if it is not what its name says.
 func getObject(ctx context.Context, t Target, tag seal.Tag) ([]byte, error) {
-	b, err := read(ctx, t, objectName(tag), maxObject)
+	return getAs(ctx, t, objectName(tag), tag)
+}
+
+// getAs is getObject of an object that has another name.
+func getAs(ctx context.Context, t Target, name string, tag seal.Tag) ([]byte, error) {
+	b, err := read(ctx, t, name, maxObject)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, parcel.NewError(parcel.NoObject, "object %s: the backup lacks it", tag)
 	}

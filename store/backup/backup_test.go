@@ -365,6 +365,11 @@ func populate(t testing.TB, s *store.Store) {
 			t.Fatal(err)
 		}
 	}
+	for name, target := range map[string]string{"hooks/post-lock": "pre-lock", "hooks/post-commit.d": "/bin"} {
+		if err := os.Symlink(target, filepath.Join(s.Root(), name)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // What is backed up is what is restored, from every kind of place, and nothing
@@ -802,11 +807,12 @@ func TestDamagedRealm(t *testing.T) {
 	target := memPlace(t)
 	var warnings []string
 	res, err := Make(ctx, s, target, Options{Warn: func(text string) { warnings = append(warnings, text) }})
-	if err != nil || res.Damaged != 1 || len(warnings) != 3 {
+	lacks := res.Snapshot.Lacks // the empty parcel has no versions to go by, and winxp one or more
+	if err != nil || res.Damaged != 1 || len(lacks) < 2 || len(warnings) != 3+len(lacks) {
 		t.Fatalf("%+v, %v, %q", res, err, warnings)
 	}
-	if v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }}); err != nil || v.Errors > 0 {
-		t.Errorf("the backup: %+v, %v", v, err)
+	if v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(string) {}}); err != nil || v.Errors != len(lacks) {
+		t.Errorf("the backup: %+v, %v; want %d errors", v, err, len(lacks))
 	}
 	for name, content := range files(t, target.name) {
 		if strings.Contains(content, "root:") {
@@ -816,6 +822,36 @@ func TestDamagedRealm(t *testing.T) {
 	_, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), target, RestoreOptions{Warn: func(string) {}})
 	if err != nil || r.Parcels != 2 || r.Failed != 1 {
 		t.Errorf("restore: %+v, %v", r, err)
+	}
+}
+
+// What people and programs leave beside the files of a realm is left out, and
+// keeps nothing from being restored.
+func TestStrayFiles(t *testing.T) {
+	s, place := newRealm(t), memPlace(t)
+	populate(t, s)
+	for _, name := range []string{".viminfo", "hooks/a\\b", "hooks/a\nb", "log/x\x1b", "motd\n", "users/alice/isr\n", "users/alice/.profile", "users/stray",
+		"users/alice/.isr/stray", "users/alice/.isr/winxp/.parcel.cfg.swp", "users/alice/.isr/winxp/parcel.cfg~", "users/alice/.isr/winxp/keys/000001~",
+		"users/alice/.isr/winxp/keys/a", "users/alice/.isr/winxp/more/x"} {
+		path := filepath.Join(s.Root(), name)
+		os.MkdirAll(filepath.Dir(path), 0o700)
+		if err := os.WriteFile(path, []byte("stray"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	warnings, warn := newWarnings()
+	if _, err := Make(ctx, s, place, Options{Warn: warn}); err != nil || len(*warnings) != 9 {
+		t.Errorf("%q, %v; want 9 warnings", *warnings, err)
+	}
+	n := restored(t, place, RestoreOptions{})
+	for name, content := range files(t, n.Root()) {
+		if strings.Contains(content, "stray") {
+			t.Errorf("%q: restored", name)
+		}
+	}
+	wantSound(t, n, true)
+	if names, err := n.Parcels("alice"); err != nil || len(names) != 1 {
+		t.Errorf("parcels: %v, %v", names, err)
 	}
 }
 

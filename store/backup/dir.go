@@ -71,7 +71,7 @@ func (d *Dir) Width() int { return max(2, runtime.GOMAXPROCS(0)) }
 
 func (d *Dir) Close() error { return d.root.Close() }
 
-// mkdir makes a directory and those above it.
+// mkdir makes a directory and those above it, through no link.
 func (d *Dir) mkdir(name string) error {
 	if name == "." {
 		return nil
@@ -82,7 +82,16 @@ func (d *Dir) mkdir(name string) error {
 	if made {
 		return nil
 	}
-	if err := d.root.MkdirAll(name, 0o700); err != nil {
+	if err := d.mkdir(path.Dir(name)); err != nil {
+		return err
+	}
+	if err := d.root.Mkdir(name, 0o700); errors.Is(err, fs.ErrExist) {
+		if fi, err := d.root.Lstat(name); err != nil {
+			return err
+		} else if !fi.IsDir() {
+			return &fs.PathError{Op: "mkdir", Path: name, Err: unix.ENOTDIR}
+		}
+	} else if err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -243,6 +252,7 @@ func (d *Dir) Remove(_ context.Context, name string) error {
 	step("remove")
 	d.mu.Lock()
 	d.removed = true
+	delete(d.made, name)
 	d.mu.Unlock()
 	return d.root.Remove(name)
 }

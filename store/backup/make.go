@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +34,7 @@ type Result struct {
 	Snapshot *Snapshot
 	Sent     int64 // objects
 	Bytes    int64 // of them
-	Damaged  int   // objects that are not in the backup, as they are not whole here
+	Damaged  int   // objects that are not whole here, or missing
 }
 
 // interned are the objects of a realm, each once: parcels share them by the
@@ -45,6 +46,17 @@ type interned struct {
 	from []*store.Parcel // some parcel that has it
 	bad  map[uint32]bool // not whole here
 	gone map[uint32]bool // not there any more, when it was wanted
+}
+
+// intern is the number of an object, a new one if need be.
+func (in *interned) intern(tag seal.Tag) uint32 {
+	id, ok := in.ids[tag]
+	if !ok {
+		id = uint32(len(in.tags))
+		in.ids[tag] = id
+		in.tags, in.size, in.from = append(in.tags, tag), append(in.size, 0), append(in.from, nil)
+	}
+	return id
 }
 
 // one is a parcel as it is to be in the snapshot.
@@ -65,6 +77,7 @@ type run struct {
 	have map[seal.Tag]int64
 	all  map[[2]string]*one
 	last string // the newest snapshot that was there
+	lack []Lack
 	res  Result
 }
 
@@ -73,8 +86,9 @@ type run struct {
 const maxRounds = 20
 
 // Make makes a snapshot of the realm in t, and sends what t lacks. Parcels may
-// be used meanwhile. An object that is not whole in the realm is left out, and
-// counted: the rest is kept all the same.
+// be used meanwhile. An object that is missing in the realm, or not whole, is
+// left out, unless t has it from before, and counted: the rest is kept all the
+// same, and the snapshot says what it lacks.
 func Make(ctx context.Context, s *store.Store, t Target, o Options) (*Result, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
@@ -105,6 +119,9 @@ func Make(ctx context.Context, s *store.Store, t Target, o Options) (*Result, er
 		}
 	}
 	if err := t.Sync(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.walk(ctx); err != nil {
 		return nil, err
 	}
 	return &r.res, r.publish(ctx)
@@ -274,17 +291,17 @@ func (r *run) names(ctx context.Context, p *store.Parcel) ([]uint32, error) {
 				continue
 			}
 			fi, err := e.Info()
-			if err != nil || fi.Size() < 1 || fi.Size() > maxObject {
-				if err == nil {
-					r.res.Damaged++
-					r.o.Warn(fmt.Sprintf("%s/%s: object %s: %d bytes: not in the backup", p.User(), p.Name(), tag, fi.Size()))
-				}
+			if err != nil {
 				continue
 			}
-			id = uint32(len(r.in.tags))
-			r.in.ids[tag] = id
-			r.in.tags, r.in.size, r.in.from = append(r.in.tags, tag), append(r.in.size, fi.Size()), append(r.in.from, p)
+			id = r.in.intern(tag)
+			r.in.size[id], r.in.from[id] = fi.Size(), p
 			ids = append(ids, id)
+			if fi.Size() < 1 || fi.Size() > maxObject {
+				r.in.bad[id] = true
+				r.res.Damaged++
+				r.o.Warn(fmt.Sprintf("%s/%s: object %s: has %d bytes", p.User(), p.Name(), tag, fi.Size()))
+			}
 		}
 	}
 	return ids, nil
@@ -318,12 +335,12 @@ func (r *run) send(ctx context.Context) error {
 			defer mu.Unlock()
 			r.in.gone[id], r.in.from[id] = true, nil
 			return nil
-		case errors.Is(err, parcel.ErrDamaged) || errors.Is(err, unix.EIO):
+		case notWhole(err):
 			mu.Lock()
 			defer mu.Unlock()
 			r.in.bad[id] = true
 			r.res.Damaged++
-			r.o.Warn(fmt.Sprintf("%s/%s: %s: not in the backup", r.in.from[id].User(), r.in.from[id].Name(), parcel.Clean(err.Error())))
+			r.o.Warn(fmt.Sprintf("%s/%s: %s", r.in.from[id].User(), r.in.from[id].Name(), parcel.Clean(err.Error())))
 			return nil
 		case err != nil:
 			return err
@@ -361,12 +378,47 @@ func readObject(p *store.Parcel, tag seal.Tag) ([]byte, error) {
 	return b, nil
 }
 
+// walk finds out what versions need that is not there. All that is there has
+// been sent: what is read of a block that has gone since is the backup's.
+func (r *run) walk(ctx context.Context) error {
+	w := newWalker(&r.in, func(ctx context.Context, _ [2]string, tag seal.Tag) ([]byte, error) {
+		if _, ok := r.have[tag]; !ok {
+			return nil, parcel.NewError(parcel.NoObject, "object %s: the backup lacks it", tag)
+		}
+		return getObject(ctx, r.t, tag)
+	})
+	absent := make(map[uint32]bool)
+	for _, key := range r.keys() {
+		m, err := w.parcel(ctx, key, r.all[key])
+		if err != nil {
+			return err
+		}
+		m.tell(r.o.Warn, key, "backup")
+		r.lack = append(r.lack, m.lacks...)
+		for id, missing := range m.absent {
+			if missing {
+				absent[id] = true
+			}
+		}
+	}
+	r.res.Damaged += len(absent)
+	return nil
+}
+
+// keys are the parcels, by user and name.
+func (r *run) keys() [][2]string {
+	return slices.SortedFunc(maps.Keys(r.all), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+}
+
+// notWhole reports whether err says that an object is damaged, or its disk.
+func notWhole(err error) bool { return errors.Is(err, parcel.ErrDamaged) || errors.Is(err, unix.EIO) }
+
 // publish puts the archive of the lock sides, then the list, which makes it a
 // snapshot.
 func (r *run) publish(ctx context.Context) error {
 	now := time.Now().UTC().Truncate(time.Second)
 	host, _ := os.Hostname()
-	snap := &Snapshot{ID: newID(now, r.last), Realm: r.s.Realm(), Time: now, Host: parcel.Clean(host), Sealed: len(r.o.Recipients) > 0}
+	snap := &Snapshot{ID: newID(now, r.last), Realm: r.s.Realm(), Time: now, Host: parcel.Clean(host), Sealed: len(r.o.Recipients) > 0, Lacks: r.lack}
 	c := collector{skipped: func(name, why string) { r.o.Warn(fmt.Sprintf("%s: %s: not in the backup", name, why)) }}
 	if err := c.realm(r.s.Root()); err != nil {
 		return err
@@ -387,11 +439,7 @@ func (r *run) publish(ctx context.Context) error {
 			return err
 		}
 	}
-	keys := make([][2]string, 0, len(r.all))
-	for key := range r.all {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+	keys := r.keys()
 	lists := make([][]uint32, 0, len(keys))
 	for _, key := range keys {
 		o := r.all[key]

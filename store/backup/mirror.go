@@ -47,6 +47,8 @@ type Mirrored struct {
 	Bytes   int64 // of them
 	Linked  int64 // objects that another parcel of the mirror had
 	Removed int64 // files
+	Damaged int   // objects that are not whole in the realm, or missing, of parcels that changed
+	Lacks   []Lack
 }
 
 // standby is the record that makes a tree a mirror: what it is of, and how
@@ -61,8 +63,8 @@ type standby struct {
 
 // noted is what is known of a parcel of a mirror.
 type noted struct {
-	digest string  // of its lock side; "-": a pass was at it
-	epochs []int64 // that it may have: of the last pass, and of one that was at it
+	digest string  // of its lock side; "-": a pass was at it, or the realm had it not whole
+	epochs []int64 // that it may have there: of the last pass, and of one that was at it
 }
 
 func parseStandby(text []byte) (*standby, error) {
@@ -167,6 +169,9 @@ func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirr
 		if err := m.ahead(ctx, key); err != nil {
 			return nil, err
 		}
+	}
+	if err := m.walk(ctx, changed); err != nil {
+		return nil, err
 	}
 	if err := m.objects(ctx, changed); err != nil {
 		return nil, err
@@ -294,15 +299,35 @@ func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
 			}
 			if o.version == 0 {
 				m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
+				m.res.Lacks = append(m.res.Lacks, Lack{User: user, Name: name})
 				continue
 			}
 			m.all[key] = o
-			m.next.parcels[key] = noted{digest(o.files), []int64{epochOf(find(o.files, lockSide(user, name)+"/epoch"))}}
+			sum := digest(o.files)
+			m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, lockSide(user, name)+"/epoch")}}
 			keys = append(keys, key)
 		}
 	}
 	m.res.Changed = len(keys)
 	return keys, nil
+}
+
+// raiseEpoch raises the epoch of what goes into the mirror, as a restore does:
+// who is the first to hold the parcel there, when the mirror has become the
+// realm, comes after all whom the realm let hold it since this pass.
+func raiseEpoch(o *one, name string) int64 {
+	n := slices.IndexFunc(o.files, func(f file) bool { return f.name == name })
+	if n < 0 {
+		n = len(o.files)
+		o.files = append(o.files, file{name: name, mode: 0o600, data: []byte("0")})
+	}
+	epoch, err := strconv.ParseInt(strings.TrimSpace(string(o.files[n].data)), 10, 64)
+	if err != nil {
+		return 0 // as it is, for check to tell
+	}
+	epoch = store.RaisedEpoch(epoch)
+	o.files[n].data = fmt.Appendf(nil, "%d\n", epoch)
+	return epoch
 }
 
 // ahead refuses a mirror in which a parcel went on by itself.
@@ -336,7 +361,7 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 		return err
 	}
 	if was := m.old.parcels[key].epochs; err == nil && !slices.Contains(was, epochOf(b)) {
-		return conflict("was locked %d times, and %v when it was mirrored", epochOf(b), was)
+		return conflict("was locked: its epoch is %d, and was %v when it was mirrored", epochOf(b), was)
 	}
 	name := side + "/keys/" + parcel.VersionDir(theirs.Version)
 	if b, err = read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -379,6 +404,54 @@ func hdkName(key [2]string, tag seal.Tag) string {
 	return contentSide(key) + "/hdk/" + name[:2] + "/" + name
 }
 
+// walk finds out what versions need that is not there, but in the mirror it
+// may be.
+func (m *mirror) walk(ctx context.Context, changed [][2]string) error {
+	w := newWalker(&m.in, func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error) {
+		return getAs(ctx, m.tree, hdkName(key, tag), tag)
+	})
+	for _, key := range changed {
+		found, err := w.parcel(ctx, key, m.all[key])
+		if err != nil {
+			return err
+		}
+		if len(found.lacks) == 0 && len(found.absent) == 0 {
+			continue
+		}
+		there, err := versions(m.all[key].p)
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+			return err
+		}
+		for v := range recorded(m.all[key].files, lockSide(key[0], key[1]), m.all[key].version) {
+			if !there[parcel.VersionDir(v)] && find(m.all[key].files, lockSide(key[0], key[1])+"/keys/"+parcel.VersionDir(v)) != nil {
+				return wentAway(key)
+			}
+		}
+		found.tell(m.o.Warn, key, "mirror")
+		m.res.Lacks = append(m.res.Lacks, found.lacks...)
+		m.damaged(key, len(found.absent))
+	}
+	return nil
+}
+
+// damaged notes that a parcel is not whole: the next pass looks at it again.
+func (m *mirror) damaged(key [2]string, objects int, why ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, text := range why {
+		m.o.Warn(fmt.Sprintf("%s/%s: %s", key[0], key[1], text))
+	}
+	m.res.Damaged += objects
+	n := m.next.parcels[key]
+	n.digest = "-"
+	m.next.parcels[key] = n
+}
+
+func wentAway(key [2]string) error {
+	return parcel.NewError(parcel.Busy, "parcel %s/%s: objects went away while it was copied", key[0], key[1]).
+		WithHint("run it again")
+}
+
 // objects puts or links what the mirror's parcels lack.
 func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 	type want struct {
@@ -402,6 +475,10 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 			}
 		}
 		for _, id := range m.all[key].objects {
+			if m.in.bad[id] {
+				delete(there, m.in.tags[id]) // better than nothing
+				continue
+			}
 			if size, ok := there[m.in.tags[id]]; !ok || size != m.in.size[id] {
 				wants = append(wants, want{key, id})
 				total += m.in.size[id]
@@ -418,15 +495,16 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 		}
 	}
 	send := func(ctx context.Context, w want) error {
-		linked, err := m.object(ctx, w.key, w.id)
+		how, err := m.object(ctx, w.key, w.id)
 		if err != nil {
 			return err
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if linked {
+		switch how {
+		case linked:
 			m.res.Linked++
-		} else {
+		case sent:
 			m.res.Sent, m.res.Bytes = m.res.Sent+1, m.res.Bytes+m.in.size[w.id]
 		}
 		done += m.in.size[w.id]
@@ -483,8 +561,14 @@ func (m *mirror) index(changed [][2]string) error {
 	return nil
 }
 
-// object links or puts one object.
-func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (linked bool, err error) {
+// How an object came into a mirror.
+const (
+	sent = iota + 1
+	linked
+)
+
+// object links or puts one object, and says how; 0 if it is not whole.
+func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int, err error) {
 	tag := m.in.tags[id]
 	name := hdkName(key, tag)
 	m.mu.Lock()
@@ -492,28 +576,29 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (linked b
 	m.mu.Unlock()
 	if old != "" && old != name {
 		if err := m.tree.Link(ctx, old, name); err == nil {
-			return true, nil
+			return linked, nil
 		}
 	}
 	b, err := readObject(m.all[key].p, tag)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, parcel.NewError(parcel.Busy, "parcel %s/%s: objects went away while it was copied", key[0], key[1]).
-			WithHint("run it again")
+	if from := m.in.from[id]; errors.Is(err, fs.ErrNotExist) && from != nil {
+		b, err = readObject(from, tag) // another parcel has it
 	}
-	if errors.Is(err, parcel.ErrDamaged) {
-		m.o.Warn(fmt.Sprintf("%s/%s: %s: not in the mirror", key[0], key[1], parcel.Clean(err.Error())))
-		return false, nil
-	}
-	if err != nil {
-		return false, err
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, wentAway(key)
+	case notWhole(err):
+		m.damaged(key, 1, parcel.Clean(err.Error()))
+		return 0, nil
+	case err != nil:
+		return 0, err
 	}
 	if err := m.tree.Put(ctx, name, b); err != nil {
-		return false, err
+		return 0, err
 	}
 	m.mu.Lock()
 	m.where[tag] = cmp.Or(m.where[tag], name)
 	m.mu.Unlock()
-	return false, nil
+	return sent, nil
 }
 
 // records puts what describes versions: the records of the lock side, and the
@@ -659,10 +744,21 @@ func (m *mirror) remove(ctx context.Context, name string) {
 // end puts what is beside the parcels, and notes what the mirror has now.
 func (m *mirror) end(ctx context.Context, files []file) error {
 	m.next.time = time.Now().UTC().Truncate(time.Second)
+	for _, f := range files {
+		if !f.mode.IsDir() && f.name != "realm.cfg" && f.name == parcel.Clean(f.name) {
+			m.next.files[f.name] = digest([]file{f})
+		}
+	}
+	// A key or a password that was taken away lets nobody in there either. And
+	// nothing is written through a link that was one.
+	for name := range m.old.files {
+		if _, ok := m.next.files[name]; !ok && !strings.HasPrefix(name, "log/") {
+			m.remove(ctx, name)
+		}
+	}
 	var hooks []file
 	for _, f := range files {
 		var err error
-		sum := digest([]file{f})
 		switch {
 		case f.mode.IsDir():
 			for _, dir := range []string{".isr", "isr"} {
@@ -670,25 +766,22 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 					err = m.tree.Mkdir(ctx, f.name+dir)
 				}
 			}
-		case f.name == "realm.cfg" || f.name != parcel.Clean(f.name):
-			continue
-		case m.old.files[f.name] != sum:
+		case m.old.files[f.name] == m.next.files[f.name]:
+		case f.isLink():
+			if err = m.tree.Symlink(ctx, string(f.data), f.name); err != nil {
+				// It was a directory.
+				if err = m.tree.RemoveAll(ctx, f.name); err == nil {
+					err = m.tree.Symlink(ctx, string(f.data), f.name)
+				}
+			}
+		default:
 			err = m.tree.Put(ctx, f.name, f.data)
-			if strings.HasPrefix(f.name, "hooks/") && f.mode&0o100 != 0 {
+			if linkPlace(f.name) && f.mode&0o100 != 0 {
 				hooks = append(hooks, f)
 			}
 		}
 		if err != nil {
 			return err
-		}
-		if !f.mode.IsDir() {
-			m.next.files[f.name] = sum
-		}
-	}
-	// A key or a password that was taken away lets nobody in there either.
-	for name := range m.old.files {
-		if _, ok := m.next.files[name]; !ok && !strings.HasPrefix(name, "log/") {
-			m.remove(ctx, name)
 		}
 	}
 	for key, d := range m.old.parcels {

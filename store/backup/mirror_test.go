@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -31,7 +32,7 @@ func TestMirror(t *testing.T) {
 				t.Errorf("first: %+v", res)
 			}
 			wantMirror(t, s.Root(), root(tree))
-			if res := mirrored(t, s, tree, MirrorOptions{}); *res != (Mirrored{Parcels: 3}) {
+			if res := mirrored(t, s, tree, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 3}) {
 				t.Errorf("unchanged: %+v", res)
 			}
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "nine"})
@@ -153,6 +154,64 @@ func TestMirrorRefuses(t *testing.T) {
 	}
 	if text, _ := os.ReadFile(filepath.Join(place.name, standbyFile)); strings.Contains(string(text), "out") {
 		t.Errorf("the mark kept it: %s", text)
+	}
+}
+
+// Who holds a parcel of a mirror that became the realm has a larger epoch than
+// all who held it in the realm, also after the last pass, and by whatever passes
+// the mirror came about.
+func TestPromotedEpoch(t *testing.T) {
+	s, place := newRealm(t), memPlace(t)
+	populate(t, s)
+	acquire := func(p *store.Parcel) int64 {
+		t.Helper()
+		p.Release("", true)
+		l, err := p.Acquire(p.User(), "h", parcel.NewID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.Epoch
+	}
+	names := map[string]string{"winxp": "alice", "never": "alice", "mine": "bob", "empty": "bob"}
+	newParcel(t, s, "alice", "never")
+	for range 3 {
+		acquire(mustParcel(t, s, "bob", "mine"))
+		mirrored(t, s, place, MirrorOptions{})
+	}
+	wantMirror(t, s.Root(), place.name)
+	last := make(map[string]int64)
+	for name, user := range names {
+		for range 3 {
+			last[name] = acquire(mustParcel(t, s, user, name))
+		}
+	}
+	if err := os.Remove(filepath.Join(place.name, standbyFile)); err != nil {
+		t.Fatal(err)
+	}
+	m, err := store.Open(place.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantSound(t, m, true)
+	for name, user := range names {
+		first := acquire(mustParcel(t, m, user, name))
+		if first <= last[name] {
+			t.Errorf("%s: epoch %d on what was the mirror, %d in the realm", name, first, last[name])
+		}
+		// It is mirrored in its turn.
+		last[name] = first
+	}
+	back := memPlace(t)
+	mirrored(t, m, back, MirrorOptions{})
+	os.Remove(filepath.Join(back.name, standbyFile))
+	b, err := store.Open(back.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, user := range names {
+		if first := acquire(mustParcel(t, b, user, name)); first <= last[name] {
+			t.Errorf("%s: epoch %d after two promotions, %d after one", name, first, last[name])
+		}
 	}
 }
 

@@ -24,13 +24,16 @@ import (
 	"isr/store/parcel"
 )
 
-// file is a file of the lock side of a realm, by its path below the root.
+// file is a file of the lock side of a realm, by its path below the root; of a
+// symbolic link, data is where it leads.
 type file struct {
 	name string
 	mode fs.FileMode
 	time time.Time
 	data []byte
 }
+
+func (f file) isLink() bool { return f.mode&fs.ModeSymlink != 0 }
 
 // Directories of a realm's root that are kept whole. What else is there (the
 // users apart) is kept if it is a file: realm.cfg, motd and what is to come.
@@ -64,6 +67,9 @@ func (c *collector) add(dir *os.Root, name, called string) error {
 	if err != nil {
 		return err
 	}
+	if fi.Mode().Type() == fs.ModeSymlink && linkPlace(called) {
+		return c.link(dir, name, called, fi.ModTime())
+	}
 	if !fi.Mode().IsRegular() {
 		c.skipped(called, "is not a file")
 		return nil
@@ -95,6 +101,38 @@ func (c *collector) add(dir *os.Root, name, called string) error {
 	return nil
 }
 
+// linkPlace reports whether a symbolic link may have that name: hooks are
+// links to programs, as packages bring them, or to directories of those. It is
+// kept as one, and never followed: what it leads to is not the realm's.
+func linkPlace(name string) bool { return name == hooksDir || strings.HasPrefix(name, hooksDir+"/") }
+
+const hooksDir = "hooks"
+
+// maxLink bounds where a link leads, bytes: PATH_MAX.
+const maxLink = 4096
+
+// plainLink reports whether a link that leads to target can be kept.
+func plainLink(target string) bool {
+	return target != "" && len(target) < maxLink && target == parcel.Clean(target)
+}
+
+// link keeps a symbolic link.
+func (c *collector) link(dir *os.Root, name, called string, at time.Time) error {
+	target, err := dir.Readlink(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !plainLink(target) {
+		c.skipped(called, "leads to what is no plain path")
+		return nil
+	}
+	c.files = append(c.files, file{called, fs.ModeSymlink | 0o700, at, []byte(target)})
+	return nil
+}
+
 // tree reads all files below name in dir, but for those that which leaves out.
 func (c *collector) tree(dir *os.Root, name, called string, which func(name string) bool) error {
 	entries, err := fs.ReadDir(dir.FS(), name)
@@ -110,6 +148,8 @@ func (c *collector) tree(dir *os.Root, name, called string, which func(name stri
 		case isTemp(e.Name()) || !which(below):
 		case e.IsDir():
 			err = c.tree(dir, below, calledBelow, which)
+		case (e.Type().IsRegular() || linkPlace(calledBelow)) && (file{name: calledBelow, mode: e.Type()}).check() != nil:
+			c.skipped(parcel.Clean(calledBelow), "has no place in a realm")
 		default:
 			err = c.add(dir, below, calledBelow)
 		}
@@ -142,7 +182,8 @@ func (c *collector) realm(root string) error {
 			return slices.Contains(rootDirs, top)
 		}
 		fi, err := dir.Lstat(name)
-		return err == nil && !fi.IsDir() && !strings.HasSuffix(name, "flock") && name != standbyFile
+		// What is hidden there is the account's whose home it is.
+		return err == nil && !fi.IsDir() && name[0] != '.' && !strings.HasSuffix(name, "flock") && name != standbyFile
 	})
 }
 
@@ -164,16 +205,24 @@ func (c *collector) user(userDir, name string) error {
 	})
 }
 
-// parcel reads the files of a parcel's lock side that are not derived.
-func (c *collector) parcel(lockDir, user, name string) error {
+// parcel reads the files of a parcel's lock side that are not derived. What a
+// restore would not take for one of those, an editor's backup say, is left out.
+func (c *collector) parcel(lockDir, user, parcelName string) error {
 	dir, err := os.OpenRoot(lockDir)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return c.tree(dir, ".", lockSide(user, name), func(name string) bool {
+	side := lockSide(user, parcelName)
+	return c.tree(dir, ".", side, func(name string) bool {
 		switch name {
 		case "flock", "unfinished", "renaming", "usage", "lockholder", "keys/keyroot":
+			return false
+		}
+		v, inKeys := strings.CutPrefix(name, "keys/")
+		_, isVersion := parcel.ParseVersionDir(v)
+		if ok := inKeys && isVersion || parcel.CheckName(name) == nil; !ok {
+			c.skipped(parcel.Clean(side+"/"+name), "is not one of a lock side")
 			return false
 		}
 		return true
@@ -235,8 +284,11 @@ func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, si
 	t := tar.NewWriter(z)
 	for _, f := range files {
 		h := &tar.Header{Name: f.name, Mode: int64(f.mode.Perm()), Size: int64(len(f.data)), ModTime: f.time, Typeflag: tar.TypeReg, Format: tar.FormatPAX}
-		if f.mode.IsDir() {
+		switch {
+		case f.mode.IsDir():
 			h.Typeflag = tar.TypeDir
+		case f.isLink():
+			h.Typeflag, h.Linkname, h.Size, f.data = tar.TypeSymlink, string(f.data), 0, nil
 		}
 		if err := t.WriteHeader(h); err != nil {
 			return "", 0, err
@@ -260,7 +312,8 @@ func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, si
 }
 
 // readRecords reads an archive. Of what may be in a tar only files and
-// directories with a plain path below the root are taken.
+// directories with a plain path below the root are taken, and links among the
+// hooks.
 func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, error) {
 	if sealed {
 		if len(identities) == 0 {
@@ -288,9 +341,6 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 			return nil, err
 		}
 		name := strings.TrimSuffix(h.Name, "/")
-		if !fs.ValidPath(name) || name == "." || name != parcel.Clean(name) || strings.Contains(name, `\`) || len(name) > 1024 {
-			return nil, fmt.Errorf("file %q: no path in a realm", parcel.Clean(h.Name))
-		}
 		if seen[name] {
 			return nil, fmt.Errorf("file %q: is there twice", name)
 		}
@@ -306,8 +356,16 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 			if f.data, err = io.ReadAll(t); err != nil {
 				return nil, err
 			}
+		case tar.TypeSymlink:
+			if !linkPlace(name) || !plainLink(h.Linkname) {
+				return nil, fmt.Errorf("file %q: no place for a link", name)
+			}
+			f.mode, f.data = fs.ModeSymlink|0o700, []byte(h.Linkname)
 		default:
 			return nil, fmt.Errorf("file %q: neither file nor directory", name)
+		}
+		if err := f.check(); err != nil {
+			return nil, err
 		}
 		files = append(files, f)
 	}
@@ -321,32 +379,52 @@ type realmRecords struct {
 	nonce   map[[2]string]time.Time      // the last contact of each that is held
 }
 
-// sortRecords takes the files of an archive apart. What has no place in a
-// realm is an error.
+// check refuses a file that has no place in a realm, by its name or its kind:
+// such a one is neither put into an archive nor taken out of one.
+func (f file) check() error {
+	name := strings.TrimSuffix(f.name, "/")
+	parts := strings.Split(name, "/")
+	isFile, top := !f.mode.IsDir(), parts[0]
+	ok := false
+	switch {
+	case !fs.ValidPath(name) || name == "." || name != parcel.Clean(name) || strings.Contains(name, `\`) || len(name) > 1024:
+	case f.isLink():
+		ok = linkPlace(name)
+	case top != "users":
+		ok = isFile && (len(parts) > 1 && slices.Contains(rootDirs, top) ||
+			len(parts) == 1 && top[0] != '.' && !strings.HasSuffix(top, "flock") && top != standbyFile && !slices.Contains(rootDirs, top))
+	case len(parts) < 2 || parcel.CheckName(parts[1]) != nil:
+	case len(parts) == 2:
+		ok = !isFile
+	case len(parts) == 3:
+		ok = isFile && parcel.CheckName(parts[2]) == nil && parts[2] != "isr"
+	case len(parts) > 4:
+		ok = isFile && parts[2] == ".isr" && parcel.CheckName(parts[3]) == nil
+	}
+	if !ok {
+		return fmt.Errorf("file %q: no place for it in a realm", parcel.Clean(f.name))
+	}
+	return nil
+}
+
+// sortRecords takes the files of an archive apart.
 func sortRecords(files []file) (*realmRecords, error) {
 	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]file), nonce: make(map[[2]string]time.Time)}
 	for _, f := range files {
 		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
 		if parts[0] != "users" {
-			top := parts[0]
-			if f.mode.IsDir() || len(parts) > 1 && !slices.Contains(rootDirs, top) || len(parts) == 1 && (top[0] == '.' || strings.HasSuffix(top, "flock") || top == standbyFile || slices.Contains(rootDirs, top)) {
-				return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
-			}
 			r.root = append(r.root, f)
 			continue
-		}
-		if len(parts) < 2 || parcel.CheckName(parts[1]) != nil {
-			return nil, fmt.Errorf("file %q: no user's", f.name)
 		}
 		user := parts[1]
 		if r.users[user] == nil {
 			r.users[user] = make(map[string][]byte)
 		}
-		switch {
-		case f.mode.IsDir() && len(parts) == 2:
-		case !f.mode.IsDir() && len(parts) == 3 && parcel.CheckName(parts[2]) == nil && parts[2] != "isr":
+		switch len(parts) {
+		case 2:
+		case 3:
 			r.users[user][parts[2]] = f.data
-		case !f.mode.IsDir() && len(parts) > 4 && parts[2] == ".isr" && parcel.CheckName(parts[3]) == nil:
+		default:
 			key := [2]string{user, parts[3]}
 			name := strings.Join(parts[4:], "/")
 			if name == "nonce" {
@@ -354,11 +432,28 @@ func sortRecords(files []file) (*realmRecords, error) {
 			}
 			f.name = name
 			r.parcels[key] = append(r.parcels[key], f)
-		default:
-			return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
 		}
 	}
-	return r, nil
+	return r, r.checkLinks()
+}
+
+// checkLinks refuses what is below a link: it would be written to where that
+// leads.
+func (r *realmRecords) checkLinks() error {
+	links := make(map[string]bool)
+	for _, f := range r.root {
+		if f.isLink() {
+			links[f.name] = true
+		}
+	}
+	for _, f := range r.root {
+		for dir := path.Dir(f.name); dir != "."; dir = path.Dir(dir) {
+			if links[dir] {
+				return fmt.Errorf("file %q: is below a link", f.name)
+			}
+		}
+	}
+	return nil
 }
 
 // userDir is the directory of who a user is.

@@ -262,6 +262,12 @@ func (r *restorer) wanted() []int {
 // there is from an earlier run.
 func (r *restorer) parcels(ctx context.Context, numbers []int) error {
 	todo := make(map[int]bool)
+	for _, l := range r.snap.Lacks {
+		if slices.ContainsFunc(numbers, func(n int) bool { e := r.snap.Parcels[n]; return e.User == l.User && e.Name == l.Name }) {
+			r.o.Warn(l.String() + ", as it did in the realm")
+			r.res.Lacking += int(l.Objects)
+		}
+	}
 	for _, n := range numbers {
 		e := r.snap.Parcels[n]
 		if _, err := r.s.Parcel(e.User, cmp.Or(r.o.As, e.Name)); err != nil {
@@ -446,40 +452,62 @@ func (r *restorer) adopt(ctx context.Context, n int) error {
 }
 
 // rootFiles writes what is beside the users, but realm.cfg, which comes last.
+// Links come after all files, and nothing is below one: what an earlier run
+// made is not written through either.
 func (r *restorer) rootFiles(root string) error {
 	dir, err := os.OpenRoot(root)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	for _, links := range []bool{false, true} {
+		for _, f := range r.recs.root {
+			if f.name == "realm.cfg" || f.isLink() != links {
+				continue
+			}
+			if err := r.rootFile(dir, f); err != nil {
+				return err
+			}
+		}
+	}
 	for _, f := range r.recs.root {
-		if f.name == "realm.cfg" {
+		if !f.isLink() {
 			continue
 		}
-		if err := dir.MkdirAll(filepath.Dir(f.name), 0o700); err != nil {
-			return err
+		if _, err := os.Stat(filepath.Join(root, f.name)); errors.Is(err, fs.ErrNotExist) {
+			r.o.Warn(fmt.Sprintf("%s: leads to %s, which is not here", f.name, f.data))
 		}
-		mode := fs.FileMode(0o600)
-		if strings.HasPrefix(f.name, "hooks/") {
-			mode = f.mode & 0o700
-		}
-		step("file")
-		// A link left there is not written through.
-		if err := dir.Remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		w, err := dir.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(f.data)
-		if cerr := w.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			return err
-		}
-		dir.Chtimes(f.name, f.time, f.time)
 	}
+	return nil
+}
+
+func (r *restorer) rootFile(dir *os.Root, f file) error {
+	if err := dir.MkdirAll(filepath.Dir(f.name), 0o700); err != nil {
+		return err
+	}
+	step("file")
+	// A link left there is not written through.
+	if err := dir.Remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if f.isLink() {
+		return dir.Symlink(string(f.data), f.name)
+	}
+	mode := fs.FileMode(0o600)
+	if linkPlace(f.name) {
+		mode = f.mode & 0o700
+	}
+	w, err := dir.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(f.data)
+	if cerr := w.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	dir.Chtimes(f.name, f.time, f.time)
 	return nil
 }

@@ -458,6 +458,9 @@ func (t *SFTP) listOne(ctx context.Context, dir string) iter.Seq2[Entry, error] 
 func (t *SFTP) Remove(_ context.Context, name string) error {
 	fi, err := t.Lstat(t.path(name))
 	if err == nil && fi.IsDir() {
+		t.mu.Lock()
+		delete(t.made, name)
+		t.mu.Unlock()
 		return t.wrap(t.RemoveDirectory(t.path(name)))
 	}
 	return t.wrap(t.Client.Remove(t.path(name)))

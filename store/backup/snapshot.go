@@ -34,6 +34,7 @@ type Snapshot struct {
 	Records Entry  // that archive: below snapshots/
 	Sum     string // its SHA-256
 	Parcels []ParcelEntry
+	Lacks   []Lack
 	Objects int64 // each once
 	Bytes   int64
 }
@@ -145,6 +146,9 @@ func (s *Snapshot) encode() ([]byte, error) {
 		r = append(r, parcel.Field{Key: "PARCEL",
 			Value: strings.TrimSpace(fmt.Sprintf("%s %s %d %d %d %s", p.User, p.Name, p.Version, p.Objects, p.Bytes, p.Held))})
 	}
+	for _, l := range s.Lacks {
+		r = append(r, parcel.Field{Key: "LACKS", Value: fmt.Sprintf("%s %s %d %d", l.User, l.Name, l.Version, l.Objects)})
+	}
 	return r.Encode()
 }
 
@@ -203,6 +207,13 @@ func parseHeader(id string, text []byte) (*Snapshot, error) {
 		}
 		seen[[2]string{p.User, p.Name}] = true
 		s.Parcels = append(s.Parcels, p)
+	}
+	for _, line := range r.All("LACKS") {
+		f := strings.Split(line, " ")
+		if len(f) != 4 || !seen[[2]string{f[0], f[1]}] {
+			return nil, fmt.Errorf("LACKS: %q", line)
+		}
+		s.Lacks = append(s.Lacks, Lack{f[0], f[1], int(number("LACKS", f[2])), number("LACKS", f[3])})
 	}
 	if err == nil && s.Records.Size > maxRecords {
 		err = fmt.Errorf("RECORDS: %d bytes", s.Records.Size)

@@ -55,8 +55,8 @@ func needs(ctx context.Context, t Target, ids []string, bad func(id string, err 
 }
 
 // Verify reads a backup as a restore would: lists, archives, and objects, by
-// their sums and tags. It needs no key. Problems are told, and counted; the
-// error is why it could not look.
+// their sums and tags. It needs no key. Problems are told, and counted, and so
+// is what a snapshot lacks as its realm did; the error is why it could not look.
 func Verify(ctx context.Context, t Target, o VerifyOptions) (*Verified, error) {
 	var v Verified
 	var mu sync.Mutex
@@ -88,6 +88,9 @@ func Verify(ctx context.Context, t Target, o VerifyOptions) (*Verified, error) {
 	}
 	v.Snapshots = len(snaps)
 	for _, s := range snaps {
+		for _, l := range s.Lacks {
+			problem("snapshot %s: %s", s.ID, l)
+		}
 		if err := fetchRecords(ctx, t, s, io.Discard); errors.Is(err, parcel.ErrDamaged) {
 			problem("%v", err)
 		} else if err != nil {

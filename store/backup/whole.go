@@ -1,0 +1,277 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"isr/store/keyring"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// Lack is a version that a snapshot, or a mirror, has not whole, as the realm
+// had it not.
+type Lack struct {
+	User, Name string
+	Version    int   // 0: all of the parcel, whose parcel.cfg cannot be read
+	Objects    int64 // that it needs and that are missing, as far as is known; 0: its record cannot be read
+}
+
+// String is the lack on one line: "alice/winxp: version 7: …".
+func (l Lack) String() string {
+	switch {
+	case l.Version == 0:
+		return fmt.Sprintf("%s/%s: parcel.cfg cannot be read", l.User, l.Name)
+	case l.Objects == 0:
+		return fmt.Sprintf("%s/%s: version %d: record of its keyroot cannot be read", l.User, l.Name, l.Version)
+	}
+	return fmt.Sprintf("%s/%s: version %d: lacks %s", l.User, l.Name, l.Version, objectsText(l.Objects))
+}
+
+func objectsText(n int64) string {
+	if n == 1 {
+		return "an object"
+	}
+	return fmt.Sprintf("%d objects", n)
+}
+
+// walker finds out what versions need that is not there. Each block is opened
+// once, however many versions and parcels share it.
+type walker struct {
+	in *interned
+	// spare gets an object that a parcel has not, or not whole, from where its
+	// copies are; parcel.ErrNoObject or parcel.ErrDamaged if it is not there.
+	spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)
+
+	blocks map[levelRef]*node
+	of     []int32 // by id: the parcel that has it whole, of those walked the last
+	n      int32   // the parcel at hand
+}
+
+// levelRef is a block, which opens at one level only.
+type levelRef struct {
+	ref   seal.Ref
+	level int
+}
+
+// node is what an opened block refers to.
+type node struct {
+	ids  []uint32
+	refs []seal.Ref // of blocks; none at level 1
+	of   int32      // the parcel for which lack was found out
+	lack []uint32   // what is not there of all below
+}
+
+func newWalker(in *interned, spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)) *walker {
+	return &walker{in: in, spare: spare, blocks: make(map[levelRef]*node)}
+}
+
+// missing is what a parcel has not whole of what its versions need.
+type missing struct {
+	lacks  []Lack
+	absent map[uint32]bool // objects that are not there, the spare ones too; false for one that is there and not whole
+	spared int             // objects that spare had: they count as the parcel's now
+}
+
+// parcel walks the versions of a parcel, and adds to its objects those that
+// spare has.
+func (w *walker) parcel(ctx context.Context, key [2]string, o *one) (*missing, error) {
+	m := &missing{absent: make(map[uint32]bool)}
+	side := lockSide(key[0], key[1])
+	cfg, err := parcel.ParseConfig(find(o.files, side+"/parcel.cfg"))
+	if err != nil {
+		m.lacks = append(m.lacks, Lack{User: key[0], Name: key[1]})
+		return m, nil
+	}
+	w.n++
+	w.grow()
+	for _, id := range o.objects {
+		if !w.in.bad[id] {
+			w.of[id] = w.n
+		}
+	}
+	at := &walk{walker: w, missing: m, ctx: ctx, key: key, o: o, sealer: cfg.Sealer()}
+	for v, record := range recorded(o.files, side, cfg.Version) {
+		r, err := parcel.ParseRecord(record)
+		var keyroot seal.Ref
+		if err == nil {
+			keyroot, err = seal.ParseRef(r.Get("KEYROOT"))
+		}
+		if err != nil || keyroot.IsNil() {
+			m.lacks = append(m.lacks, Lack{User: key[0], Name: key[1], Version: v})
+			continue
+		}
+		lack, err := at.version(keyroot), at.err
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(lack) > 0 {
+			m.lacks = append(m.lacks, Lack{key[0], key[1], v, int64(len(lack))})
+		}
+	}
+	slices.SortFunc(m.lacks, func(a, b Lack) int { return a.Version - b.Version })
+	slices.Sort(o.objects)
+	o.objects = slices.Compact(o.objects) // one that was not whole was the parcel's before
+	return m, nil
+}
+
+// tell warns of what is missing in the parcel, and in its copy of that kind.
+func (m *missing) tell(warn func(string), key [2]string, kind string) {
+	for _, l := range m.lacks {
+		warn(fmt.Sprintf("%s: not whole in the %s", l, kind))
+	}
+	if m.spared > 0 {
+		warn(fmt.Sprintf("%s/%s: lacks %s that the %s has", key[0], key[1], objectsText(int64(m.spared)), kind))
+	}
+}
+
+// recorded are the records of the versions up to the head, which has one in
+// any case.
+func recorded(files []file, side string, head int) map[int][]byte {
+	records := map[int][]byte{head: nil}
+	for _, f := range files {
+		name, ok := strings.CutPrefix(f.name, side+"/keys/")
+		if v, isVersion := parcel.ParseVersionDir(name); ok && isVersion && v <= head {
+			records[v] = f.data
+		}
+	}
+	return records
+}
+
+// grow makes room for what was interned.
+func (w *walker) grow() { w.of = append(w.of, make([]int32, len(w.in.tags)-len(w.of))...) }
+
+// walk is a walker at work on a parcel.
+type walk struct {
+	*walker
+	*missing
+	ctx    context.Context
+	key    [2]string
+	o      *one
+	sealer seal.Sealer
+	err    error // why spare could not look
+}
+
+// version is what is not there of all that a keyroot leads to.
+func (w *walk) version(keyroot seal.Ref) []uint32 {
+	id, ok := w.want(keyroot.Tag)
+	if !ok {
+		return []uint32{id}
+	}
+	sealed, err := w.Get(w.ctx, keyroot.Tag)
+	var root *keyring.Root
+	if err == nil {
+		root, err = keyring.OpenRoot(w.sealer, keyroot, sealed)
+	}
+	if err != nil {
+		return []uint32{id}
+	}
+	refs := []levelRef{{root.Cfg, 0}}
+	for _, im := range root.Images {
+		refs = append(refs, levelRef{im.Ref, im.Depth})
+	}
+	var lack []uint32
+	for _, at := range refs {
+		if at.ref.IsNil() {
+			continue
+		}
+		if id, ok := w.want(at.ref.Tag); !ok {
+			lack = append(lack, id)
+		} else {
+			lack = append(lack, w.below(id, at)...)
+		}
+	}
+	slices.Sort(lack)
+	return slices.Compact(lack)
+}
+
+// below is what is not there of all below an object that is: each once.
+func (w *walk) below(id uint32, at levelRef) []uint32 {
+	if at.level == 0 || w.err != nil {
+		return nil
+	}
+	b := w.blocks[at]
+	if b == nil {
+		block, err := keyring.GetBlock(w.ctx, w.sealer, w, at.ref, at.level)
+		if err != nil {
+			return []uint32{id}
+		}
+		b = new(node)
+		for _, sub := range block {
+			if sub.IsNil() {
+				continue
+			}
+			b.ids = append(b.ids, w.in.intern(sub.Tag))
+			if at.level > 1 {
+				b.refs = append(b.refs, sub)
+			}
+		}
+		w.grow()
+		w.blocks[at] = b
+	}
+	if b.of == w.n {
+		return b.lack
+	}
+	b.of, b.lack = w.n, nil
+	for i, id := range b.ids {
+		if w.of[id] != w.n {
+			if _, ok := w.want(w.in.tags[id]); !ok {
+				b.lack = append(b.lack, id)
+				continue
+			}
+		}
+		if at.level > 1 {
+			b.lack = append(b.lack, w.below(id, levelRef{b.refs[i], at.level - 1})...)
+		}
+	}
+	slices.Sort(b.lack)
+	b.lack = slices.Compact(b.lack)
+	return b.lack
+}
+
+// want is the number of an object that a version needs, and whether it is
+// there. If it is not the parcel's, a copy elsewhere counts.
+func (w *walk) want(tag seal.Tag) (id uint32, ok bool) {
+	id = w.in.intern(tag)
+	w.grow()
+	if w.of[id] == w.n {
+		return id, true
+	}
+	bad := w.in.bad[id]
+	w.absent[id] = !bad
+	if w.in.from[id] == nil || bad { // else another parcel has it
+		b, err := w.get(w.ctx, tag)
+		if err != nil {
+			return id, false
+		}
+		w.in.size[id] = int64(len(b))
+		delete(w.in.bad, id)
+	}
+	w.of[id] = w.n
+	w.o.objects = append(w.o.objects, id)
+	w.spared++
+	return id, true
+}
+
+// get is spare.
+func (w *walk) get(ctx context.Context, tag seal.Tag) ([]byte, error) {
+	b, err := w.spare(ctx, w.key, tag)
+	if err != nil && !errors.Is(err, parcel.ErrNoObject) && !errors.Is(err, parcel.ErrDamaged) {
+		w.err = err
+	}
+	return b, err
+}
+
+// Get is the content of an object: the parcel's, or the spare one.
+func (w *walk) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
+	if b, err := readObject(w.o.p, tag); err == nil {
+		return b, nil
+	}
+	return w.get(ctx, tag)
+}
