@@ -819,6 +819,42 @@ func TestDamagedRealm(t *testing.T) {
 	}
 }
 
+// What editors and shells leave in a realm, of which no restore would take
+// anything, is not in a backup either: it can be restored.
+func TestStrayFiles(t *testing.T) {
+	s := newRealm(t)
+	populate(t, s)
+	plain := restored(t, func() Target { target := memPlace(t); make_(t, s, target); return target }(), RestoreOptions{})
+	strays := []string{".bash_history", `back\slash`, "new\nline", "bytes\xff", "hooks/#pre-lock\r#", "hostkeys/a\\b",
+		"users/alice/.isr/winxp/parcel.cfg~", "users/alice/.isr/winxp/.parcel.cfg.swp", "users/alice/.isr/winxp/keys/000001~",
+		"users/alice/.isr/winxp/keys/old/000001", "users/alice/.profile", "users/alice/authorized_keys~"}
+	for _, name := range strays {
+		path := filepath.Join(s.Root(), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("stray"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target := memPlace(t)
+	if _, err := Make(ctx, s, target, Options{Warn: func(string) {}}); err != nil {
+		t.Fatal(err)
+	}
+	n := restored(t, target, RestoreOptions{})
+	wantEqual(t, plain.Root(), n.Root())
+	// A mirror is no realm with strays in it, either.
+	tree := memPlace(t)
+	if _, err := Mirror(ctx, s, tree, MirrorOptions{Warn: func(string) {}}); err != nil {
+		t.Fatal(err)
+	}
+	for name := range files(t, tree.name) {
+		if slices.Contains(strays, name) {
+			t.Errorf("mirror: has %q", name)
+		}
+	}
+}
+
 // A place has one realm; a restore wants an empty one.
 func TestRefusals(t *testing.T) {
 	s, target := newRealm(t), memPlace(t)

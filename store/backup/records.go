@@ -108,6 +108,8 @@ func (c *collector) tree(dir *os.Root, name, called string, which func(name stri
 		below, calledBelow := path.Join(name, e.Name()), path.Join(called, e.Name())
 		switch {
 		case isTemp(e.Name()) || !which(below):
+		case !plain(calledBelow):
+			c.skipped(parcel.Clean(calledBelow), "its name is not one of a realm's")
 		case e.IsDir():
 			err = c.tree(dir, below, calledBelow, which)
 		default:
@@ -119,6 +121,14 @@ func (c *collector) tree(dir *os.Root, name, called string, which func(name stri
 	}
 	return nil
 }
+
+// plain reports whether an archive may have a file of that name. Others are not
+// put into one: nothing of it would be restored.
+func plain(name string) bool {
+	return fs.ValidPath(name) && name != "." && name == parcel.Clean(name) && !strings.Contains(name, `\`) && len(name) <= maxPath
+}
+
+const maxPath = 1024
 
 // realm reads the files of the root.
 func (c *collector) realm(root string) error {
@@ -138,12 +148,21 @@ func (c *collector) realm(root string) error {
 			return false
 		}
 		top, _, below := strings.Cut(name, "/")
-		if below || slices.Contains(rootDirs, top) {
+		if below {
 			return slices.Contains(rootDirs, top)
 		}
 		fi, err := dir.Lstat(name)
-		return err == nil && !fi.IsDir() && !strings.HasSuffix(name, "flock") && name != standbyFile
+		if slices.Contains(rootDirs, top) {
+			return err == nil && !fi.Mode().IsRegular() // of a link it is said that it is left out
+		}
+		return err == nil && !fi.IsDir() && rootFile(name)
 	})
+}
+
+// rootFile reports whether a file of that name in the root is the realm's. What
+// a shell or an editor left is not: the root may be somebody's home.
+func rootFile(name string) bool {
+	return name[0] != '.' && !strings.HasSuffix(name, "flock") && name != standbyFile && !slices.Contains(rootDirs, name)
 }
 
 // user reads the files of a user's directory.
@@ -176,7 +195,11 @@ func (c *collector) parcel(lockDir, user, name string) error {
 		case "flock", "unfinished", "renaming", "usage", "lockholder", "keys/keyroot":
 			return false
 		}
-		return true
+		if version, ok := strings.CutPrefix(name, "keys/"); ok {
+			_, ok = parcel.ParseVersionDir(version)
+			return ok
+		}
+		return parcel.CheckName(name) == nil // else it is an editor's
 	})
 }
 
@@ -288,7 +311,7 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 			return nil, err
 		}
 		name := strings.TrimSuffix(h.Name, "/")
-		if !fs.ValidPath(name) || name == "." || name != parcel.Clean(name) || strings.Contains(name, `\`) || len(name) > 1024 {
+		if !plain(name) {
 			return nil, fmt.Errorf("file %q: no path in a realm", parcel.Clean(h.Name))
 		}
 		if seen[name] {
@@ -329,7 +352,7 @@ func sortRecords(files []file) (*realmRecords, error) {
 		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
 		if parts[0] != "users" {
 			top := parts[0]
-			if f.mode.IsDir() || len(parts) > 1 && !slices.Contains(rootDirs, top) || len(parts) == 1 && (top[0] == '.' || strings.HasSuffix(top, "flock") || top == standbyFile || slices.Contains(rootDirs, top)) {
+			if f.mode.IsDir() || len(parts) > 1 && !slices.Contains(rootDirs, top) || len(parts) == 1 && !rootFile(top) {
 				return nil, fmt.Errorf("file %q: no place for it in a realm", f.name)
 			}
 			r.root = append(r.root, f)
