@@ -40,6 +40,9 @@ func (v *Service) Act(ctx context.Context, s Session, e *event.Event, f func(ctx
 	if lerr := v.Events.Append(*e); lerr != nil {
 		v.meter().Failed("event-log")
 		s.Log.Error("event log", "error", lerr, "op", e.Op, "user", e.User, "parcel", e.Parcel)
+		if s.Admin && s.Warn != nil { // who has no other log
+			s.Warn(fmt.Sprintf("event log: %s is not in it: %v", e.Op, lerr))
+		}
 	}
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package locksrv_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,5 +55,20 @@ func TestActVeto(t *testing.T) {
 	if len(got) != 2 || got[0].Kind != int(parcel.Denied) || got[1].Error != "" || got[1].Epoch != 1 ||
 		got[1].By != "alice" || got[1].Host != "thinkpad" || got[1].From != "192.0.2.7" {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// An administrator is told what the audit trail lacks: nobody else can tell
+// what he did.
+func TestActUnlogged(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	if err := os.WriteFile(filepath.Join(r.Root, "log"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var warned []string
+	s := locksrv.Session{Admin: true, By: "root", Warn: func(text string) { warned = append(warned, text) }}
+	err := r.Service.Act(t.Context(), s, &event.Event{Op: event.UserDel, User: "bob"}, func(context.Context) error { return r.Store.DelUser("bob") })
+	if err != nil || len(warned) != 1 || !strings.Contains(warned[0], "event log: user-del is not in it: ") {
+		t.Errorf("%v, warned %q", err, warned)
 	}
 }

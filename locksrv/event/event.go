@@ -11,6 +11,7 @@ package event
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -112,8 +113,12 @@ func (l *Log) Append(e Event) error {
 	if err != nil {
 		return err
 	}
+	line = append(line, '\n')
+	if cut, terr := torn(f); terr == nil && cut {
+		line = append([]byte{'\n'}, line...)
+	}
 	// One write: lines of several processes do not mix.
-	_, err = f.Write(append(line, '\n'))
+	_, err = f.Write(line)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -123,8 +128,29 @@ func (l *Log) Append(e Event) error {
 	return err
 }
 
+// torn reports whether the last line has no end: the disk was full, or the
+// power went. It is lost, and must not take the next one with it. Where another
+// process is writing it may be wrong, which costs a blank line.
+func torn(f *os.File) (bool, error) {
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == 0 {
+		return false, err
+	}
+	last := make([]byte, 1)
+	_, err = f.ReadAt(last, fi.Size()-1)
+	return last[0] != '\n', err
+}
+
 // openLine opens a day's file for one more line: no link is followed to write
-// it elsewhere, and nobody is waited for to read a pipe.
+// it elsewhere, and what is no file is not written to.
 func openLine(name string) (*os.File, error) {
-	return os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("%s: not a file", name)
+	}
+	return f, nil
 }

@@ -63,6 +63,31 @@ func TestDamagedLine(t *testing.T) {
 	}
 }
 
+// A line that was cut off, on a disk that was full, takes no other with it.
+func TestTornLine(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "2026-11-26.jsonl")
+	if err := os.WriteFile(name, []byte(`{"time":"2026-11-26T10:00:00Z","op":"lo`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := NewLog(dir)
+	for _, op := range []string{Commit, Release} {
+		if err := l.Append(Event{Time: day(26), Op: op}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	for e, err := range l.Read(day(26), day(26)) {
+		if err != nil {
+			e.Op = "bad"
+		}
+		got = append(got, e.Op)
+	}
+	if fmt.Sprint(got) != "[bad commit release]" {
+		t.Errorf("got %v", got)
+	}
+}
+
 func TestAppendTogether(t *testing.T) {
 	l := NewLog(t.TempDir())
 	var wg sync.WaitGroup

@@ -134,6 +134,9 @@ func readDay(name, ending string, yield func(Event, error) bool) bool {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for n := 1; lines.Scan(); n++ {
+		if len(lines.Bytes()) == 0 {
+			continue // in front of it is a line that was cut off
+		}
 		e, err := parse(lines.Bytes())
 		if err != nil {
 			err = fmt.Errorf("%s line %d: %w", name, n, err)
@@ -223,6 +226,9 @@ func (t *Tail) readOn(d *tailed, yield func(Event, error) bool) bool {
 			return yield(Event{}, err)
 		}
 		d.off += int64(len(line))
+		if len(line) == 1 {
+			continue
+		}
 		e, err := parse(line)
 		if err != nil {
 			err = fmt.Errorf("%s: %w", t.file(*d), err)

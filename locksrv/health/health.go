@@ -71,6 +71,7 @@ type Disk struct {
 	Free      uint64 `json:"free"`      // bytes for who is not root
 	Files     uint64 `json:"files"`     // inodes; 0: it does not count them
 	FilesFree uint64 `json:"filesfree"` // inodes
+	ReadOnly  bool   `json:"readonly,omitempty"`
 	used      float64
 }
 
@@ -140,7 +141,7 @@ func disk(dir string) (Disk, error) {
 		return Disk{}, fmt.Errorf("file system of %s: %w", dir, err)
 	}
 	block := uint64(fs.Bsize)
-	d := Disk{Size: fs.Blocks * block, Free: fs.Bavail * block, Files: fs.Files, FilesFree: fs.Ffree}
+	d := Disk{Size: fs.Blocks * block, Free: fs.Bavail * block, Files: fs.Files, FilesFree: fs.Ffree, ReadOnly: fs.Flags&unix.MS_RDONLY != 0}
 	if used := fs.Blocks - fs.Bfree; used+fs.Bavail > 0 {
 		d.used = float64(used) / float64(used+fs.Bavail)
 	}
@@ -214,6 +215,9 @@ func (st *Status) warn(now time.Time) {
 	}
 	if u := st.Disk.FilesUsed(); u > full {
 		warn("disk: %.0f %% of its inodes are used", 100*u)
+	}
+	if st.Disk.ReadOnly {
+		warn("disk: is mounted read-only")
 	}
 	for _, h := range st.Held {
 		if since := now.Sub(h.Contact); since > silent {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"isr/locksrv/event"
 	"isr/locksrv/health"
 	"isr/locksrv/locksrvtest"
@@ -69,6 +71,25 @@ func TestHistory(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A disk that the kernel no longer writes to is none that is well.
+func TestReadOnly(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	if os.Getuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	if err := unix.Mount(r.Root, r.Root, "", unix.MS_BIND, ""); err != nil {
+		t.Skip(err) // in a container, say
+	}
+	defer unix.Unmount(r.Root, unix.MNT_DETACH)
+	if err := unix.Mount("", r.Root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	st, err := health.Get(r.Store, r.Service.Events, now)
+	if err != nil || !st.Disk.ReadOnly || !slices.Contains(st.Warnings, "disk: is mounted read-only") {
+		t.Errorf("%v, %+v, warnings %q", err, st.Disk, st.Warnings)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"os/user"
 	"strings"
 
@@ -69,18 +70,24 @@ func service(s *store.Store) *locksrv.Service {
 }
 
 // confirm asks before something is destroyed. Anything but y or yes is no, the
-// end of input too: then the error says that nothing was done.
+// end of input and a signal too: then the error says that nothing was done.
 func (e *env) confirm(yes bool, format string, args ...any) error {
 	if yes {
 		return nil
 	}
 	fmt.Fprintf(e.stderr, "%s [y/N] ", parcel.Clean(fmt.Sprintf(format, args...)))
-	line, err := readLine(os.Stdin)
+	// Nobody who interrupts a question is to answer it all the same.
+	ctx, stop := signal.NotifyContext(context.Background(), endings...)
+	defer stop()
+	line, err := answer(ctx, os.Stdin)
 	if err != nil {
 		fmt.Fprintln(e.stderr)
 	}
-	switch strings.ToLower(strings.TrimSpace(line)) {
-	case "y", "yes":
+	if ctx.Err() != nil {
+		return parcel.NewError(parcel.Interrupted, "interrupted").WithHint("nothing was done")
+	}
+	said := strings.ToLower(strings.TrimSpace(line))
+	if err == nil && (said == "y" || said == "yes") {
 		return nil
 	}
 	return parcel.NewError(parcel.Failed, "nothing was done").WithHint("--yes answers the question in scripts")

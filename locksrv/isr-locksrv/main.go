@@ -160,10 +160,13 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		args = []string{"--help"}
 	}
 	parsed, err := parser.Parse(args)
+	switch {
+	case err == nil:
+		err = noneEmpty(parsed)
+	case out.err == nil: // else it is not the command line that is wrong
+		err = usageError(err)
+	}
 	if err != nil {
-		if out.err == nil { // else it is not the command line that is wrong
-			err = usageError(err)
-		}
 		return (&env{stdout: out, stderr: stderr}).end(err)
 	}
 	e := &env{root: c.Root, stdout: out, stderr: stderr, parser: parser}
@@ -178,16 +181,42 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	return e.end(err)
 }
 
+// noneEmpty refuses an empty argument, but for texts that may be taken away:
+// where a script's variable is not set, one user's parcels must not become all
+// users', nor a key that expires one that does not.
+func noneEmpty(line *kong.Context) error {
+	for _, p := range line.Path {
+		v := p.Positional
+		if p.Flag != nil {
+			v = p.Flag.Value
+		}
+		if v == nil || v.Target.Kind() != reflect.String || v.Target.String() != "" || v.Name == "comment" || v.Name == "why" {
+			continue
+		}
+		name := "<" + v.Name + ">"
+		if p.Flag != nil {
+			name = "--" + v.Name
+		}
+		return parcel.NewError(parcel.Usage, "%s: is empty", name).WithHint("%s", usageOf(line))
+	}
+	return nil
+}
+
 // usageError is err of a command line, with how that command is called.
 func usageError(err error) error {
-	hint := "isr-locksrv help describes the commands"
-	var pe *kong.ParseError
-	if errors.As(err, &pe) && pe.Context != nil {
-		if node := pe.Context.Selected(); node != nil {
-			hint = "usage: " + programName + " " + node.Summary()
-		}
+	var line *kong.Context
+	if pe := new(*kong.ParseError); errors.As(err, pe) {
+		line = (*pe).Context
 	}
-	return parcel.NewError(parcel.Usage, "%v", err).WithHint("%s", hint)
+	return parcel.NewError(parcel.Usage, "%v", err).WithHint("%s", usageOf(line))
+}
+
+// usageOf says how the command of a line is called, if it has one.
+func usageOf(line *kong.Context) string {
+	if line != nil && line.Selected() != nil {
+		return "usage: " + programName + " " + line.Selected().Summary()
+	}
+	return "isr-locksrv help describes the commands"
 }
 
 // end says what has to be said of a command's end, and returns the status.

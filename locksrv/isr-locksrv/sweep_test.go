@@ -193,9 +193,6 @@ func inTurn(i int) bool { return !raceEnabled || i%3 == 0 }
 // legitimate are values that look hostile and are good names after all, where a
 // thing is made.
 func legitimate(command, arg, value string) bool {
-	if value == "" && slices.Contains([]string{"check", "repair", "gc", "du", "usage", "parcel list", "user list"}, command) {
-		return true // as if it were not there
-	}
 	if !slices.Contains([]string{"nobody", "secret", "9223372036854775808", "UNFINISHED", "hoard", "log", "planted"}, value) {
 		return false
 	}

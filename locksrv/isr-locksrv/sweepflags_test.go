@@ -61,17 +61,17 @@ func meant(path string, f *kong.Flag, v string) bool {
 	case "sample":
 		return v == "1.5" || v == "0" && path == "backup verify"
 	case "since", "until":
-		return slices.Contains([]string{"", "0", "9999-12-31"}, v)
+		return v == "0" || v == "9999-12-31"
 	case "quota":
-		return v == "9223372036854775807" || v == ""
+		return v == "9223372036854775807"
 	case "expires":
-		return v == "" || v == "9999-12-31"
+		return v == "9999-12-31"
 	case "version":
-		return v == "0" || v == ""
+		return v == "0"
 	case "memory", "chunk-size", "mem-chunk":
 		return v == "0" && path != "parcel copy"
 	}
-	return v == ""
+	return false
 }
 
 // TestSweepFlags gives every flag of every command absurd values: a clear

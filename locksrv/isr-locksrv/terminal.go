@@ -36,24 +36,26 @@ func secret(ctx context.Context, tty *os.File, prompt io.Writer, question string
 		fmt.Fprintln(prompt)
 	}()
 	fmt.Fprint(prompt, question)
-	type answer struct {
-		line []byte
-		err  error
+	line, err := answer(ctx, tty)
+	if err == io.EOF || ctx.Err() != nil {
+		return nil, parcel.NewError(parcel.Interrupted, "password: none given")
 	}
-	answered := make(chan answer, 1)
+	return []byte(line), err
+}
+
+// answer reads a line of in, unless ctx is done first: then the error is its.
+func answer(ctx context.Context, in *os.File) (line string, err error) {
+	answered := make(chan error, 1)
+	var typed string
 	go func() {
-		line, err := readLine(tty)
-		answered <- answer{[]byte(line), err}
+		var err error
+		typed, err = readLine(in)
+		answered <- err
 	}()
 	select {
-	case a := <-answered:
-		if a.err == nil {
-			return a.line, nil
-		}
-		if a.err != io.EOF {
-			return nil, a.err
-		}
+	case err := <-answered:
+		return typed, err
 	case <-ctx.Done():
+		return "", ctx.Err()
 	}
-	return nil, parcel.NewError(parcel.Interrupted, "password: none given")
 }

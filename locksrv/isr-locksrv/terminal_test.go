@@ -90,3 +90,39 @@ func TestPasswordOnTerminal(t *testing.T) {
 		})
 	}
 }
+
+// A question that is interrupted is answered by that: nobody has to press a key
+// twice, or may say yes after it.
+func TestInterruptedQuestion(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	here, tty, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	defer tty.Close()
+	cmd := exec.Command(program(t), "--root", r.Root, "parcel", "delete", "alice", "winxp")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	shown := new(locksrvtest.Log)
+	go io.Copy(shown, here)
+	for end := time.Now().Add(30 * time.Second); !strings.Contains(shown.String(), "[y/N] "); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it does not ask: %s", shown)
+		}
+	}
+	io.WriteString(here, "\x03")
+	cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 130 {
+		t.Errorf("status %d, want 130: %s", got, shown)
+	}
+	if _, err := r.Store.Parcel("alice", "winxp"); err != nil {
+		t.Error(err)
+	}
+}

@@ -32,6 +32,7 @@ import (
 	"strings"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"isr/store"
 	"isr/store/parcel"
@@ -150,6 +151,9 @@ func getAs(ctx context.Context, t Target, name string, tag seal.Tag) ([]byte, er
 func Lock(s *store.Store) (unlock func(), err error) {
 	l := flock.New(filepath.Join(s.Root(), "backup.flock"), flock.SetPermissions(0o600))
 	got, err := l.TryLock()
+	if errors.Is(err, unix.EROFS) {
+		return func() {}, nil // the disk is failing, and nobody ever had the lock
+	}
 	if err != nil {
 		return nil, fmt.Errorf("backup: %w", err)
 	}

@@ -853,6 +853,16 @@ func TestStrayFiles(t *testing.T) {
 	if names, err := n.Parcels("alice"); err != nil || len(names) != 1 {
 		t.Errorf("parcels: %v, %v", names, err)
 	}
+	// A mirror is no realm with strays in it, either.
+	mirror := memPlace(t)
+	if _, err := Mirror(ctx, s, mirror, MirrorOptions{Warn: warn}); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range files(t, mirror.name) {
+		if strings.Contains(content, "stray") {
+			t.Errorf("%q: mirrored", name)
+		}
+	}
 }
 
 // A place has one realm; a restore wants an empty one.

@@ -1,13 +1,17 @@
 package backup
 
 import (
+	"crypto/rand"
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"isr/store"
 	"isr/store/parcel"
 )
 
@@ -76,4 +80,46 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantMirror(t, s.Root(), standby)
+}
+
+// A realm whose disk is full, or was made read-only when it began to fail, is
+// backed up all the same: that is when it is wanted most.
+func TestBackupOfFailingDisk(t *testing.T) {
+	dir, _ := small(t, "1m")
+	plain := newRealm(t)
+	populate(t, plain)
+	root := filepath.Join(dir, "root")
+	if out, err := exec.Command("cp", "-a", plain.Root(), root).CombinedOutput(); err != nil {
+		t.Fatalf("%s", out)
+	}
+	fill, err := os.Create(filepath.Join(dir, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(fill, rand.Reader); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	fill.Close()
+	for _, state := range []string{"full", "read-only"} {
+		t.Run(state, func(t *testing.T) {
+			if state == "read-only" {
+				os.Remove(filepath.Join(root, "backup.flock"))
+				if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, err := store.Open(root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unlock, err := Lock(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unlock()
+			target := memPlace(t)
+			make_(t, s, target)
+			wantEqual(t, plain.Root(), restored(t, target, RestoreOptions{}).Root())
+		})
+	}
 }

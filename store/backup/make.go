@@ -460,7 +460,7 @@ func (r *run) publish(ctx context.Context) error {
 			snap.Bytes += o.size
 		}
 	}
-	archive, err := spool(r.s.Root())
+	archive, err := spool()
 	if err != nil {
 		return err
 	}
@@ -469,7 +469,7 @@ func (r *run) publish(ctx context.Context) error {
 		return err
 	}
 	snap.Records.Name = recordsName(snap.ID, snap.Sealed)
-	list, err := spool(r.s.Root())
+	list, err := spool()
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,6 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
-	"isr/store/atomicfile"
 	"isr/store/parcel"
 )
 
@@ -242,14 +241,15 @@ func find(files []file, name string) []byte {
 	return nil
 }
 
-// spool is a file without a name, for what is to be put with its size. It is
-// in the realm: what is secret there stays there.
-func spool(root string) (*os.File, error) {
-	f, err := os.CreateTemp(root, atomicfile.TempPrefix+"*")
+// spool is a file in memory, for what is to be put with its size: what is secret
+// gets to no other disk, and a realm whose own is full, or no longer written
+// to, can be backed up all the same.
+func spool() (*os.File, error) {
+	fd, err := unix.MemfdCreate("isr-backup", unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	return f, os.Remove(f.Name())
+	return os.NewFile(uintptr(fd), "memory"), nil
 }
 
 // summed hashes and counts what is written.

@@ -78,9 +78,9 @@ func open(ctx context.Context, t Target, o RestoreOptions, root string) (*restor
 	return r, nil
 }
 
-// records reads the snapshot's archive by way of a file in dir.
-func (r *restorer) records(ctx context.Context, dir string) error {
-	f, err := spool(dir)
+// records reads the snapshot's archive.
+func (r *restorer) records(ctx context.Context) error {
+	f, err := spool()
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func Restore(ctx context.Context, root string, t Target, o RestoreOptions) (*sto
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := r.records(ctx, r.pool); err != nil {
+	if err := r.records(ctx); err != nil {
 		return nil, nil, err
 	}
 	realm := slices.IndexFunc(r.recs.root, func(f file) bool { return f.name == "realm.cfg" })
@@ -233,7 +233,7 @@ func RestoreInto(ctx context.Context, s *store.Store, t Target, o RestoreOptions
 	if err := os.Mkdir(r.pool, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	if err := r.records(ctx, r.pool); err != nil {
+	if err := r.records(ctx); err != nil {
 		return nil, err
 	}
 	if _, _, err := s.UserDirs(o.User); errors.Is(err, parcel.ErrNoParcel) {
