@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/dial"
 	"isr/client/remote/linktest"
 	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
@@ -350,7 +351,7 @@ func TestUnreachable(t *testing.T) {
 	s := r.open()
 	r.Refuse(true)
 	_, err := s.ListParcels(bg)
-	if !errors.Is(err, parcel.ErrUnreachable) || !errors.Is(err, ErrUnreachable) || parcel.KindOf(err) != parcel.Unreachable {
+	if !errors.Is(err, parcel.ErrUnreachable) || !errors.Is(err, dial.ErrUnreachable) || parcel.KindOf(err) != parcel.Unreachable {
 		t.Errorf("no connection: %v, want ErrUnreachable", err)
 	}
 	if err != nil && !strings.Contains(err.Error(), "127.0.0.1") {
@@ -476,6 +477,17 @@ func TestRetry(t *testing.T) {
 	err = Retry(ctx, Policy{Forever: true}, func(context.Context) error { cancel(); return parcel.ErrUnreachable })
 	if !errors.Is(err, parcel.ErrUnreachable) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// Whoever was asked is told to be quicker.
+func TestLate(t *testing.T) {
+	s := Open(sshconf.Target{Host: "h"}, nil, nil)
+	defer s.Close()
+	err := s.sorted(fmt.Errorf("%w: %w", dial.ErrUnreachable, dial.ErrLate))
+	var pe *parcel.Error
+	if !errors.As(err, &pe) || pe.Kind != parcel.Unreachable || !strings.Contains(pe.Hint, "sooner") {
+		t.Errorf("sorted: %v, hint of %+v", err, pe)
 	}
 }
 

@@ -1,4 +1,4 @@
-package remote
+package dial
 
 import (
 	"context"
@@ -23,7 +23,6 @@ import (
 	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
-	"isr/store/parcel"
 )
 
 func target(s *sshdtest.Server, home string) sshconf.Target {
@@ -545,14 +544,8 @@ func TestDialServerDoesNotWait(t *testing.T) {
 	s := sshdtest.Start(t, sshdtest.Options{ExtraConfig: "PasswordAuthentication yes\nPubkeyAuthentication no\n"})
 	p := &leaving{stop: s.Stop}
 	_, err := Dial(sshdtest.Within(t), target(s, s.Home(t, "")), p, nil)
-	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, errWaited) {
+	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, ErrLate) {
 		t.Errorf("got %v; want ErrUnreachable, for it did not wait", err)
-	}
-	srv := Open(target(s, s.Home(t, "")), nil, nil)
-	defer srv.Close()
-	var pe *parcel.Error
-	if err := srv.sorted(err); !errors.As(err, &pe) || pe.Kind != parcel.Unreachable || !strings.Contains(pe.Hint, "sooner") {
-		t.Errorf("sorted: %v, hint of %+v", err, pe)
 	}
 }
 
