@@ -277,24 +277,6 @@ func WithPolicy(ctx context.Context, p Policy) context.Context {
 // defaultPatience is how long objects are asked for and put.
 const defaultPatience = time.Minute
 
-// Retry calls f until it returns something other than an error of kind
-// Unreachable, or p or ctx ends. Between calls it waits, longer each time.
-func Retry(ctx context.Context, p Policy, f func(context.Context) error) error {
-	var o outage
-	o.up = make(chan struct{})
-	began := time.Now()
-	for {
-		err := f(ctx)
-		if err == nil || !errors.Is(err, parcel.ErrUnreachable) || ctx.Err() != nil {
-			return err
-		}
-		if !p.Forever && time.Since(began) >= p.For {
-			return err
-		}
-		o.wait(ctx)
-	}
-}
-
 // outage is one schedule of attempts for everybody who waits for the server,
 // so that a hundred readers are no storm of connections.
 type outage struct {

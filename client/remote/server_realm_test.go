@@ -458,28 +458,6 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-func TestRetry(t *testing.T) {
-	n := 0
-	err := Retry(bg, Policy{For: time.Minute}, func(context.Context) error {
-		if n++; n < 3 {
-			return parcel.ErrUnreachable
-		}
-		return parcel.ErrLocked
-	})
-	if n != 3 || !errors.Is(err, parcel.ErrLocked) {
-		t.Errorf("%d calls, %v; want 3 and ErrLocked", n, err)
-	}
-	n = 0
-	if err := Retry(bg, Policy{}, func(context.Context) error { n++; return parcel.ErrUnreachable }); n != 1 || !errors.Is(err, parcel.ErrUnreachable) {
-		t.Errorf("no policy: %d calls, %v", n, err)
-	}
-	ctx, cancel := context.WithCancel(bg)
-	err = Retry(ctx, Policy{Forever: true}, func(context.Context) error { cancel(); return parcel.ErrUnreachable })
-	if !errors.Is(err, parcel.ErrUnreachable) {
-		t.Errorf("cancelled: %v", err)
-	}
-}
-
 // Whoever was asked is told to be quicker.
 func TestLate(t *testing.T) {
 	s := Open(sshconf.Target{Host: "h"}, nil, nil)
