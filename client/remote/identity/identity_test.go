@@ -20,7 +20,6 @@ import (
 )
 
 func TestSigners(t *testing.T) {
-	sshdtest.NoAgent(t)
 	home := t.TempDir()
 	dir := filepath.Join(home, ".ssh")
 	os.Mkdir(dir, 0o700)
@@ -87,7 +86,7 @@ func TestAddKeysToAgent(t *testing.T) {
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "AddKeysToAgent yes\n")
 	key := filepath.Join(home, ".ssh", "id_ed25519")
-	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
+	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "1", "-f", key)
 	t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t))
 	c, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, &sshdtest.Person{Answers: []string{"secret"}}, nil)
 	sshdtest.Works(t, c, err)

@@ -20,7 +20,7 @@ import (
 )
 
 func TestUnknownHost(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	fingerprint := ssh.FingerprintSHA256(s.HostKey)
 	for _, c := range []struct {
@@ -98,7 +98,7 @@ func sshAgrees(t *testing.T, s *sshdtest.Server, home string, options ...string)
 }
 
 func TestUnknownHostHashed(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "HashKnownHosts yes\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
@@ -117,7 +117,7 @@ func TestUnknownHostHashed(t *testing.T) {
 
 // A file that keeps nothing, or cannot be written, asks once per credentials.
 func TestUnknownHostNotKept(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	for _, file := range []string{"/dev/null", filepath.Join(home, ".ssh", "config", "not-a-directory"), "none"} {
@@ -136,7 +136,7 @@ func TestUnknownHostNotKept(t *testing.T) {
 }
 
 func TestChangedHost(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	sshdtest.Require(t, "ssh-keygen")
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
@@ -179,7 +179,7 @@ func TestChangedHost(t *testing.T) {
 }
 
 func TestRevokedHost(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	file := filepath.Join(home, ".ssh", "known_hosts")
@@ -213,7 +213,7 @@ func TestRevokedHost(t *testing.T) {
 
 // The server has three keys; the one that is known is asked for.
 func TestKnownTypeFirst(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	types := []string{"ed25519", "ecdsa", "rsa"}
 	s := sshdtest.Start(t, sshdtest.Options{HostKeys: types})
 	lines := strings.SplitAfter(s.KnownHostsLine, "\n")
@@ -241,7 +241,7 @@ func TestKnownTypeFirst(t *testing.T) {
 }
 
 func TestHostCertificate(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	dir := t.TempDir()
 	ca, strange := filepath.Join(dir, "ca"), filepath.Join(dir, "strange")
 	sshdtest.NewKey(t, ca, "rsa", "")
@@ -295,7 +295,7 @@ func TestHostCertificate(t *testing.T) {
 }
 
 func TestHostKeyAlias(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "HashKnownHosts no\nHostKeyAlias TheBox\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
@@ -310,7 +310,7 @@ func TestHostKeyAlias(t *testing.T) {
 
 // Lines that nobody can read must not hide the others, nor shift their numbers.
 func TestKnownHostsWithRubbish(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "StrictHostKeyChecking yes\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
