@@ -48,8 +48,8 @@ var mayImport = map[string][]string{
 	"client/hoard":        {"store/atomicfile", "store/parcel", "store/seal"},
 	"client/image":        {"client/histogram", "store/atomicfile", "store/keyring", "store/seal"},
 	"client/source":       {"client/fetch", "store/parcel", "store/seal"},
-	"client/remote":       {"client/fetch", "client/remote/ask", "client/remote/identity", "client/remote/knownhosts", "client/remote/sshconf", "locksrv/proto", "store/parcel", "store/seal"},
-	"client/auth":         {"client/remote", "client/remote/ask", "client/remote/identity", "client/remote/knownhosts", "client/remote/sshconf", "store/parcel"},
+	"client/remote":       {"client/fetch", "client/remote/ask", "client/remote/dial", "client/remote/sshconf", "locksrv/proto", "store/parcel", "store/seal"},
+	"client/auth":         {"client/remote", "client/remote/ask", "client/remote/dial", "client/remote/sshconf", "store/parcel"},
 	"client": {"client/auth", "client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/remote/ask", "client/remote/identity", "client/remote/sshconf", "client/source", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/isr": {"client", "client/auth", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/hoard", "client/remote", "client/vmm",
@@ -57,6 +57,7 @@ var mayImport = map[string][]string{
 
 	// How a server is reached.
 	"client/remote/ask":        {},
+	"client/remote/dial":       {"client/remote/ask", "client/remote/identity", "client/remote/knownhosts", "client/remote/sshconf", "store/parcel"},
 	"client/remote/identity":   {"client/remote/ask", "client/remote/sshconf"},
 	"client/remote/knownhosts": {"client/remote/ask", "client/remote/sshconf"},
 	"client/remote/sshconf":    {},

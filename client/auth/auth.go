@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/client/remote"
+	"isr/client/remote/dial"
 	"isr/store/parcel"
 )
 
@@ -247,7 +248,7 @@ func (h *Held) Dial(ctx context.Context, alone bool) (net.Conn, ssh.PublicKey, e
 type unreachable string
 
 func (u unreachable) Error() string { return string(u) }
-func (u unreachable) Unwrap() error { return remote.ErrUnreachable }
+func (u unreachable) Unwrap() error { return dial.ErrUnreachable }
 
 // samePeer refuses a process of another user.
 func samePeer(conn *net.UnixConn) error {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote"
+	"isr/client/remote/dial"
 	"isr/client/remote/linktest"
 	"isr/client/remote/sshconf"
 	"isr/locksrv/locksrvtest"
@@ -169,7 +170,7 @@ func TestNoServer(t *testing.T) {
 	link.Refuse(true)
 	link.Cut()
 	within(t, func() bool { st, err := h.Status(); return err == nil && st.Connections == 0 })
-	if _, _, err := h.Dial(context.Background(), false); !errors.Is(err, remote.ErrUnreachable) {
+	if _, _, err := h.Dial(context.Background(), false); !errors.Is(err, dial.ErrUnreachable) {
 		t.Errorf("no server: %v", err)
 	}
 	link.Refuse(false)

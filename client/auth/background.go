@@ -16,10 +16,8 @@ import (
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
-	"isr/client/remote"
 	"isr/client/remote/ask"
-	"isr/client/remote/identity"
-	"isr/client/remote/knownhosts"
+	"isr/client/remote/dial"
 	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
@@ -217,16 +215,7 @@ func Background() error {
 
 // tell sends the error that ends it.
 func tell(conn net.Conn, err error) error {
-	kind := parcel.KindOf(err)
-	switch {
-	case errors.Is(err, remote.ErrUnreachable):
-		kind = parcel.Unreachable
-	case errors.Is(err, identity.ErrAuth), errors.Is(err, knownhosts.ErrHostKey):
-		kind = parcel.Denied
-	case errors.Is(err, sshconf.ErrConfig):
-		kind = parcel.Usage
-	}
-	e := event{Done: true, Error: err.Error(), Kind: kind}
+	e := event{Done: true, Error: err.Error(), Kind: dial.KindOf(err)}
 	var pe *parcel.Error
 	if errors.As(err, &pe) {
 		e.Hint = pe.Hint

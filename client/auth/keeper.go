@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"isr/client/remote"
 	"isr/client/remote/ask"
+	"isr/client/remote/dial"
 	"isr/client/remote/sshconf"
 	"isr/store/parcel"
 )
@@ -88,7 +88,7 @@ func NewKeeper(ctx context.Context, t sshconf.Target, p ask.Prompter, lifetime t
 	if k.dest, err = sshconf.Destination(t); err != nil {
 		return nil, err
 	}
-	client, err := remote.Dial(ctx, t, p, k.creds)
+	client, err := dial.Dial(ctx, t, p, k.creds)
 	if err != nil {
 		k.creds.Zero()
 		return nil, err
@@ -261,7 +261,7 @@ func (k *Keeper) connect(ctx context.Context, conn net.Conn, alone bool) {
 	u, err := k.upstream(ctx, alone)
 	if err != nil {
 		kind := parcel.Denied
-		if errors.Is(err, remote.ErrUnreachable) || errors.Is(err, context.Canceled) {
+		if errors.Is(err, dial.ErrUnreachable) || errors.Is(err, context.Canceled) {
 			kind = parcel.Unreachable
 		}
 		send(conn, answer{Error: err.Error(), Kind: kind})
@@ -283,7 +283,7 @@ func (k *Keeper) upstream(ctx context.Context, alone bool) (*upstream, error) {
 	if u := k.present(alone); u != nil {
 		return u, nil
 	}
-	client, err := remote.Dial(ctx, k.target, nil, k.creds)
+	client, err := dial.Dial(ctx, k.target, nil, k.creds)
 	if err != nil {
 		return nil, err
 	}

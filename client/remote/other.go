@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"isr/client/remote/dial"
 	"isr/client/remote/sshconf"
 )
 
@@ -25,5 +26,5 @@ func (s *Server) DialOther(ctx context.Context, user, host string, port int) (*s
 	ctx, cancel := context.WithTimeout(ctx, redialTime)
 	defer cancel()
 	t := sshconf.Target{Host: host, Port: port, User: user, Home: s.target.Home, BatchMode: true}
-	return dialHop(ctx, t, nil, s.creds, 0, s.Through)
+	return dial.Tapped(ctx, t, nil, s.creds, s.Through)
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
+
+	"isr/client/remote/dial"
 )
 
 // tap is the byte stream of a connection: it counts, bounds the rate, and
@@ -132,7 +134,7 @@ func (s *Server) dialSSH(ctx context.Context, alone bool, tapped func(*tap)) (*c
 			return nil, err
 		}
 	}
-	client, err := dialHop(ctx, s.target, s.prompter, s.creds, 0, tapping)
+	client, err := dial.Tapped(ctx, s.target, s.prompter, s.creds, tapping)
 	if err != nil {
 		return nil, err
 	}

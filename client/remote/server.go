@@ -1,3 +1,10 @@
+// Package remote is a lock server as one user: its verbs, and the objects of his parcels, over a pool of connections.
+//
+// It promises that a connection is made when it is needed and made again when it is lost, that a guest's demand goes ahead of bulk
+// work, that what can safely be asked again after a lost answer is, and nothing else, and that every error has the kind that
+// the server gave it. Objects are checked against their tags.
+//
+// It does not know how to log in (dial), what a chunk is, or what is worth fetching.
 package remote
 
 import (
@@ -14,8 +21,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"isr/client/remote/ask"
-	"isr/client/remote/identity"
-	"isr/client/remote/knownhosts"
+	"isr/client/remote/dial"
 	"isr/client/remote/sshconf"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
@@ -226,24 +232,18 @@ func (s *Server) failure(k parcel.Kind, cause error) *failure {
 	return &failure{kind: parcel.NewError(k, "server %s: %v", s.target.Host, cause), cause: cause}
 }
 
-// sorted gives an error of Dial its kind.
+// sorted gives an error of dialling its kind.
 func (s *Server) sorted(err error) error {
-	kind := parcel.Failed
+	kind := dial.KindOf(err)
 	switch {
-	case errors.Is(err, ErrUnreachable):
-		kind = parcel.Unreachable
-	case errors.Is(err, knownhosts.ErrHostKey), errors.Is(err, identity.ErrAuth):
-		kind = parcel.Denied
-	case errors.Is(err, sshconf.ErrConfig):
-		kind = parcel.Usage
-	case errors.Is(err, context.DeadlineExceeded):
+	case kind == parcel.Interrupted:
+		return err
+	case kind == parcel.Failed && errors.Is(err, context.DeadlineExceeded):
 		// Ours, on connecting again.
 		kind, err = parcel.Unreachable, fmt.Errorf("connect: no answer within %v: %w", redialTime, err)
-	case errors.Is(err, context.Canceled):
-		return err
 	}
 	f := s.failure(kind, err)
-	if errors.Is(err, errWaited) {
+	if errors.Is(err, dial.ErrLate) {
 		f.kind = f.kind.WithHint("run it again, and answer sooner")
 	}
 	return f
@@ -276,24 +276,6 @@ func WithPolicy(ctx context.Context, p Policy) context.Context {
 
 // defaultPatience is how long objects are asked for and put.
 const defaultPatience = time.Minute
-
-// Retry calls f until it returns something other than an error of kind
-// Unreachable, or p or ctx ends. Between calls it waits, longer each time.
-func Retry(ctx context.Context, p Policy, f func(context.Context) error) error {
-	var o outage
-	o.up = make(chan struct{})
-	began := time.Now()
-	for {
-		err := f(ctx)
-		if err == nil || !errors.Is(err, parcel.ErrUnreachable) || ctx.Err() != nil {
-			return err
-		}
-		if !p.Forever && time.Since(began) >= p.For {
-			return err
-		}
-		o.wait(ctx)
-	}
-}
 
 // outage is one schedule of attempts for everybody who waits for the server,
 // so that a hundred readers are no storm of connections.

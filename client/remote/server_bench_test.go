@@ -11,6 +11,7 @@ import (
 	"github.com/pkg/sftp"
 
 	"isr/client/fetch"
+	"isr/client/remote/dial"
 	"isr/store/seal"
 )
 
@@ -155,7 +156,7 @@ func (r *realm) stockExact(n, size int) map[seal.Tag][]byte {
 
 // sftp is a plain SFTP client on a connection of its own.
 func (r *realm) sftp(b testing.TB) *sftp.Client {
-	client, err := Dial(context.Background(), r.target(), nil, nil)
+	client, err := dial.Dial(context.Background(), r.target(), nil, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

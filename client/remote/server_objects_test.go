@@ -19,6 +19,7 @@ import (
 )
 
 func TestSource(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	fetchtest.Run(t, fetchtest.Subject{
 		New: func(t testing.TB, objects map[seal.Tag][]byte) fetch.Source {
@@ -56,16 +57,16 @@ func getAll(t testing.TB, ctx context.Context, o *Objects, all map[seal.Tag][]by
 }
 
 func TestGetMany(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	all := r.stock(300, 64<<10)
-	near := true
 	for _, class := range []fetch.Class{fetch.Demand, fetch.Prefetch, fetch.Hoard} {
 		s := r.open()
+		s.sawRTT(1) // a busy machine may be far from itself
 		getAll(t, fetch.WithClass(bg, class), s.Objects("box"), all)
-		near = near && s.RTT() < nearRTT // a busy machine may be far from itself
 	}
 	// Who prefetches has one more for demand.
-	if _, made := r.Conns(); near && made != 4 {
+	if _, made := r.Conns(); made != 4 {
 		t.Errorf("%d connections for three servers at no distance, want 4", made)
 	}
 }
@@ -73,6 +74,7 @@ func TestGetMany(t *testing.T) {
 // Over a long link bulk work takes several connections and demand one of its
 // own; over a short one, with both, two.
 func TestConnections(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	all := r.stock(300, 128<<10)
 	var some seal.Tag
@@ -85,6 +87,9 @@ func TestConnections(t *testing.T) {
 	}{{0, 2, 2}, {40 * time.Millisecond, 3, maxConns + 1}} {
 		r.RTT(c.rtt)
 		s := r.open()
+		if c.rtt == 0 {
+			s.sawRTT(1) // a busy machine may be far from itself
+		}
 		_, before := r.Conns()
 		o := s.Objects("box")
 		if _, err := o.Get(bg, some); err != nil {
@@ -109,7 +114,7 @@ func TestConnections(t *testing.T) {
 		if n := made - before; n < c.low || n > c.high {
 			t.Errorf("RTT %v: %d connections, want %d to %d", c.rtt, n, c.low, c.high)
 		}
-		if got := s.RTT(); got < c.rtt || got > c.rtt+50*time.Millisecond {
+		if got := s.RTT(); got < c.rtt || got > c.rtt+time.Second {
 			t.Errorf("RTT: %v, want about %v", got, c.rtt)
 		}
 		s.Close()
@@ -118,24 +123,29 @@ func TestConnections(t *testing.T) {
 
 // A miss costs one round trip.
 func TestOneRoundTrip(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	all := r.stock(8, 64<<10)
 	s := r.open()
 	o := s.Objects("box")
 	getAll(t, bg, o, all)
-	const rtt = 60 * time.Millisecond
+	const rtt = 200 * time.Millisecond
 	r.RTT(rtt)
-	best := time.Hour // a busy machine may be late, but not each time
-	for tag := range all {
+	tags := tagsOf(all)
+	atTimes(t, len(tags), func(i int) error {
 		began := time.Now()
-		if _, err := o.Get(bg, tag); err != nil {
+		if _, err := o.Get(bg, tags[i]); err != nil {
 			t.Fatal(err)
 		}
-		best = min(best, time.Since(began))
-	}
-	if best < rtt || best > rtt*18/10 {
-		t.Errorf("a get took %v on a link of %v, want one round trip", best, rtt)
-	}
+		took := time.Since(began)
+		if took < rtt {
+			t.Fatalf("a get took %v on a link of %v", took, rtt)
+		}
+		if took > rtt*18/10 {
+			return fmt.Errorf("a get took %v on a link of %v, want one round trip", took, rtt)
+		}
+		return nil
+	})
 }
 
 // Close ends everything, whatever is under way.
@@ -163,8 +173,8 @@ func TestClose(t *testing.T) {
 	}
 	<-started
 	s.Close()
-	inTime(t, 10*time.Second, "gets of a closed server", wg.Wait)
-	inTime(t, 10*time.Second, "goroutines of a closed server", func() {
+	inTime(t, "gets of a closed server", wg.Wait)
+	inTime(t, "goroutines of a closed server", func() {
 		// The link's own are gone when it has noticed.
 		for now, _ := r.Conns(); now > 0 || runtime.NumGoroutine() > before+1; now, _ = r.Conns() {
 			time.Sleep(5 * time.Millisecond)
@@ -174,10 +184,11 @@ func TestClose(t *testing.T) {
 
 // A demand overtakes bulk requests that fill a slow link.
 func TestDemandFirst(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	bulk := r.stock(300, 64<<10)
-	wanted := r.stock(10, 64<<10)
-	const rate = 4 << 20 // 16 ms an object
+	wanted := r.stock(6, 64<<10)
+	const rate = 1 << 20 // 64 ms an object
 	r.RTT(10 * time.Millisecond)
 	r.Rate(rate, rate)
 	s := r.open()
@@ -189,7 +200,7 @@ func TestDemandFirst(t *testing.T) {
 	running := make(chan struct{})
 	for tag := range bulk {
 		wg.Go(func() {
-			if _, err := o.Get(ctx, tag); err == nil && got.Add(1) == 40 {
+			if _, err := o.Get(ctx, tag); err == nil && got.Add(1) == 12 {
 				close(running)
 			}
 		})
@@ -209,9 +220,9 @@ func TestDemandFirst(t *testing.T) {
 	if left < 20 {
 		t.Fatalf("only %d bulk requests were left: the test shows nothing", left)
 	}
-	// Alone it would take 10 ms and 16; the queue of bulk work is bounded,
-	// and the two connections share the link.
-	if worst > 300*time.Millisecond {
+	// Alone it would take 10 ms and 64; the queue of bulk work is bounded,
+	// and the two connections share the link. Behind all of it, 18 s.
+	if worst > 2*time.Second {
 		t.Errorf("a demand took %v among bulk requests", worst)
 	}
 	t.Logf("worst demand %v", worst)
@@ -219,6 +230,7 @@ func TestDemandFirst(t *testing.T) {
 
 // A prefetch that has not been sent becomes a demand when somebody waits.
 func TestRaise(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	bulk := r.stock(400, 128<<10)
 	last := r.stock(1, 64<<10)
@@ -247,7 +259,7 @@ func TestRaise(t *testing.T) {
 		if _, err := ladder.Get(bg, tag); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 6*time.Second {
 			t.Errorf("the demand took %v behind %d prefetches", took, len(bulk))
 		}
 	}
@@ -276,6 +288,7 @@ func (o *Objects) isQueued(tag seal.Tag) bool {
 
 // Whatever happens to the link, gets that are under way end with the object.
 func TestGetThroughOutage(t *testing.T) {
+	t.Parallel()
 	for _, class := range []fetch.Class{fetch.Demand, fetch.Prefetch} {
 		for name, hit := range map[string]func(*realm){
 			"cut":   func(r *realm) { r.Cut() },
@@ -335,7 +348,7 @@ func TestGetThroughOutage(t *testing.T) {
 					r.Cut() // what was stalled never arrives
 					r.Stall(false)
 				}
-				inTime(t, 30*time.Second, "gets", wg.Wait)
+				inTime(t, "gets", wg.Wait)
 				if class == fetch.Demand && (down.Load() == 0 || up.Load() != down.Load()) {
 					t.Errorf("told %d times that it is down and %d that it is up", down.Load(), up.Load())
 				}
@@ -346,6 +359,7 @@ func TestGetThroughOutage(t *testing.T) {
 
 // A link that has gone silent is noticed although nothing refuses.
 func TestDeadLink(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	all := r.stock(1, 1000)
 	s := r.open()
@@ -361,7 +375,7 @@ func TestDeadLink(t *testing.T) {
 			done <- err
 		}
 	}()
-	inTime(t, 10*time.Second, "get over a dead link", func() {
+	inTime(t, "get over a dead link", func() {
 		if err := <-done; !errors.Is(err, parcel.ErrUnreachable) {
 			t.Errorf("get over a dead link: %v, want ErrUnreachable", err)
 		}
@@ -374,26 +388,38 @@ func TestDeadLink(t *testing.T) {
 	getAll(t, bg, o, all)
 }
 
-// A server that takes its time is not a dead link.
+// A server that takes its time is not a dead link, unless it takes longer than
+// it may, as on a busy machine.
 func TestSlowIsNotDead(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
-	s := r.open()
-	s.stall = 50 * time.Millisecond
-	if _, err := s.ListParcels(bg); err != nil {
-		t.Fatal(err)
-	}
-	c := s.main.live()
-	c.begin()
-	time.Sleep(10 * s.stall)
-	c.end()
-	if s.main.live() != c {
-		t.Error("a connection was given up that answers probes")
-	}
+	atTimes(t, 6, func(i int) error {
+		s := r.open()
+		s.stall = 500 * time.Millisecond << i
+		if _, err := s.ListParcels(bg); err != nil {
+			t.Fatal(err)
+		}
+		c := s.main.live()
+		c.begin()
+		defer c.end()
+		heard := c.tap.heard.Load()
+		for range 2 { // probes
+			within(t, "a probe is answered", func() bool {
+				return s.main.live() != c || c.tap.heard.Load() != heard
+			})
+			if s.main.live() != c {
+				return fmt.Errorf("a connection was given up that answers within %v", s.stall)
+			}
+			heard = c.tap.heard.Load()
+		}
+		return nil
+	})
 }
 
 // No request is left without an answer when the bulk lanes of an idle server
 // are closed and opened again.
 func TestIdle(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	all := r.stock(20, 1000)
 	s := r.open()
@@ -410,29 +436,33 @@ func TestIdle(t *testing.T) {
 }
 
 func TestLimit(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
-	all := r.stock(16, 64<<10)
+	all := r.stock(8, 64<<10)
 	var size int64
 	for _, p := range all {
 		size += int64(len(p))
 	}
-	const rate = 2 << 20
+	const rate = 192 << 10 // slow, so that a busy machine is faster
 	s := r.open()
-	s.SetLimit(Limit{Down: rate})
 	o := s.Objects("box")
-	began := time.Now()
-	getAll(t, fetch.WithClass(bg, fetch.Hoard), o, all)
-	took := time.Since(began)
 	least := time.Duration(float64(size-rate/10) / rate * float64(time.Second))
-	if took < least || took > 2*least+time.Second {
-		t.Errorf("%d bytes took %v at %d a second, want %v and little more", size, took, rate, least)
-	}
-	s.SetLimit(Limit{})
-	began = time.Now()
-	getAll(t, fetch.WithClass(bg, fetch.Hoard), o, all)
-	if took := time.Since(began); took > least/2 {
-		t.Errorf("without limit: %v", took)
-	}
+	atTimes(t, 10, func(int) error {
+		s.SetLimit(Limit{Down: rate})
+		began := time.Now()
+		getAll(t, fetch.WithClass(bg, fetch.Hoard), o, all)
+		limited := time.Since(began)
+		if limited < least {
+			t.Fatalf("%d bytes took %v at %d a second, want %v at least", size, limited, rate, least)
+		}
+		s.SetLimit(Limit{})
+		began = time.Now()
+		getAll(t, fetch.WithClass(bg, fetch.Hoard), o, all)
+		if free := time.Since(began); limited > 2*least+time.Second || free > least/2 {
+			return fmt.Errorf("%v with the limit and %v without, want little over %v and much less", limited, free, least)
+		}
+		return nil
+	})
 }
 
 // opener serves PutAll from memory.
@@ -458,6 +488,7 @@ func (r *realm) held(s *Server) {
 }
 
 func TestPutAll(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	s := r.open()
 	o := s.Objects("box")
@@ -507,6 +538,7 @@ func TestPutAll(t *testing.T) {
 
 // An upload goes on where it was when the server is killed, or the link cut.
 func TestPutThroughOutage(t *testing.T) {
+	t.Parallel()
 	for name, hit := range map[string]func(*realm){
 		"cut":     func(r *realm) { r.Cut() },
 		"stall":   func(r *realm) { r.Stall(true) },
@@ -546,7 +578,7 @@ func TestPutThroughOutage(t *testing.T) {
 				r.Cut()
 				r.Stall(false)
 			}
-			inTime(t, 30*time.Second, "upload", func() {
+			inTime(t, "upload", func() {
 				if err := <-done; err != nil {
 					t.Error(err)
 				}
@@ -564,6 +596,7 @@ func TestPutThroughOutage(t *testing.T) {
 // A connection of before the host slept is found dead sooner than one that
 // was just in use.
 func TestDeadAfterSleep(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	all := r.stock(1, 1000)
 	s := r.open()
@@ -591,7 +624,7 @@ func TestDeadAfterSleep(t *testing.T) {
 	}()
 	getAll(t, bg, o, all)
 	<-done
-	if took := time.Since(began); took < s.stall/2 || took > s.stall*3/2 {
+	if took := time.Since(began); took < s.stall/2 || took > s.stall*2 {
 		t.Errorf("given up after %v, want little over %v", took, s.stall/2)
 	}
 }
@@ -599,11 +632,13 @@ func TestDeadAfterSleep(t *testing.T) {
 // When the server has enough of our connections, work goes on over those
 // there are.
 func TestFewConnections(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	r.RTT(40 * time.Millisecond)
 	s := r.open()
 	r.held(s)
 	r.Refuse(true)
+	began := time.Now()
 	all := newObjects(150, 64<<10)
 	o := s.Objects("box")
 	if err := o.PutAll(bg, tagsOf(all), opener(all), nil); err != nil {
@@ -614,7 +649,7 @@ func TestFewConnections(t *testing.T) {
 		t.Errorf("%d connections", now)
 	}
 	// Each of the others is tried once in a while, not for each object.
-	if n := r.Refused(); n == 0 || n > 3*maxConns {
+	if n := r.Refused(); n == 0 || n > 3*maxConns*(1+int(time.Since(began)/openPause)) {
 		t.Errorf("%d attempts to have more", n)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 // The same client against stock OpenSSH with a forced command.
 func TestOpenSSH(t *testing.T) {
+	t.Parallel()
 	r := newRealm(t)
 	server := sshdtest.Start(t, sshdtest.Options{
 		AuthorizedKeys: `command="` + r.program + ` --root ` + r.root + ` shell --user alice",restrict %KEY%` + "\n"})

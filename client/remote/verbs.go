@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/client/remote/ask"
+	"isr/client/remote/dial"
 	"isr/locksrv/proto"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -417,7 +418,7 @@ type running struct {
 	session *ssh.Session
 	stdin   io.WriteCloser
 	stdout  io.Reader
-	stderr  *tail
+	stderr  *dial.Tail
 	stop    func() bool
 }
 
@@ -483,7 +484,7 @@ func (c *conn) startSession(ctx context.Context, words []string) (*running, erro
 		}()
 		return nil, ctx.Err()
 	}
-	x := &running{c: c, verb: words[0], session: session, stderr: &tail{limit: 32 << 10}}
+	x := &running{c: c, verb: words[0], session: session, stderr: &dial.Tail{Limit: 32 << 10}}
 	session.Stderr = x.stderr
 	x.stop = context.AfterFunc(ctx, func() { session.Close() })
 	var err error

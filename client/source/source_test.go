@@ -23,7 +23,7 @@ import (
 
 	"isr/client/fetch"
 	"isr/client/fetch/fetchtest"
-	"isr/client/remote"
+	"isr/client/remote/dial"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 	"isr/store/parcel"
@@ -243,7 +243,7 @@ func TestSFTP(t *testing.T) {
 // dialer logs in by a home's ssh configuration.
 func dialer(home string) func(ctx context.Context, user, host string, port int) (*ssh.Client, error) {
 	return func(ctx context.Context, user, host string, port int) (*ssh.Client, error) {
-		return remote.Dial(ctx, sshconf.Target{Host: host, Port: port, User: user, Home: home, BatchMode: true}, nil, nil)
+		return dial.Dial(ctx, sshconf.Target{Host: host, Port: port, User: user, Home: home, BatchMode: true}, nil, nil)
 	}
 }
 

@@ -12,15 +12,14 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"isr/client/remote"
 	"isr/client/remote/ask"
+	"isr/client/remote/dial"
 	"isr/client/remote/identity"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
 
 func TestSigners(t *testing.T) {
-	sshdtest.NoAgent(t)
 	home := t.TempDir()
 	dir := filepath.Join(home, ".ssh")
 	os.Mkdir(dir, 0o700)
@@ -87,10 +86,10 @@ func TestAddKeysToAgent(t *testing.T) {
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "AddKeysToAgent yes\n")
 	key := filepath.Join(home, ".ssh", "id_ed25519")
-	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "4", "-f", key)
+	sshdtest.Run(t, "ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-a", "1", "-f", key)
 	t.Setenv("SSH_AUTH_SOCK", sshdtest.Agent(t))
-	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, &sshdtest.Person{Answers: []string{"secret"}}, nil)
+	c, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, &sshdtest.Person{Answers: []string{"secret"}}, nil)
 	sshdtest.Works(t, c, err)
-	c, err = remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
+	c, err = dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 }

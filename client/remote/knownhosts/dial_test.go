@@ -12,15 +12,15 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"isr/client/remote"
 	"isr/client/remote/ask"
+	"isr/client/remote/dial"
 	"isr/client/remote/knownhosts"
 	"isr/client/remote/sshconf"
 	"isr/client/remote/sshdtest"
 )
 
 func TestUnknownHost(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	fingerprint := ssh.FingerprintSHA256(s.HostKey)
 	for _, c := range []struct {
@@ -49,7 +49,7 @@ func TestUnknownHost(t *testing.T) {
 			if c.mode != "" {
 				tg.Options = map[string]string{"StrictHostKeyChecking": c.mode}
 			}
-			client, err := remote.Dial(sshdtest.Within(t), tg, p, nil)
+			client, err := dial.Dial(sshdtest.Within(t), tg, p, nil)
 			if len(p.Asked) != c.asked {
 				t.Errorf("asked %q; want %d questions", p.Asked, c.asked)
 			}
@@ -79,7 +79,7 @@ func TestUnknownHost(t *testing.T) {
 			}
 			// Known from now on, to us and to ssh.
 			tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
-			client, err = remote.Dial(sshdtest.Within(t), tg, nil, nil)
+			client, err = dial.Dial(sshdtest.Within(t), tg, nil, nil)
 			sshdtest.Works(t, client, err)
 			sshAgrees(t, s, home)
 		})
@@ -98,12 +98,12 @@ func sshAgrees(t *testing.T, s *sshdtest.Server, home string, options ...string)
 }
 
 func TestUnknownHostHashed(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "HashKnownHosts yes\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	sshdtest.Write(t, file, "# a comment without an end of line")
-	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
+	c, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 	if got := sshdtest.Read(t, file); !strings.HasPrefix(got, "# a comment without an end of line\n|1|") || strings.Contains(got, "127.0.0.1") {
 		t.Errorf("known_hosts: got %q; want the comment and a hashed line", got)
@@ -111,13 +111,13 @@ func TestUnknownHostHashed(t *testing.T) {
 	sshAgrees(t, s, home)
 	tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 	tg.Options = map[string]string{"StrictHostKeyChecking": "yes"}
-	c, err = remote.Dial(sshdtest.Within(t), tg, nil, nil)
+	c, err = dial.Dial(sshdtest.Within(t), tg, nil, nil)
 	sshdtest.Works(t, c, err)
 }
 
 // A file that keeps nothing, or cannot be written, asks once per credentials.
 func TestUnknownHostNotKept(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	for _, file := range []string{"/dev/null", filepath.Join(home, ".ssh", "config", "not-a-directory"), "none"} {
@@ -125,18 +125,18 @@ func TestUnknownHostNotKept(t *testing.T) {
 		creds := new(ask.Credentials)
 		tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 		tg.Options = map[string]string{"UserKnownHostsFile": file}
-		c, err := remote.Dial(sshdtest.Within(t), tg, p, creds)
+		c, err := dial.Dial(sshdtest.Within(t), tg, p, creds)
 		sshdtest.Works(t, c, err)
-		c, err = remote.Dial(sshdtest.Within(t), tg, nil, creds)
+		c, err = dial.Dial(sshdtest.Within(t), tg, nil, creds)
 		sshdtest.Works(t, c, err)
-		if _, err = remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, knownhosts.ErrHostKey) {
+		if _, err = dial.Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, knownhosts.ErrHostKey) {
 			t.Errorf("%s, without the credentials: got %v; want knownhosts.ErrHostKey", file, err)
 		}
 	}
 }
 
 func TestChangedHost(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	sshdtest.Require(t, "ssh-keygen")
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
@@ -148,7 +148,7 @@ func TestChangedHost(t *testing.T) {
 		p := &sshdtest.Person{Yes: []bool{true}}
 		tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 		tg.Options = map[string]string{"StrictHostKeyChecking": mode}
-		_, err := remote.Dial(sshdtest.Within(t), tg, p, nil)
+		_, err := dial.Dial(sshdtest.Within(t), tg, p, nil)
 		var he *knownhosts.Error
 		if !errors.As(err, &he) || !errors.Is(err, knownhosts.ErrHostKey) || he.Kind != knownhosts.Changed || he.File != file || he.Line != 2 || len(p.Asked) > 0 {
 			t.Fatalf("%s: got %v, asked %q; want a changed key at %s:2 and no question", mode, err, p.Asked, file)
@@ -160,18 +160,18 @@ func TestChangedHost(t *testing.T) {
 	p := &sshdtest.Person{}
 	tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
 	tg.Options = map[string]string{"StrictHostKeyChecking": "no"}
-	c, err := remote.Dial(sshdtest.Within(t), tg, p, nil)
+	c, err := dial.Dial(sshdtest.Within(t), tg, p, nil)
 	sshdtest.Works(t, c, err)
 	if len(p.Notices) != 1 || !strings.Contains(p.Notices[0], "without passwords") {
 		t.Errorf("no: notices %q; want a warning", p.Notices)
 	}
 	// The remedy that the error gives works.
 	tg.Options = nil
-	_, err = remote.Dial(sshdtest.Within(t), tg, nil, nil)
+	_, err = dial.Dial(sshdtest.Within(t), tg, nil, nil)
 	_, remedy, _ := strings.Cut(err.Error(), "sure of that: ")
 	sshdtest.Run(t, "sh", "-c", remedy)
 	p = &sshdtest.Person{Yes: []bool{true}}
-	c, err = remote.Dial(sshdtest.Within(t), tg, p, nil)
+	c, err = dial.Dial(sshdtest.Within(t), tg, p, nil)
 	sshdtest.Works(t, c, err)
 	if len(p.Asked) != 1 {
 		t.Errorf("after ssh-keygen -R: asked %q, want one question", p.Asked)
@@ -179,13 +179,13 @@ func TestChangedHost(t *testing.T) {
 }
 
 func TestRevokedHost(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	sshdtest.Write(t, file, s.KnownHostsLine+"@revoked * "+string(ssh.MarshalAuthorizedKey(s.HostKey)))
 	tg := sshconf.Target{Host: s.Host, Port: s.Port, Home: home}
-	_, err := remote.Dial(sshdtest.Within(t), tg, &sshdtest.Person{Yes: []bool{true}}, nil)
+	_, err := dial.Dial(sshdtest.Within(t), tg, &sshdtest.Person{Yes: []bool{true}}, nil)
 	var he *knownhosts.Error
 	if !errors.As(err, &he) || he.Kind != knownhosts.Revoked || he.File != file || he.Line != 2 {
 		t.Errorf("got %v; want a revoked key at line 2", err)
@@ -193,38 +193,38 @@ func TestRevokedHost(t *testing.T) {
 	sshdtest.Write(t, file, s.KnownHostsLine)
 	revoked := filepath.Join(home, "revoked")
 	tg.Options = map[string]string{"RevokedHostKeys": revoked}
-	if _, err := remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, knownhosts.ErrHostKey) {
+	if _, err := dial.Dial(sshdtest.Within(t), tg, nil, nil); !errors.Is(err, knownhosts.ErrHostKey) {
 		t.Errorf("RevokedHostKeys missing: got %v; want knownhosts.ErrHostKey", err)
 	}
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
 	sshdtest.Write(t, revoked, "# none of ours\n"+sshdtest.Read(t, other+".pub"))
-	c, err := remote.Dial(sshdtest.Within(t), tg, nil, nil)
+	c, err := dial.Dial(sshdtest.Within(t), tg, nil, nil)
 	sshdtest.Works(t, c, err)
 	sshdtest.Write(t, revoked, sshdtest.Read(t, other+".pub")+sshdtest.Read(t, s.HostKeyFiles[0]+".pub"))
-	if _, err := remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Revoked || he.Line != 2 {
+	if _, err := dial.Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Revoked || he.Line != 2 {
 		t.Errorf("RevokedHostKeys: got %v; want revoked at line 2", err)
 	}
 	sshdtest.Write(t, revoked, "SSHKRL\n\x00binary")
-	if _, err := remote.Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Invalid {
+	if _, err := dial.Dial(sshdtest.Within(t), tg, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Invalid {
 		t.Errorf("a binary list: got %v; want knownhosts.ErrHostKey, not checked", err)
 	}
 }
 
 // The server has three keys; the one that is known is asked for.
 func TestKnownTypeFirst(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	types := []string{"ed25519", "ecdsa", "rsa"}
 	s := sshdtest.Start(t, sshdtest.Options{HostKeys: types})
 	lines := strings.SplitAfter(s.KnownHostsLine, "\n")
 	for i, kind := range types {
 		home := s.Home(t, "StrictHostKeyChecking yes\n")
 		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), lines[i])
-		c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
+		c, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 		sshdtest.Works(t, c, err)
 		// A plain line without port serves other ports too, as for ssh.
 		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), strings.Replace(lines[i], fmt.Sprintf("[127.0.0.1]:%d", s.Port), "127.0.0.1", 1))
-		c, err = remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
+		c, err = dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 		sshdtest.Works(t, c, err)
 		if kind == "ed25519" { // ssh takes the others too, but does not ask for them first
 			sshAgrees(t, s, home)
@@ -234,14 +234,14 @@ func TestKnownTypeFirst(t *testing.T) {
 		sshdtest.NewKey(t, other, kind, "")
 		sshdtest.Write(t, filepath.Join(home, ".ssh", "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, other+".pub")))
 		var he *knownhosts.Error
-		if _, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Changed {
+		if _, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Changed {
 			t.Errorf("%s: got %v; want a changed key", kind, err)
 		}
 	}
 }
 
 func TestHostCertificate(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	dir := t.TempDir()
 	ca, strange := filepath.Join(dir, "ca"), filepath.Join(dir, "strange")
 	sshdtest.NewKey(t, ca, "rsa", "")
@@ -276,7 +276,7 @@ func TestHostCertificate(t *testing.T) {
 			if c.alias != "" {
 				tg.Options = map[string]string{"HostKeyAlias": c.alias}
 			}
-			client, err := remote.Dial(sshdtest.Within(t), tg, nil, nil)
+			client, err := dial.Dial(sshdtest.Within(t), tg, nil, nil)
 			if c.want == 0 {
 				sshdtest.Works(t, client, err)
 				options := []string{}
@@ -295,12 +295,12 @@ func TestHostCertificate(t *testing.T) {
 }
 
 func TestHostKeyAlias(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "HashKnownHosts no\nHostKeyAlias TheBox\nStrictHostKeyChecking accept-new\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
 	os.Remove(file)
-	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
+	c, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 	if got := sshdtest.Read(t, file); !strings.HasPrefix(got, "thebox ") {
 		t.Errorf("known_hosts: got %q; want the alias, in lower case, without port", got)
@@ -310,7 +310,7 @@ func TestHostKeyAlias(t *testing.T) {
 
 // Lines that nobody can read must not hide the others, nor shift their numbers.
 func TestKnownHostsWithRubbish(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	s := sshdtest.Start(t, sshdtest.Options{})
 	home := s.Home(t, "StrictHostKeyChecking yes\n")
 	file := filepath.Join(home, ".ssh", "known_hosts")
@@ -318,13 +318,13 @@ func TestKnownHostsWithRubbish(t *testing.T) {
 		"|1|notbase64|x ssh-ed25519 AAAA", "host ssh-rsa " + base64.StdEncoding.EncodeToString([]byte("short")), "", "# comment",
 		strings.Repeat("x", 100_000), "host 1024 35 1234567890"}
 	sshdtest.Write(t, file, strings.Join(rubbish, "\n")+"\n"+s.KnownHostsLine+strings.Join(rubbish, "\n"))
-	c, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
+	c, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil)
 	sshdtest.Works(t, c, err)
 	other := filepath.Join(t.TempDir(), "other")
 	sshdtest.NewKey(t, other, "ed25519", "")
 	sshdtest.Write(t, file, strings.Join(rubbish, "\n")+"\n"+fmt.Sprintf("[127.0.0.1]:%d %s", s.Port, sshdtest.Read(t, other+".pub")))
 	var he *knownhosts.Error
-	if _, err := remote.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Changed || he.File != file || he.Line != len(rubbish)+1 {
+	if _, err := dial.Dial(sshdtest.Within(t), sshconf.Target{Host: s.Host, Port: s.Port, Home: home}, nil, nil); !errors.As(err, &he) || he.Kind != knownhosts.Changed || he.File != file || he.Line != len(rubbish)+1 {
 		t.Errorf("got %v; want a changed key at %s:%d", err, file, len(rubbish)+1)
 	}
 }

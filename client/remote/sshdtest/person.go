@@ -64,9 +64,6 @@ func Within(t testing.TB) context.Context {
 	return ctx
 }
 
-// NoAgent keeps the agent of whoever runs the tests out of them.
-func NoAgent(t *testing.T) { t.Setenv("SSH_AUTH_SOCK", "") }
-
 // Works runs a command over the client, if there is no error, and closes it.
 func Works(t testing.TB, c *ssh.Client, err error) {
 	t.Helper()

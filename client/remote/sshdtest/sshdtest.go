@@ -26,6 +26,9 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
+// Tests know no agent but those they start: not that of whoever runs them.
+func init() { os.Unsetenv("SSH_AUTH_SOCK") }
+
 // Options of a server. The zero value is a server that lets KeyFile in and runs what the client asks for.
 type Options struct {
 	// AuthorizedKeys is the text of authorized_keys, options and all. "" authorises KeyFile alone; any "%KEY%" in it
@@ -334,10 +337,10 @@ func (s *Server) Home(t testing.TB, config string) string {
 }
 
 // NewKey makes a private key at path, mode 0600, and its public half at path.pub. kind is ssh-keygen's: ed25519, ecdsa,
-// rsa. More arguments may follow, as -m PEM.
+// rsa. More arguments may follow, as -m PEM. A passphrase is as cheap to try as it can be.
 func NewKey(t testing.TB, path, kind, passphrase string, more ...string) {
 	t.Helper()
-	args := append([]string{"-q", "-t", kind, "-N", passphrase, "-C", filepath.Base(path), "-f", path, "-a", "4"}, more...)
+	args := append([]string{"-q", "-t", kind, "-N", passphrase, "-C", filepath.Base(path), "-f", path, "-a", "1"}, more...)
 	if kind == "rsa" {
 		args = append(args, "-b", "2048")
 	}

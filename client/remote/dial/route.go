@@ -1,10 +1,9 @@
-package remote
+package dial
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -63,7 +62,7 @@ func (d *dialer) connectJump(ctx context.Context) (*route, error) {
 		}
 		t.Options = map[string]string{"ProxyJump": strings.Join(names, ",")}
 	}
-	jump, err := dialHop(ctx, t, d.asker.Prompter, d.asker.Credentials, d.depth+1, nil)
+	jump, err := hop(ctx, t, d.asker.Prompter, d.asker.Credentials, d.depth+1, nil)
 	if err != nil {
 		return nil, fmt.Errorf("jump host %s: %w", last, err)
 	}
@@ -92,7 +91,7 @@ func (d *dialer) connectCommand(ctx context.Context) (*route, error) {
 		toWrite.Close()
 		return fail(err)
 	}
-	said := &tail{limit: 1 << 10}
+	said := &Tail{Limit: 1 << 10}
 	cmd := exec.Command(sshconf.Shell(), "-c", "exec "+d.r.ProxyCommand)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = toRead, fromWrite, said
 	cmd.WaitDelay = time.Second
@@ -178,28 +177,3 @@ func (c *commandConn) SetDeadline(t time.Time) error {
 }
 func (c *commandConn) SetReadDeadline(t time.Time) error  { return c.out.SetReadDeadline(t) }
 func (c *commandConn) SetWriteDeadline(t time.Time) error { return c.in.SetWriteDeadline(t) }
-
-// tail keeps the end of what a command says.
-type tail struct {
-	mu    sync.Mutex
-	limit int
-	buf   []byte
-}
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf = append(t.buf, b...)
-	if over := len(t.buf) - t.limit; over > 0 {
-		t.buf = append(t.buf[:0], t.buf[over:]...)
-	}
-	return len(b), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.buf)
-}
-
-var _ io.Writer = (*tail)(nil)

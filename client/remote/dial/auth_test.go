@@ -1,4 +1,4 @@
-package remote
+package dial
 
 import (
 	"bytes"
@@ -259,7 +259,7 @@ func TestBannerIsHarmless(t *testing.T) {
 
 // No secret in what is printed: errors, notices, the credentials themselves.
 func TestSecretsStaySecret(t *testing.T) {
-	sshdtest.NoAgent(t)
+	t.Parallel()
 	key := filepath.Join(t.TempDir(), "key")
 	sshdtest.NewKey(t, key, "ed25519", "my passphrase")
 	tg := passwordTarget(t, &ssh.ServerConfig{
