@@ -235,7 +235,7 @@ func TestShellTerminal(t *testing.T) {
 				if strings.Contains(line, text) {
 					return
 				}
-			case <-time.After(20 * time.Second):
+			case <-time.After(limit):
 				t.Fatalf("no %q on the terminal", text)
 			}
 		}
