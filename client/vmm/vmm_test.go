@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("VMM_TEST_TERMINAL") != "" {
 		os.Exit(terminalHelper())
 	}
+	patience, retryLow = 100*time.Millisecond, 100*time.Millisecond
 	os.Exit(m.Run())
 }
 
