@@ -90,11 +90,13 @@ func TestPinsChecked(t *testing.T) {
 // Compact removes exactly what neither a pin nor the caller needs, counts it
 // the same beforehand, and leaves the usage right.
 func TestCompact(t *testing.T) {
+	all := inMemory(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "")
+		dir, err := os.MkdirTemp(all, "")
 		if err != nil {
 			rt.Fatal(err)
 		}
+		defer os.RemoveAll(dir)
 		h, err := Open(dir, 0)
 		if err != nil {
 			rt.Fatal(err)

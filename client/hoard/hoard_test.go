@@ -51,6 +51,18 @@ func open(t testing.TB, dir string, quota int64) *Hoard {
 	return h
 }
 
+// inMemory is a directory in memory, if this host has such a place: a model is
+// about what is there, not about what is durable.
+func inMemory(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "isr-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // spoil puts other bytes into an object's file.
 func spoil(t testing.TB, d *Dir, tag seal.Tag, with []byte) {
 	t.Helper()
@@ -594,8 +606,9 @@ func TestCancelled(t *testing.T) {
 
 // Against a map: any order of operations, by any of several processes' views.
 func TestModel(t *testing.T) {
+	all := inMemory(t)
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("", "hoard-model-")
+		dir, err := os.MkdirTemp(all, "")
 		if err != nil {
 			t.Fatal(err)
 		}

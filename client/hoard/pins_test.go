@@ -32,8 +32,7 @@ func needs(places []Need) iter.Seq2[Need, error] {
 // A pin that follows from version to version, by what differs, is the pin that
 // is made of the last one anew, whatever other pinning goes on.
 func TestRepinModel(t *testing.T) {
-	dir := t.TempDir()
-	h, fresh := open(t, dir, 0), open(t, t.TempDir(), 0)
+	h, fresh := open(t, inMemory(t), 0), open(t, inMemory(t), 0)
 	var tags []seal.Tag
 	for range 12 {
 		tag, _ := object(1)

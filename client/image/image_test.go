@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"os"
 	"sync"
 	"testing"
 
@@ -99,6 +100,18 @@ func newTestImage(t testing.TB, dir string, o *objects, tree Refs, size int64, c
 		}
 	})
 	return im
+}
+
+// inMemory is a directory in memory, if this host has such a place: a model is
+// about what is there, not about what is durable.
+func inMemory(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "isr-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func randomBytes(n int) []byte {

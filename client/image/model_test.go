@@ -23,10 +23,11 @@ import (
 // TestImageAgainstModel drives an image and a plain byte slice through the
 // same reads, writes, flushes, reopenings, saves and check-ins.
 func TestImageAgainstModel(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) { imageModel(t, rt) })
+	all := inMemory(t)
+	rapid.Check(t, func(rt *rapid.T) { imageModel(t, rt, all) })
 }
 
-func imageModel(tt *testing.T, t *rapid.T) {
+func imageModel(tt *testing.T, t *rapid.T, all string) {
 	ctx := context.Background()
 	chunk := rapid.SampledFrom([]int{4096, 8192, 128 << 10}).Draw(t, "chunk size")
 	size := int64(rapid.IntRange(1, 5*chunk+777).Draw(t, "size"))
@@ -47,10 +48,11 @@ func imageModel(tt *testing.T, t *rapid.T) {
 			clear(model[n*chunk : min((n+1)*chunk, len(model))])
 		}
 	}
-	dir, err := os.MkdirTemp(tt.TempDir(), "")
+	dir, err := os.MkdirTemp(all, "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer os.RemoveAll(dir)
 	o := new(objects)
 	tree := pristineTree(tt, o, model, size, chunk)
 	var im *Image

@@ -548,7 +548,7 @@ func TestXTSAgreesWithTheLibrary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, sectors := range []int{0, 1, 2, 127, 128, 255, 256, 257, 1000} {
+	for _, sectors := range []int{0, 1, 2, 127, 128, 255, 256, 257} {
 		for _, first := range []int64{0, 1, 1<<31 - 1, 1 << 47} {
 			p := randomBytes(sectors * sectorSize)
 			want := make([]byte, len(p))

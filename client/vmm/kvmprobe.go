@@ -81,7 +81,7 @@ func (d *QEMU) kvmVerdict(ctx context.Context, m *Machine, program string) kvmAn
 	a, ok := readCache[kvmAnswer](m.CacheDir, name, key)
 	if !ok {
 		var sure bool
-		if a, sure = probe(ctx, program, "kvm"); !sure {
+		if a, sure = probe(ctx, program, "kvm", probeCPU, probeTime); !sure {
 			return a // the host may just be busy: ask again next time
 		}
 		writeCache(m.CacheDir, name, key, a)
@@ -90,8 +90,9 @@ func (d *QEMU) kvmVerdict(ctx context.Context, m *Machine, program string) kvmAn
 	return a
 }
 
-// probe runs the probe under an accelerator. sure: the answer is the host's, not the moment's.
-func probe(ctx context.Context, program, accel string) (a kvmAnswer, sure bool) {
+// probe runs the probe under an accelerator, for some time of the processor and
+// in all. sure: the answer is the host's, not the moment's.
+func probe(ctx context.Context, program, accel string, cpu, inAll time.Duration) (a kvmAnswer, sure bool) {
 	begin := time.Now()
 	defer func() { a.Took = time.Since(begin) }()
 	dir, err := os.MkdirTemp("", "isr-probe")
@@ -124,11 +125,11 @@ func probe(ctx context.Context, program, accel string) (a kvmAnswer, sure bool) 
 			return judge(cmd.ProcessState.ExitCode(), stderr.last(2))
 		case <-tick.C:
 			spent := cpuTime(cmd.Process.Pid)
-			if spent > probeCPU {
+			if spent > cpu {
 				return kvmAnswer{Reason: "KVM on this host runs an ordinary kernel far too slowly (it emulates it)"}, true
 			}
-			if time.Since(begin) > probeTime {
-				return kvmAnswer{Reason: fmt.Sprintf("a test guest under KVM did not end in %v", probeTime)}, false
+			if time.Since(begin) > inAll {
+				return kvmAnswer{Reason: fmt.Sprintf("a test guest under KVM did not end in %v", inAll)}, false
 			}
 		}
 	}

@@ -204,14 +204,19 @@ func (r *rig) run() *running {
 	return x
 }
 
-const limit = 90 * time.Second
+// limit ends what hangs. A busy host may take minutes for what takes seconds.
+const limit = 4 * time.Minute
 
 func (x *running) wait() ended {
 	x.Helper()
 	select {
 	case e := <-x.end:
 		if x.console != nil {
-			x.console.Close() // its last lines are in
+			ctx, done := context.WithTimeout(context.Background(), limit)
+			defer done()
+			if err := x.console.WaitEnd(ctx); err != nil { // with its last lines
+				x.Fatal(err)
+			}
 		}
 		return e
 	case <-time.After(limit):

@@ -16,11 +16,14 @@ import (
 	"time"
 )
 
-const (
-	patience  = 3 * time.Second // before the user is told what is being waited for
-	retryLow  = 2 * time.Second // after an error of the image, the machine is started again
-	retryHigh = 10 * time.Second
+// Tests have less of it.
+var (
+	patience = 3 * time.Second // before the user is told what is being waited for
+	retryLow = 2 * time.Second // after an error of the image, the machine is started again
+)
 
+const (
+	retryHigh  = 10 * time.Second
 	rebootTime = 5 * time.Second // within which resets are one reboot
 )
 

@@ -115,7 +115,7 @@ func splitStream(r io.Reader, w io.Writer, size int64, sink pageSink) (streamSta
 
 func newSplitter(r io.Reader, w io.Writer, size int64, sink pageSink) *ramSplitter {
 	return &ramSplitter{
-		r: bufio.NewReaderSize(r, 1<<20), w: bufio.NewWriterSize(w, 64<<10),
+		r: bufio.NewReaderSize(r, 256<<10), w: bufio.NewWriterSize(w, 64<<10),
 		sink: sink, names: ramNames, size: size,
 	}
 }

@@ -123,7 +123,7 @@ func (s *screen) expect(t *testing.T, want ...string) {
 			if got != w {
 				t.Errorf("sent %q, want %q", got, w)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(limit):
 			t.Fatalf("nothing sent, want %q", w)
 		}
 	}
@@ -162,7 +162,7 @@ func TestWindow(t *testing.T) {
 		}
 		return [3]byte(img.Data[:3])
 	}
-	eventually(t, "the window", func() bool {
+	wait(t, "the window", func() bool {
 		tree, err := xproto.QueryTree(x, root).Reply()
 		if err != nil || len(tree.Children) == 0 {
 			return false
@@ -210,7 +210,7 @@ func TestWindow(t *testing.T) {
 	// Another size.
 	s.update(rectangle(0, 0, 32, 16, encDesktopSize))
 	<-s.asks
-	eventually(t, "the new size", func() bool {
+	wait(t, "the new size", func() bool {
 		g, err := xproto.GetGeometry(x, xproto.Drawable(id)).Reply()
 		return err == nil && g.Width == 32 && g.Height == 16
 	})
@@ -220,17 +220,8 @@ func TestWindow(t *testing.T) {
 		if err != nil {
 			t.Errorf("closed by its key: got %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(limit):
 		t.Fatal("its key does not close it")
-	}
-}
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not seen", what)
-		}
 	}
 }
 

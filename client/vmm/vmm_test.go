@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("VMM_TEST_TERMINAL") != "" {
 		os.Exit(terminalHelper())
 	}
+	patience, retryLow = 100*time.Millisecond, 100*time.Millisecond
 	os.Exit(m.Run())
 }
 
@@ -235,7 +236,7 @@ func TestShellTerminal(t *testing.T) {
 				if strings.Contains(line, text) {
 					return
 				}
-			case <-time.After(20 * time.Second):
+			case <-time.After(limit):
 				t.Fatalf("no %q on the terminal", text)
 			}
 		}
