@@ -3,12 +3,15 @@ package auth
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -124,6 +127,72 @@ func TestPassShort(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A server that is lost before it answers refuses nothing: the connection ends,
+// as it would without anybody between.
+func TestPassLost(t *testing.T) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &ssh.ServerConfig{NoClientAuth: true}
+	config.AddHostKey(signer)
+	for _, opens := range []bool{false, true} {
+		// Its end comes with the first channel, or with the first request in it.
+		up := joined(t, func(conn net.Conn) {
+			sc, chans, _, err := ssh.NewServerConn(conn, config)
+			if err != nil {
+				return
+			}
+			defer sc.Close()
+			if nc := <-chans; opens && nc != nil {
+				if _, reqs, err := nc.Accept(); err == nil {
+					<-reqs
+				}
+			}
+		})
+		c := joined(t, func(conn net.Conn) { pass(conn, up, make(chan struct{}), signer) })
+		s, err := c.NewSession()
+		if opens && err == nil {
+			err = s.Start("list")
+		}
+		var refused *ssh.OpenChannelError
+		if err == nil || errors.As(err, &refused) || strings.Contains(err.Error(), "ssh: command") {
+			t.Errorf("it opens a session: %v; it is lost: %v", opens, err)
+		}
+	}
+}
+
+// joined is a client of what serves the other end of its connection.
+func joined(t *testing.T, serve func(net.Conn)) *ssh.Client {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	near, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served sync.WaitGroup
+	served.Go(func() { defer far.Close(); serve(far) })
+	sc, chans, reqs, err := ssh.NewClientConn(near, "", &ssh.ClientConfig{HostKeyCallback: ssh.InsecureIgnoreHostKey()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := ssh.NewClient(sc, chans, reqs)
+	t.Cleanup(func() { c.Close(); served.Wait() })
+	return c
 }
 
 // Who shares shares one connection; who wants one alone has one, made once.

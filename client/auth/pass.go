@@ -12,7 +12,8 @@ import (
 // pass speaks SSH over conn as the server at the other end of up would, until
 // either end closes. Global requests go to the server too, so that a round
 // trip that is measured is the whole way's; those of the server are answered
-// here, as by any client.
+// here, as by any client. If the server is lost, so is conn: what was asked and
+// not answered is nobody's refusal.
 func pass(conn net.Conn, up *ssh.Client, gone <-chan struct{}, hostKey ssh.Signer) {
 	// Whoever is at the other end was looked at already.
 	config := &ssh.ServerConfig{NoClientAuth: true, ServerVersion: "SSH-2.0-isr-auth"}
@@ -44,28 +45,32 @@ func pass(conn net.Conn, up *ssh.Client, gone <-chan struct{}, hostKey ssh.Signe
 	}()
 	var channels sync.WaitGroup
 	for nc := range chans {
-		channels.Go(func() { passChannel(nc, up) })
+		channels.Go(func() {
+			if !passChannel(nc, up) {
+				sc.Close()
+			}
+		})
 	}
 	channels.Wait()
 }
 
-// passChannel opens the same channel at the server and joins the two.
-func passChannel(nc ssh.NewChannel, up *ssh.Client) {
+// passChannel opens the same channel at the server and joins the two, until
+// both are closed. It is false if the server was lost before it answered.
+func passChannel(nc ssh.NewChannel, up *ssh.Client) bool {
 	far, farReqs, err := up.OpenChannel(nc.ChannelType(), nc.ExtraData())
+	var refused *ssh.OpenChannelError
+	if errors.As(err, &refused) {
+		nc.Reject(refused.Reason, refused.Message)
+		return true
+	}
 	if err != nil {
-		var refused *ssh.OpenChannelError
-		if errors.As(err, &refused) {
-			nc.Reject(refused.Reason, refused.Message)
-		} else {
-			nc.Reject(ssh.ConnectionFailed, "connection lost")
-		}
-		return
+		return false
 	}
 	near, nearReqs, err := nc.Accept()
 	if err != nil {
 		far.Close()
 		go ssh.DiscardRequests(farReqs)
-		return
+		return true
 	}
 	var back sync.WaitGroup // all that the server says
 	back.Go(func() {
@@ -91,15 +96,17 @@ func passChannel(nc ssh.NewChannel, up *ssh.Client) {
 	asking.Unlock()
 	far.Close()
 	forth.Wait()
+	return true
 }
 
-// passRequests passes requests on and their answers back, each under busy.
+// passRequests passes requests on and their answers back, each under busy. What
+// is closed instead of being answered stays unanswered.
 func passRequests(to ssh.Channel, reqs <-chan *ssh.Request, busy *sync.Mutex) {
 	for r := range reqs {
 		busy.Lock()
 		ok, err := to.SendRequest(r.Type, r.WantReply, r.Payload)
-		if r.WantReply {
-			r.Reply(ok && err == nil, nil)
+		if r.WantReply && err == nil {
+			r.Reply(ok, nil)
 		}
 		busy.Unlock()
 	}

@@ -18,7 +18,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,8 +38,9 @@ var raceEnabled bool
 
 // programs is where isr and isr-locksrv are, built once for all tests; quick is
 // where they are without the race detector, with which each command takes three
-// to five times as long.
-var programs, quick string
+// to five times as long. What an administrator types does one thing and ends,
+// so isr-locksrv is under it only as the daemon.
+var programs, quick, daemonProgram string
 
 // drivers is where isr-vmm-toy is.
 var drivers string
@@ -61,21 +61,18 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	programs, quick = dir, dir
+	programs, quick, daemonProgram = dir, dir, filepath.Join(dir, "isr-locksrv")
 	if drivers, err = filepath.Abs("testdata/vmm"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	builds := [][]string{{"build", "-o", dir, "isr/client/isr", "isr/locksrv/isr-locksrv"}}
 	if raceEnabled {
-		quick = filepath.Join(dir, "quick")
-		if err := os.Mkdir(quick, 0o700); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		builds = append(builds, slices.Clone(builds[0]))
-		builds[1][2] = quick
-		builds[0] = slices.Insert(builds[0], 1, "-race")
+		quick, daemonProgram = filepath.Join(dir, "quick"), filepath.Join(dir, "daemon", "isr-locksrv")
+	}
+	builds := [][]string{{"build", "-o", quick + "/", "isr/client/isr", "isr/locksrv/isr-locksrv"}}
+	if raceEnabled {
+		builds = append(builds, []string{"build", "-race", "-o", dir + "/", "isr/client/isr"},
+			[]string{"build", "-race", "-o", filepath.Dir(daemonProgram) + "/", "isr/locksrv/isr-locksrv"})
 	}
 	built := make([]error, len(builds))
 	var wg sync.WaitGroup
@@ -87,6 +84,9 @@ func testMain(m *testing.M) int {
 		})
 	}
 	wg.Wait()
+	if raceEnabled {
+		built = append(built, os.Link(filepath.Join(quick, "isr-locksrv"), filepath.Join(programs, "isr-locksrv")))
+	}
 	if err := errors.Join(built...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -434,7 +434,11 @@ func newDaemon(t testing.TB, w *world) server {
 
 func (d *daemon) start(t testing.TB) {
 	t.Helper()
-	cmd := d.w.command("", "isr-locksrv", "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", d.p))
+	program := daemonProgram
+	if d.w.programs == quick {
+		program = "isr-locksrv"
+	}
+	cmd := d.w.command("", program, "serve", "--listen", fmt.Sprintf("127.0.0.1:%d", d.p))
 	cmd.Stderr = d.said
 	out, err := cmd.StdoutPipe()
 	if err != nil {
