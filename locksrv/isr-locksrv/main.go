@@ -138,23 +138,14 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 			}
 		}
 	}()
-	var c cli
 	// A reader that is gone is an error to tell of, where there is something to
 	// tell; else the first word to it would end what is at work.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	parser, err := kong.New(&c,
-		kong.Name(programName),
-		kong.Description("Keeps the parcels of Internet Suspend/Resume, and their locks."),
-		kong.Vars{"conf": confFile, "root": defaultRoot()},
-		kong.Writers(out, stderr),
-		kong.Exit(func(code int) { panic(exited(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
-	)
+	c, parser, err := grammar()
 	if err != nil {
 		return complain(stderr, programName, err)
 	}
+	parser.Stdout, parser.Stderr = out, stderr
 	args := argv[1:]
 	if len(args) == 0 {
 		args = []string{"--help"}
@@ -167,6 +158,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		return (&env{stdout: out, stderr: stderr}).end(err)
 	}
 	e := &env{root: c.Root, stdout: out, stderr: stderr, parser: parser}
+	parsed.BindTo(ctx, (*context.Context)(nil))
 	err = parsed.Run(e)
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(status_)) {
 		stopped := parcel.NewError(parcel.Interrupted, "interrupted")
@@ -176,6 +168,23 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		err = stopped
 	}
 	return e.end(err)
+}
+
+// grammar is an empty command line, and what reads one into it. Tests have it
+// made once for all theirs: it costs more than most commands do.
+var grammar = newGrammar
+
+func newGrammar() (*cli, *kong.Kong, error) {
+	c := new(cli)
+	parser, err := kong.New(c,
+		kong.Name(programName),
+		kong.Description("Keeps the parcels of Internet Suspend/Resume, and their locks."),
+		kong.Vars{"conf": confFile, "root": defaultRoot()},
+		kong.Exit(func(code int) { panic(exited(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
+	)
+	return c, parser, err
 }
 
 // usageError is err of a command line, with how that command is called.

@@ -113,7 +113,7 @@ func TestSweepFlags(t *testing.T) {
 	copyTree(t, r.Root, good)
 	before := tree(t, r.Root)
 
-	parser, err := kong.New(new(cli), kong.Vars{"conf": confFile, "root": "R"})
+	_, parser, err := grammar()
 	if err != nil {
 		t.Fatal(err)
 	}
