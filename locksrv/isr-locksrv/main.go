@@ -100,6 +100,27 @@ const programName = "isr-locksrv"
 // endings are the signals that ask the program to end.
 var endings = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
 
+// untilSignal is a context that ends with the first of them, to let a command
+// clean up. A second one ends the program, from the moment the context does:
+// whoever saw that the first one was heeded need not send two more.
+func untilSignal() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	first := make(chan os.Signal, 1)
+	signal.Notify(first, endings...)
+	stop = func() {
+		signal.Stop(first)
+		cancel()
+	}
+	go func() {
+		select {
+		case <-first:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, stop
+}
+
 // exited carries the status of kong's own exits, such as that of --help.
 type exited int
 
@@ -122,10 +143,8 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		return script(root, rest, stdout, stderr)
 	}
 
-	// The first signal lets a command clean up; a second one ends it.
-	ctx, stop := signal.NotifyContext(context.Background(), endings...)
+	ctx, stop := untilSignal()
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	out := newResults(stdout)
 	defer func() {
 		if p := recover(); p != nil {
