@@ -50,7 +50,11 @@ func TestPasswordOnTerminal(t *testing.T) {
 			timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 			defer timer.Stop()
 			shown := new(locksrvtest.Log)
-			go io.Copy(shown, here)
+			all := make(chan struct{})
+			go func() {
+				defer close(all)
+				io.Copy(shown, here) // until nobody has the terminal
+			}()
 			for i, line := range strings.SplitAfter(test.typed, "\n") {
 				question := []string{"New password of alice: ", "Again: ", "nothing is asked"}[i]
 				for end := time.Now().Add(30 * time.Second); line != "" && !strings.Contains(shown.String(), question); {
@@ -70,6 +74,7 @@ func TestPasswordOnTerminal(t *testing.T) {
 				t.Errorf("the terminal is left silent: %+v, %v", state, err)
 			}
 			tty.Close()
+			<-all
 			text := shown.String()
 			for _, secret := range []string{"secret", "half"} {
 				if strings.Contains(text, secret) {
