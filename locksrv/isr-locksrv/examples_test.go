@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/alecthomas/kong"
@@ -196,7 +197,7 @@ func TestExamples(t *testing.T) {
 // isCommand: args are the name of a command, or of a group of them.
 func isCommand(t *testing.T, args []string) bool {
 	t.Helper()
-	parser, err := kong.New(new(cli), kong.Vars{"conf": confFile, "root": "R"})
+	_, parser, err := grammar()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,16 +212,9 @@ func isCommand(t *testing.T, args []string) bool {
 	return true
 }
 
-// parses holds args to the grammar; nothing is run. Files that only the
-// reader has are no matter.
-func parses(t *testing.T, args []string) error {
-	t.Helper()
-	if _, rest, _ := leadingRoot(args); len(rest) > 0 && strings.HasPrefix(rest[0], scriptPrefix) {
-		if !slices.Contains(locksrv.Verbs(), rest[0]) {
-			return errors.New("no such verb")
-		}
-		return nil
-	}
+// exampleGrammar is the grammar to which files that only the reader has are no
+// matter.
+var exampleGrammar = sync.OnceValues(func() (*kong.Kong, error) {
 	anything := kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		var file string
 		err := ctx.Scan.PopValueInto("file", &file)
@@ -231,11 +225,24 @@ func parses(t *testing.T, args []string) error {
 		}
 		return err
 	})
-	parser, err := kong.New(new(cli), kong.Vars{"conf": confFile, "root": "R"}, kong.Exit(func(int) {}),
+	return kong.New(new(cli), kong.Vars{"conf": confFile, "root": "R"}, kong.Exit(func(int) {}),
 		kong.NamedMapper("existingfile", anything), kong.NamedMapper("existingdir", anything))
+})
+
+// parses holds args to the grammar; nothing is run.
+func parses(t *testing.T, args []string) error {
+	t.Helper()
+	if _, rest, _ := leadingRoot(args); len(rest) > 0 && strings.HasPrefix(rest[0], scriptPrefix) {
+		if !slices.Contains(locksrv.Verbs(), rest[0]) {
+			return errors.New("no such verb")
+		}
+		return nil
+	}
+	parser, err := exampleGrammar()
 	if err != nil {
 		t.Fatal(err)
 	}
+	unset(parser)
 	_, err = parser.Parse(args)
 	return err
 }

@@ -100,6 +100,27 @@ const programName = "isr-locksrv"
 // endings are the signals that ask the program to end.
 var endings = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
 
+// untilSignal is a context that ends with the first of them, to let a command
+// clean up. A second one ends the program, from the moment the context does:
+// whoever saw that the first one was heeded need not send two more.
+func untilSignal() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	first := make(chan os.Signal, 1)
+	signal.Notify(first, endings...)
+	stop = func() {
+		signal.Stop(first)
+		cancel()
+	}
+	go func() {
+		select {
+		case <-first:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, stop
+}
+
 // exited carries the status of kong's own exits, such as that of --help.
 type exited int
 
@@ -122,10 +143,8 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		return script(root, rest, stdout, stderr)
 	}
 
-	// The first signal lets a command clean up; a second one ends it.
-	ctx, stop := signal.NotifyContext(context.Background(), endings...)
+	ctx, stop := untilSignal()
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	out := newResults(stdout)
 	defer func() {
 		if p := recover(); p != nil {
@@ -138,23 +157,14 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 			}
 		}
 	}()
-	var c cli
 	// A reader that is gone is an error to tell of, where there is something to
 	// tell; else the first word to it would end what is at work.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	parser, err := kong.New(&c,
-		kong.Name(programName),
-		kong.Description("Keeps the parcels of Internet Suspend/Resume, and their locks."),
-		kong.Vars{"conf": confFile, "root": defaultRoot()},
-		kong.Writers(out, stderr),
-		kong.Exit(func(code int) { panic(exited(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
-	)
+	c, parser, err := grammar()
 	if err != nil {
 		return complain(stderr, programName, err)
 	}
+	parser.Stdout, parser.Stderr = out, stderr
 	args := argv[1:]
 	if len(args) == 0 {
 		args = []string{"--help"}
@@ -170,6 +180,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 		return (&env{stdout: out, stderr: stderr}).end(err)
 	}
 	e := &env{root: c.Root, stdout: out, stderr: stderr, parser: parser}
+	parsed.BindTo(ctx, (*context.Context)(nil))
 	err = parsed.Run(e)
 	if err != nil && ctx.Err() != nil && !errors.As(err, new(status_)) {
 		stopped := parcel.NewError(parcel.Interrupted, "interrupted")
@@ -200,6 +211,23 @@ func noneEmpty(line *kong.Context) error {
 		return parcel.NewError(parcel.Usage, "%s: is empty", name).WithHint("%s", usageOf(line))
 	}
 	return nil
+}
+
+// grammar is an empty command line, and what reads one into it. Tests have it
+// made once for all theirs: it costs more than most commands do.
+var grammar = newGrammar
+
+func newGrammar() (*cli, *kong.Kong, error) {
+	c := new(cli)
+	parser, err := kong.New(c,
+		kong.Name(programName),
+		kong.Description("Keeps the parcels of Internet Suspend/Resume, and their locks."),
+		kong.Vars{"conf": confFile, "root": defaultRoot()},
+		kong.Exit(func(code int) { panic(exited(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
+	)
+	return c, parser, err
 }
 
 // usageError is err of a command line, with how that command is called.

@@ -18,7 +18,7 @@ func TestMan(t *testing.T) {
 	}
 	page := string(p)
 	synopsis, _, _ := strings.Cut(page, ".Sh DESCRIPTION")
-	parser, err := kong.New(new(cli), kong.Vars{"conf": confFile, "root": "R"})
+	_, parser, err := grammar()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"unicode"
 
@@ -120,7 +121,7 @@ func TestSweep(t *testing.T) {
 			before = after
 		}
 	}
-	parser, err := kong.New(new(cli), kong.Vars{"conf": confFile, "root": "R"})
+	_, parser, err := grammar()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,6 +214,39 @@ func commandPath(c *kong.Node) string {
 		path = n.Name + " " + path
 	}
 	return path
+}
+
+// All command lines that are run here are read by one grammar. It is a new one
+// to each of them: kong resets the values, and forgets which were given here.
+func init() {
+	type made struct {
+		*cli
+		*kong.Kong
+	}
+	once := sync.OnceValues(func() (made, error) {
+		c, parser, err := newGrammar()
+		return made{c, parser}, err
+	})
+	grammar = func() (*cli, *kong.Kong, error) {
+		g, err := once()
+		if err == nil {
+			unset(g.Kong)
+		}
+		return g.cli, g.Kong, err
+	}
+}
+
+// unset has a parser forget what earlier command lines gave.
+func unset(parser *kong.Kong) {
+	kong.Visit(parser.Model.Node, func(n kong.Visitable, next kong.Next) error {
+		switch n := n.(type) {
+		case *kong.Node:
+			n.Active = false
+		case *kong.Value:
+			n.Set, n.Active = false, false
+		}
+		return next(nil)
+	})
 }
 
 // inProcess runs one command line here, and returns all that it said.

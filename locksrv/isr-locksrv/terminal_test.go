@@ -52,8 +52,8 @@ func TestPasswordOnTerminal(t *testing.T) {
 			shown := new(locksrvtest.Log)
 			all := make(chan struct{})
 			go func() {
-				io.Copy(shown, here)
-				close(all)
+				defer close(all)
+				io.Copy(shown, here) // until nobody has the terminal
 			}()
 			for i, line := range strings.SplitAfter(test.typed, "\n") {
 				question := []string{"New password of alice: ", "Again: ", "nothing is asked"}[i]
