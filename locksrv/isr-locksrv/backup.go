@@ -37,7 +37,7 @@ type place struct {
 }
 
 func (p place) way(e *env) (backup.Way, error) {
-	w := backup.Way{SSH: strings.Fields(p.SSH), Endpoint: p.S3Endpoint, Errors: e.stderr}
+	w := backup.Way{SSH: strings.Fields(p.SSH), Apart: owner != "", Endpoint: p.S3Endpoint, Errors: e.stderr}
 	if len(w.SSH) == 0 {
 		return w, parcel.NewError(parcel.Usage, "--ssh: want a command")
 	}

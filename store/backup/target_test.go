@@ -57,7 +57,7 @@ func newSFTP(t testing.TB) *SFTP {
 	t.Helper()
 	sshdtest.Require(t, "ssh")
 	s := sshdtest.Start(t, sshdtest.Options{})
-	f, err := OpenSFTP(ctx, s.Host+":"+filepath.Join(t.TempDir(), "backup"), sshCommand(t, s), true, nil)
+	f, err := OpenSFTP(ctx, s.Host+":"+filepath.Join(t.TempDir(), "backup"), Way{SSH: sshCommand(t, s)}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +357,7 @@ func TestRefusedPlaces(t *testing.T) {
 	}
 	sshdtest.Require(t, "ssh")
 	s := sshdtest.Start(t, sshdtest.Options{AuthorizedKeys: "# nobody\n"})
-	if _, err := OpenSFTP(ctx, s.Host+":x", sshCommand(t, s), true, nil); !errors.Is(err, parcel.ErrUnreachable) || !strings.Contains(err.Error(), "denied") {
+	if _, err := OpenSFTP(ctx, s.Host+":x", Way{SSH: sshCommand(t, s)}, true); !errors.Is(err, parcel.ErrUnreachable) || !strings.Contains(err.Error(), "denied") {
 		t.Errorf("SSH, no key: %v", err)
 	}
 }
@@ -366,7 +366,7 @@ func TestRefusedPlaces(t *testing.T) {
 func TestLostConnection(t *testing.T) {
 	sshdtest.Require(t, "ssh")
 	s := sshdtest.Start(t, sshdtest.Options{})
-	f, err := OpenSFTP(ctx, s.Host+":"+filepath.Join(t.TempDir(), "backup"), sshCommand(t, s), true, nil)
+	f, err := OpenSFTP(ctx, s.Host+":"+filepath.Join(t.TempDir(), "backup"), Way{SSH: sshCommand(t, s)}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,5 +418,29 @@ func TestDirLinks(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(filepath.Join(out, "secret")); string(b) != "s" {
 		t.Errorf("written through a link: %q", b)
+	}
+}
+
+// What ssh prints, and so the other host, is passed on line by line, without
+// what a terminal would obey.
+func TestWhatSSHSays(t *testing.T) {
+	ssh := filepath.Join(t.TempDir(), "ssh")
+	text := "#!/bin/sh\nprintf 'hello\\r\\n\\033]0;title\\007\\nlast \\033[2Jword' >&2\nexit 1\n"
+	if err := os.WriteFile(ssh, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	for apart, want := range map[bool]bool{false: false, true: true} {
+		said.Reset()
+		_, err := OpenSFTP(ctx, "host:x", Way{SSH: []string{ssh}, Errors: &said, Apart: apart}, true)
+		if !errors.Is(err, parcel.ErrUnreachable) || !strings.HasSuffix(err.Error(), ": last  [2Jword") {
+			t.Errorf("got %v", err)
+		}
+		if e := new(parcel.Error); errors.As(err, &e) && strings.Contains(e.Hint, "without a terminal") != want {
+			t.Errorf("apart %v: hint %q", apart, e.Hint)
+		}
+		if got, want := said.String(), "hello\n]0;title\nlast  [2Jword\n"; got != want {
+			t.Errorf("said %q, want %q", got, want)
+		}
 	}
 }
