@@ -25,44 +25,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"iter"
 	"path/filepath"
 	"strings"
 
 	"github.com/gofrs/flock"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
-
-// Target is where a backup is: files by names with slashes. Its methods are
-// safe for concurrent use; what is not there is fs.ErrNotExist.
-type Target interface {
-	// Put makes a file, in place of what had its name: whole, or not at all.
-	// It is there, and durable, when Sync has returned.
-	Put(ctx context.Context, name string, content []byte) error
-	// PutFrom is Put of what r has, for what is too large to hold.
-	PutFrom(ctx context.Context, name string, r io.Reader, size int64) error
-	Get(ctx context.Context, name string) (io.ReadCloser, error)
-	// List is the files below the directory dir, in any order.
-	List(ctx context.Context, dir string) iter.Seq2[Entry, error]
-	Remove(ctx context.Context, name string) error
-	Sync(ctx context.Context) error
-	// Width is how many calls at once suit it.
-	Width() int
-	// String is the place as people write it, without secrets.
-	String() string
-	Close() error
-}
-
-// Entry is a file of a Target.
-type Entry struct {
-	Name string // whole
-	Size int64
-}
 
 const (
 	objectsDir   = "objects"
@@ -97,7 +70,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 
 // objects are those of a backup, with their sizes. What is not whole by its
 // size is for whoever knows the size.
-func objects(ctx context.Context, t Target) (map[seal.Tag]int64, error) {
+func objects(ctx context.Context, t target.Target) (map[seal.Tag]int64, error) {
 	have := make(map[seal.Tag]int64)
 	for e, err := range t.List(ctx, objectsDir) {
 		if err != nil {
@@ -110,29 +83,15 @@ func objects(ctx context.Context, t Target) (map[seal.Tag]int64, error) {
 	return have, nil
 }
 
-// read reads a whole file of at most limit bytes.
-func read(ctx context.Context, t Target, name string, limit int64) ([]byte, error) {
-	r, err := t.Get(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = parcel.NewError(parcel.Damaged, "%s: over %d bytes", name, limit)
-	}
-	return b, err
-}
-
 // getObject is an object of a backup, verified; parcel.ErrNoObject if it is
 // not there, parcel.ErrDamaged if it is not what its name says.
-func getObject(ctx context.Context, t Target, tag seal.Tag) ([]byte, error) {
+func getObject(ctx context.Context, t target.Target, tag seal.Tag) ([]byte, error) {
 	return getAs(ctx, t, objectName(tag), tag)
 }
 
 // getAs is getObject of an object that has another name.
-func getAs(ctx context.Context, t Target, name string, tag seal.Tag) ([]byte, error) {
-	b, err := read(ctx, t, name, maxObject)
+func getAs(ctx context.Context, t target.Target, name string, tag seal.Tag) ([]byte, error) {
+	b, err := target.Read(ctx, t, name, maxObject)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, parcel.NewError(parcel.NoObject, "object %s: the backup lacks it", tag)
 	}

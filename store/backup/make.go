@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -71,7 +72,7 @@ type one struct {
 // run is a backup at work.
 type run struct {
 	s    *store.Store
-	t    Target
+	t    target.Target
 	o    Options
 	in   interned
 	have map[seal.Tag]int64
@@ -89,7 +90,7 @@ const maxRounds = 20
 // be used meanwhile. An object that is missing in the realm, or not whole, is
 // left out, unless t has it from before, and counted: the rest is kept all the
 // same, and the snapshot says what it lacks.
-func Make(ctx context.Context, s *store.Store, t Target, o Options) (*Result, error) {
+func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Result, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
@@ -129,7 +130,7 @@ func Make(ctx context.Context, s *store.Store, t Target, o Options) (*Result, er
 
 // sameRealm refuses a place where another realm's backup is. last is the
 // newest snapshot there, "" if there is none.
-func sameRealm(ctx context.Context, s *store.Store, t Target) (last string, err error) {
+func sameRealm(ctx context.Context, s *store.Store, t target.Target) (last string, err error) {
 	ids, err := IDs(ctx, t)
 	if err != nil || len(ids) == 0 {
 		return "", err
@@ -326,7 +327,7 @@ func (r *run) send(ctx context.Context) error {
 	}
 	var mu sync.Mutex
 	var done int64
-	return parallel(ctx, r.t.Width(), slices.Values(lacking), func(ctx context.Context, id uint32) error {
+	return target.Parallel(ctx, r.t.Width(), slices.Values(lacking), func(ctx context.Context, id uint32) error {
 		tag := r.in.tags[id]
 		b, err := readObject(r.in.from[id], tag)
 		switch {

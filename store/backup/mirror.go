@@ -18,19 +18,10 @@ import (
 	"time"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
-
-// Tree is a Target that can hold a realm's tree.
-type Tree interface {
-	Target
-	Link(ctx context.Context, old, name string) error // no error if name is there
-	Symlink(ctx context.Context, target, name string) error
-	Chmod(ctx context.Context, name string, mode fs.FileMode) error
-	Mkdir(ctx context.Context, name string) error
-	RemoveAll(ctx context.Context, name string) error
-}
 
 // MirrorOptions say how a mirror is brought up to date.
 type MirrorOptions struct {
@@ -137,7 +128,7 @@ func digest(files []file) string {
 // mirror is a pass at work.
 type mirror struct {
 	*run
-	tree  Tree
+	tree  target.Tree
 	o     MirrorOptions
 	old   *standby
 	next  *standby
@@ -151,7 +142,7 @@ type mirror struct {
 // heads last, so that it can be served whenever the pass ends, and each parcel
 // in it is whole in between. A tree that is no mirror of the realm is refused,
 // and so is one that has what the realm has not: that was served.
-func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirrored, error) {
+func Mirror(ctx context.Context, s *store.Store, t target.Tree, o MirrorOptions) (*Mirrored, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
@@ -190,7 +181,7 @@ func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirr
 		}
 	}
 	for _, part := range []func(ctx context.Context, key [2]string) error{m.records, m.head} {
-		err := parallel(ctx, t.Width(), slices.Values(changed), part)
+		err := target.Parallel(ctx, t.Width(), slices.Values(changed), part)
 		if err == nil {
 			err = t.Sync(ctx)
 		}
@@ -223,7 +214,7 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 	}
 	host, _ := os.Hostname()
 	m.next = &standby{realm: m.s.Realm(), from: parcel.Clean(host + ":" + m.s.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
-	text, err := read(ctx, m.tree, standbyFile, maxRootFile)
+	text, err := target.Read(ctx, m.tree, standbyFile, maxRootFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		for e, err := range m.tree.List(ctx, ".") {
@@ -241,7 +232,7 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 	if m.old, err = parseStandby(text); err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "%s: standby: %v", m.tree, err)
 	}
-	realm, err := read(ctx, m.tree, "realm.cfg", maxRootFile)
+	realm, err := target.Read(ctx, m.tree, "realm.cfg", maxRootFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -333,7 +324,7 @@ func raiseEpoch(o *one, name string) int64 {
 // ahead refuses a mirror in which a parcel went on by itself.
 func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 	side := lockSide(key[0], key[1])
-	text, err := read(ctx, m.tree, side+"/parcel.cfg", maxRootFile)
+	text, err := target.Read(ctx, m.tree, side+"/parcel.cfg", maxRootFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -356,7 +347,7 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 	if theirs.Version > ours.Version {
 		return conflict("has version %d, the realm %d", theirs.Version, ours.Version)
 	}
-	b, err := read(ctx, m.tree, side+"/epoch", 64)
+	b, err := target.Read(ctx, m.tree, side+"/epoch", 64)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -364,7 +355,7 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 		return conflict("was locked: its epoch is %d, and was %v when it was mirrored", epochOf(b), was)
 	}
 	name := side + "/keys/" + parcel.VersionDir(theirs.Version)
-	if b, err = read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if b, err = target.Read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if mine := find(o.files, name); len(b) > 0 && mine != nil && commitOf(b) != commitOf(mine) {
@@ -524,7 +515,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 		first[w.id] = true
 		return false
 	})
-	if err := parallel(ctx, m.t.Width(), slices.Values(firsts), send); err != nil {
+	if err := target.Parallel(ctx, m.t.Width(), slices.Values(firsts), send); err != nil {
 		return err
 	}
 	if len(others) == 0 {
@@ -533,7 +524,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 	if err := m.tree.Sync(ctx); err != nil { // what is linked to is to have its name
 		return err
 	}
-	return parallel(ctx, m.t.Width(), slices.Values(others), send)
+	return target.Parallel(ctx, m.t.Width(), slices.Values(others), send)
 }
 
 // index notes where the mirror has objects: in parcels that did not change.

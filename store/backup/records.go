@@ -133,6 +133,9 @@ func (c *collector) link(dir *os.Root, name, called string, at time.Time) error 
 	return nil
 }
 
+// isTemp reports whether a file is one that was not finished.
+func isTemp(name string) bool { return strings.HasPrefix(name, atomicfile.TempPrefix) }
+
 // tree reads all files below name in dir, but for those that which leaves out.
 func (c *collector) tree(dir *os.Root, name, called string, which func(name string) bool) error {
 	entries, err := fs.ReadDir(dir.FS(), name)

@@ -273,7 +273,7 @@ func TestMirrorMissing(t *testing.T) {
 					}
 				}
 				if before {
-					m, err := store.Open(place.name)
+					m, err := store.Open(place.String())
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -281,7 +281,7 @@ func TestMirrorMissing(t *testing.T) {
 				}
 				putBack(t, lost...)
 				mirrored(t, s, place, MirrorOptions{Delete: true})
-				wantMirror(t, s.Root(), place.name)
+				wantMirror(t, s.Root(), place.String())
 				if res := mirrored(t, s, place, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 2}) {
 					t.Errorf("unchanged: %+v", res)
 				}

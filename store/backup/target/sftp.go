@@ -1,4 +1,4 @@
-package backup
+package target
 
 import (
 	"bufio"
@@ -206,8 +206,8 @@ func (t *tail) flush() {
 func (t *tail) last() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, line, _ := cutLast(strings.TrimSpace(string(t.text)), "\n")
-	return parcel.Clean(line)
+	text := strings.TrimSpace(string(t.text))
+	return parcel.Clean(text[strings.LastIndex(text, "\n")+1:])
 }
 
 func (t *SFTP) String() string { return t.place }
@@ -358,7 +358,7 @@ func (t *SFTP) flush(ctx context.Context) error {
 	pending := t.pending
 	t.pending = nil
 	t.mu.Unlock()
-	return parallel(ctx, t.Width(), slices.Values(pending), func(_ context.Context, p written) (err error) {
+	return Parallel(ctx, t.Width(), slices.Values(pending), func(_ context.Context, p written) (err error) {
 		if !t.noSync {
 			err = p.f.Sync()
 		}
