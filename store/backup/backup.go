@@ -23,11 +23,9 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
+	"path"
 	"path/filepath"
-	"strings"
 
 	"github.com/gofrs/flock"
 
@@ -42,12 +40,6 @@ const (
 	snapshotsDir = "snapshots"
 )
 
-// standbyFile marks a tree as a mirror.
-const standbyFile = "standby"
-
-// maxObject bounds what is taken for an object, bytes.
-const maxObject = seal.MaxPlain + 1024
-
 // objectName is where an object is in a backup.
 func objectName(tag seal.Tag) string {
 	name := tag.String()
@@ -56,16 +48,8 @@ func objectName(tag seal.Tag) string {
 
 // parseObjectName is the tag of objectName; false if name is not one.
 func parseObjectName(name string) (seal.Tag, bool) {
-	_, last, _ := cutLast(name, "/")
-	tag, err := seal.ParseTag(last)
+	tag, err := seal.ParseTag(path.Base(name))
 	return tag, err == nil && tag.NewHash() != nil && objectName(tag) == name
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return "", s, false
 }
 
 // objects are those of a backup, with their sizes. What is not whole by its
@@ -86,22 +70,7 @@ func objects(ctx context.Context, t target.Target) (map[seal.Tag]int64, error) {
 // getObject is an object of a backup, verified; parcel.ErrNoObject if it is
 // not there, parcel.ErrDamaged if it is not what its name says.
 func getObject(ctx context.Context, t target.Target, tag seal.Tag) ([]byte, error) {
-	return getAs(ctx, t, objectName(tag), tag)
-}
-
-// getAs is getObject of an object that has another name.
-func getAs(ctx context.Context, t target.Target, name string, tag seal.Tag) ([]byte, error) {
-	b, err := target.Read(ctx, t, name, maxObject)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, parcel.NewError(parcel.NoObject, "object %s: the backup lacks it", tag)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if tag.Verify(b) != nil {
-		return nil, parcel.NewError(parcel.Damaged, "object %s: content in the backup does not match its name", tag)
-	}
-	return b, nil
+	return target.ReadObject(ctx, t, objectName(tag), tag)
 }
 
 // Lock keeps other backups, prunes of backups and mirrors of the realm away;

@@ -992,7 +992,7 @@ func TestSets(t *testing.T) {
 	for i := range 4 {
 		in.tags, in.size = append(in.tags, tagOf([]byte{byte(i)})), append(in.size, int64(i+1))
 	}
-	sets := in.sets([][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
+	sets := setsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
 	got := make(map[string]int)
 	for _, s := range sets {
 		got[fmt.Sprint(s.parcels)] = len(s.objects)

@@ -408,7 +408,7 @@ func wholeFile(path string, tag seal.Tag) bool {
 	}
 	defer f.Close()
 	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxObject {
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() > target.MaxObject {
 		return false
 	}
 	h := tag.NewHash()

@@ -12,6 +12,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -332,7 +333,7 @@ func readSnapshot(id string, r io.Reader) (*Snapshot, []set, error) {
 		text, size, _ := strings.Cut(string(line), " ")
 		tag, err := seal.ParseTag(text)
 		n, serr := strconv.ParseInt(size, 10, 64)
-		if err != nil || serr != nil || tag.NewHash() == nil || n < 1 || n > maxObject || len(sets) == 0 {
+		if err != nil || serr != nil || tag.NewHash() == nil || n < 1 || n > target.MaxObject || len(sets) == 0 {
 			return nil, nil, fmt.Errorf("object %q", parcel.Clean(string(line[:min(len(line), 100)])))
 		}
 		last := &sets[len(sets)-1]
@@ -369,7 +370,7 @@ func IDs(ctx context.Context, t target.Target) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, id, _ := cutLast(e.Name, "/"); idPattern.MatchString(id) && e.Name == snapshotName(id) {
+		if id := path.Base(e.Name); idPattern.MatchString(id) && e.Name == snapshotName(id) {
 			ids = append(ids, id)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -211,7 +212,7 @@ func TestMissingElsewhere(t *testing.T) {
 		t.Errorf("%+v, %+v, %v", res, res.Snapshot, err)
 	}
 	wantSound(t, restored(t, place, RestoreOptions{}), true)
-	for _, size := range []int64{0, 100, maxObject + 1} {
+	for _, size := range []int64{0, 100, target.MaxObject + 1} {
 		if err := os.WriteFile(chunk, make([]byte, size), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -11,11 +11,13 @@ package target
 
 import (
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"iter"
 
 	"isr/store/parcel"
+	"isr/store/seal"
 )
 
 // Target is where a backup is: files by names with slashes. Its methods are
@@ -66,4 +68,23 @@ func Read(ctx context.Context, t Target, name string, limit int64) ([]byte, erro
 		err = parcel.NewError(parcel.Damaged, "%s: over %d bytes", name, limit)
 	}
 	return b, err
+}
+
+// MaxObject bounds what is taken for an object, bytes.
+const MaxObject = seal.MaxPlain + 1024
+
+// ReadObject is the object in the file name, verified; parcel.ErrNoObject if it
+// is not there, parcel.ErrDamaged if it does not match its tag.
+func ReadObject(ctx context.Context, t Target, name string, tag seal.Tag) ([]byte, error) {
+	b, err := Read(ctx, t, name, MaxObject)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, parcel.NewError(parcel.NoObject, "object %s: %s lacks it", tag, t)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if tag.Verify(b) != nil {
+		return nil, parcel.NewError(parcel.Damaged, "object %s: content in %s does not match its name", tag, t)
+	}
+	return b, nil
 }
