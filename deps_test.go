@@ -25,7 +25,8 @@ var mayImport = map[string][]string{
 	"store/keep":          {"store/parcel"},
 	"store/tree":          {"store/atomicfile", "store/parcel", "store/seal"},
 	"store":               {"store/atomicfile", "store/authkey", "store/diskimage", "store/keep", "store/keyring", "store/parcel", "store/seal", "store/tree"},
-	"store/backup":        {"store", "store/atomicfile", "store/keep", "store/keyring", "store/parcel", "store/seal"},
+	"store/backup":        {"store", "store/atomicfile", "store/backup/target", "store/keep", "store/keyring", "store/parcel", "store/seal"},
+	"store/backup/target": {"store/atomicfile", "store/parcel", "store/seal"},
 	"locksrv/proto":       {"store/keyring", "store/parcel", "store/seal"},
 	"locksrv/event":       {},
 	"locksrv/health":      {"locksrv/event", "store", "store/parcel"},
@@ -34,7 +35,7 @@ var mayImport = map[string][]string{
 	"locksrv":             {"hooks", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/study":       {"locksrv", "locksrv/event", "locksrv/proto", "store/atomicfile", "store/parcel"},
 	"locksrv/study/page":  {"locksrv/study", "store/parcel"},
-	"locksrv/isr-locksrv": {"contrib/completion", "hooks", "locksrv", "locksrv/event", "locksrv/health", "locksrv/metrics", "locksrv/proto", "locksrv/study", "locksrv/study/page", "store", "store/atomicfile", "store/authkey", "store/backup", "store/diskimage", "store/keep", "store/keyring", "store/parcel", "store/seal"},
+	"locksrv/isr-locksrv": {"contrib/completion", "hooks", "locksrv", "locksrv/event", "locksrv/health", "locksrv/metrics", "locksrv/proto", "locksrv/study", "locksrv/study/page", "store", "store/atomicfile", "store/authkey", "store/backup", "store/backup/target", "store/diskimage", "store/keep", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/completion":  {},
 	"client/vmm":          {},
 	"client/conf":         {"store/atomicfile", "store/parcel"},
@@ -63,14 +64,15 @@ var mayImport = map[string][]string{
 	"client/remote/sshconf":    {},
 
 	// For tests, in no program.
-	"client/fetch/fetchtest":  {"client/fetch", "store/parcel", "store/seal"},
-	"client/remote/linktest":  {},
-	"client/remote/sshdtest":  {},
-	"locksrv/study/studytest": {"locksrv", "locksrv/event", "locksrv/proto", "locksrv/study"},
-	"store/storetest":         {"store", "store/keyring", "store/parcel", "store/seal", "store/tree"},
-	"locksrv/locksrvtest":     {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
-	"contrib/guest":           {},
-	"contrib/scale":           {"store", "store/keyring", "store/parcel", "store/seal"},
+	"client/fetch/fetchtest":         {"client/fetch", "store/parcel", "store/seal"},
+	"client/remote/linktest":         {},
+	"client/remote/sshdtest":         {},
+	"locksrv/study/studytest":        {"locksrv", "locksrv/event", "locksrv/proto", "locksrv/study"},
+	"store/storetest":                {"store", "store/keyring", "store/parcel", "store/seal", "store/tree"},
+	"locksrv/locksrvtest":            {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
+	"contrib/guest":                  {},
+	"contrib/scale":                  {"store", "store/keyring", "store/parcel", "store/seal"},
+	"store/backup/target/targettest": {"client/remote/sshdtest", "store/backup/target"},
 }
 
 // TestImports opens the files itself, so that its result is never a cached

@@ -18,6 +18,7 @@ import (
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/backup"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 )
 
@@ -36,8 +37,8 @@ type place struct {
 	S3Endpoint string `name:"s3-endpoint" help:"The S3 service, if it is not AWS; else $$AWS_ENDPOINT_URL." placeholder:"URL"`
 }
 
-func (p place) way(e *env) (backup.Way, error) {
-	w := backup.Way{SSH: strings.Fields(p.SSH), Endpoint: p.S3Endpoint, Errors: e.stderr}
+func (p place) way(e *env) (target.Way, error) {
+	w := target.Way{SSH: strings.Fields(p.SSH), Apart: owner != "", Endpoint: p.S3Endpoint, Errors: e.stderr}
 	if len(w.SSH) == 0 {
 		return w, parcel.NewError(parcel.Usage, "--ssh: want a command")
 	}
@@ -46,7 +47,7 @@ func (p place) way(e *env) (backup.Way, error) {
 
 // open opens the place, which may not be in the directory realm, nor have it
 // within.
-func (p place) open(ctx context.Context, e *env, create bool, realm string) (backup.Target, error) {
+func (p place) open(ctx context.Context, e *env, create bool, realm string) (target.Target, error) {
 	w, err := p.way(e)
 	if err == nil {
 		err = p.apart(realm)
@@ -58,7 +59,7 @@ func (p place) open(ctx context.Context, e *env, create bool, realm string) (bac
 }
 
 func (p place) apart(realm string) error {
-	dir, local := backup.Local(p.Target)
+	dir, local := target.Local(p.Target)
 	if !local || realm == "" {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/backup"
+	"isr/store/backup/target"
 	"isr/store/diskimage"
 )
 
@@ -119,7 +120,7 @@ func snapshotWords(e *env, p completion.Place) []string {
 	if len(p.Args) == 0 {
 		return nil
 	}
-	if _, local := backup.Local(p.Args[0]); !local {
+	if _, local := target.Local(p.Args[0]); !local {
 		return nil
 	}
 	t, err := place{Target: p.Args[0], SSH: "ssh"}.open(context.Background(), e, false, "")

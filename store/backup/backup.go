@@ -25,80 +25,38 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"iter"
+	"path"
 	"path/filepath"
-	"strings"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
-
-// Target is where a backup is: files by names with slashes. Its methods are
-// safe for concurrent use; what is not there is fs.ErrNotExist.
-type Target interface {
-	// Put makes a file, in place of what had its name: whole, or not at all.
-	// It is there, and durable, when Sync has returned.
-	Put(ctx context.Context, name string, content []byte) error
-	// PutFrom is Put of what r has, for what is too large to hold.
-	PutFrom(ctx context.Context, name string, r io.Reader, size int64) error
-	Get(ctx context.Context, name string) (io.ReadCloser, error)
-	// List is the files below the directory dir, in any order.
-	List(ctx context.Context, dir string) iter.Seq2[Entry, error]
-	Remove(ctx context.Context, name string) error
-	Sync(ctx context.Context) error
-	// Width is how many calls at once suit it.
-	Width() int
-	// String is the place as people write it, without secrets.
-	String() string
-	Close() error
-}
-
-// Entry is a file of a Target.
-type Entry struct {
-	Name string // whole
-	Size int64
-}
 
 const (
 	objectsDir   = "objects"
 	snapshotsDir = "snapshots"
 )
 
-// standbyFile marks a tree as a mirror.
-const standbyFile = "standby"
-
-// MaxObject bounds what is taken for an object, bytes.
-const maxObject = seal.MaxPlain + 1024
-
-// ObjectName is where an object is in a backup.
+// objectName is where an object is in a backup.
 func objectName(tag seal.Tag) string {
 	name := tag.String()
 	return objectsDir + "/" + name[:2] + "/" + name
 }
 
-// parseObjectName is the tag of ObjectName; false if name is not one.
+// parseObjectName is the tag of objectName; false if name is not one.
 func parseObjectName(name string) (seal.Tag, bool) {
-	_, last, _ := cutLast(name, "/")
-	tag, err := seal.ParseTag(last)
+	tag, err := seal.ParseTag(path.Base(name))
 	return tag, err == nil && tag.NewHash() != nil && objectName(tag) == name
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return "", s, false
 }
 
 // objects are those of a backup, with their sizes. What is not whole by its
 // size is for whoever knows the size.
-func objects(ctx context.Context, t Target) (map[seal.Tag]int64, error) {
+func objects(ctx context.Context, t target.Target) (map[seal.Tag]int64, error) {
 	have := make(map[seal.Tag]int64)
 	for e, err := range t.List(ctx, objectsDir) {
 		if err != nil {
@@ -111,39 +69,10 @@ func objects(ctx context.Context, t Target) (map[seal.Tag]int64, error) {
 	return have, nil
 }
 
-// read reads a whole file of at most limit bytes.
-func read(ctx context.Context, t Target, name string, limit int64) ([]byte, error) {
-	r, err := t.Get(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = parcel.NewError(parcel.Damaged, "%s: over %d bytes", name, limit)
-	}
-	return b, err
-}
-
 // getObject is an object of a backup, verified; parcel.ErrNoObject if it is
 // not there, parcel.ErrDamaged if it is not what its name says.
-func getObject(ctx context.Context, t Target, tag seal.Tag) ([]byte, error) {
-	return getAs(ctx, t, objectName(tag), tag)
-}
-
-// getAs is getObject of an object that has another name.
-func getAs(ctx context.Context, t Target, name string, tag seal.Tag) ([]byte, error) {
-	b, err := read(ctx, t, name, maxObject)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, parcel.NewError(parcel.NoObject, "object %s: the backup lacks it", tag)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if tag.Verify(b) != nil {
-		return nil, parcel.NewError(parcel.Damaged, "object %s: content in the backup does not match its name", tag)
-	}
-	return b, nil
+func getObject(ctx context.Context, t target.Target, tag seal.Tag) ([]byte, error) {
+	return target.ReadObject(ctx, t, objectName(tag), tag)
 }
 
 // Lock keeps other backups, prunes of backups and mirrors of the realm away;

@@ -3,6 +3,8 @@ package backup
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -20,13 +22,28 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store"
+	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
 
+var ctx = context.Background()
+
 const testChunk = 4096
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
+func tagOf(b []byte) seal.Tag {
+	sum := sha256.Sum256(b)
+	return seal.Tag(sum[:])
+}
 
 // newRealm is a realm with users alice and bob. It is in memory: what is
 // tested here is not the disk.
@@ -55,9 +72,9 @@ func memDir(t testing.TB) string {
 	return dir
 }
 
-func memPlace(t testing.TB) *Dir {
+func memPlace(t testing.TB) *target.Dir {
 	t.Helper()
-	d, err := OpenDir(filepath.Join(memDir(t), "backup"), true)
+	d, err := target.OpenDir(filepath.Join(memDir(t), "backup"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,9 +268,9 @@ func wantSound(t testing.TB, s *store.Store, notes bool) {
 	}
 }
 
-func make_(t testing.TB, s *store.Store, target Target) *Result {
+func make_(t testing.TB, s *store.Store, place target.Target) *Result {
 	t.Helper()
-	res, err := Make(ctx, s, target, Options{Warn: func(text string) { t.Error("warning:", text) }})
+	res, err := Make(ctx, s, place, Options{Warn: func(text string) { t.Error("warning:", text) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,10 +278,10 @@ func make_(t testing.TB, s *store.Store, target Target) *Result {
 }
 
 // restored is a realm made of a backup.
-func restored(t testing.TB, target Target, o RestoreOptions) *store.Store {
+func restored(t testing.TB, place target.Target, o RestoreOptions) *store.Store {
 	t.Helper()
 	o.Warn = func(text string) { t.Error("warning:", text) }
-	s, _, err := Restore(ctx, filepath.Join(memDir(t), "new"), target, o)
+	s, _, err := Restore(ctx, filepath.Join(memDir(t), "new"), place, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,15 +392,15 @@ func populate(t testing.TB, s *store.Store) {
 // What is backed up is what is restored, from every kind of place, and nothing
 // is sent twice.
 func TestBackupAndRestore(t *testing.T) {
-	for kind, target := range places(t) {
+	for kind, place := range targettest.All(t) {
 		t.Run(kind, func(t *testing.T) {
 			s := newRealm(t)
 			populate(t, s)
-			first := make_(t, s, target)
+			first := make_(t, s, place)
 			if len(first.Snapshot.Parcels) != 3 || first.Sent != first.Snapshot.Objects || first.Sent == 0 {
 				t.Errorf("first: %+v, %d sent", first.Snapshot, first.Sent)
 			}
-			n := restored(t, target, RestoreOptions{})
+			n := restored(t, place, RestoreOptions{})
 			wantEqual(t, s.Root(), n.Root())
 			if l, err := mustParcel(t, n, "alice", "winxp").Holder(); err != nil || l == nil || l.Host != "laptop" {
 				t.Errorf("holder: %v, %v", l, err)
@@ -397,24 +414,24 @@ func TestBackupAndRestore(t *testing.T) {
 			if err != nil || !os.SameFile(a, b) {
 				t.Errorf("shared objects are not shared: %v", err)
 			}
-			if second := make_(t, s, target); second.Sent != 0 || second.Snapshot.ID <= first.Snapshot.ID {
+			if second := make_(t, s, place); second.Sent != 0 || second.Snapshot.ID <= first.Snapshot.ID {
 				t.Errorf("second: %d objects sent, %s after %s", second.Sent, second.Snapshot.ID, first.Snapshot.ID)
 			}
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{5: "five"})
-			if third := make_(t, s, target); third.Sent != 4 { // chunk, two blocks, root
+			if third := make_(t, s, place); third.Sent != 4 { // chunk, two blocks, root
 				t.Errorf("third: %d objects sent, want 4", third.Sent)
 			}
-			n = restored(t, target, RestoreOptions{Free: true})
+			n = restored(t, place, RestoreOptions{Free: true})
 			if l, err := mustParcel(t, n, "alice", "winxp").Holder(); err != nil || l != nil {
 				t.Errorf("holder: %v, %v; want nobody", l, err)
 			}
 			if got := chunk(t, mustParcel(t, n, "bob", "mine"), 0, 5); got != "five" {
 				t.Errorf("chunk: %q", got)
 			}
-			if n := restored(t, target, RestoreOptions{Snapshot: first.Snapshot.ID}); len(mustVersions(t, n, "bob", "mine")) != 1 {
+			if n := restored(t, place, RestoreOptions{Snapshot: first.Snapshot.ID}); len(mustVersions(t, n, "bob", "mine")) != 1 {
 				t.Error("the first snapshot has what was committed later")
 			}
-			v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }})
+			v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }})
 			if err != nil || v.Snapshots != 3 || v.Read != v.Objects || v.Errors != 0 || v.Spare != 0 {
 				t.Errorf("verify: %+v, %v", v, err)
 			}
@@ -455,7 +472,7 @@ func objectPath(t testing.TB, s *store.Store, user, name string) string {
 func TestSealed(t *testing.T) {
 	s := newRealm(t)
 	populate(t, s)
-	target := memPlace(t)
+	place := memPlace(t)
 	id, err := age.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
@@ -464,23 +481,23 @@ func TestSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := Make(ctx, s, target, Options{Recipients: []age.Recipient{id.Recipient()}})
+	res, err := Make(ctx, s, place, Options{Recipients: []age.Recipient{id.Recipient()}})
 	if err != nil || !res.Snapshot.Sealed {
 		t.Fatal(res, err)
 	}
-	if v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }}); err != nil || v.Read == 0 {
+	if v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }}); err != nil || v.Read == 0 {
 		t.Errorf("verify: %v, %v", v, err)
 	}
 	for _, ids := range [][]age.Identity{nil, {other}} {
 		dir := filepath.Join(t.TempDir(), "new")
-		if _, _, err := Restore(ctx, dir, target, RestoreOptions{Identities: ids}); !errors.Is(err, parcel.ErrDenied) {
+		if _, _, err := Restore(ctx, dir, place, RestoreOptions{Identities: ids}); !errors.Is(err, parcel.ErrDenied) {
 			t.Errorf("restore with another identity: %v", err)
 		}
 		if _, err := os.Stat(filepath.Join(dir, "realm.cfg")); err == nil {
 			t.Error("it left a realm")
 		}
 	}
-	wantEqual(t, s.Root(), restored(t, target, RestoreOptions{Identities: []age.Identity{other, id}}).Root())
+	wantEqual(t, s.Root(), restored(t, place, RestoreOptions{Identities: []age.Identity{other, id}}).Root())
 	realm, err := os.ReadFile(filepath.Join(s.Root(), "realm.cfg"))
 	if err != nil {
 		t.Fatal(err)
@@ -490,7 +507,7 @@ func TestSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range files(t, target.name) {
+	for name, content := range files(t, place.String()) {
 		for _, secret := range []string{r.Get("SECRET"), ref.Key.Hex()} {
 			if strings.Contains(content, secret) {
 				t.Errorf("%s has a secret", name)
@@ -503,12 +520,12 @@ func TestSealed(t *testing.T) {
 func TestRestoreInto(t *testing.T) {
 	s := newRealm(t)
 	populate(t, s)
-	target := memPlace(t)
-	make_(t, s, target)
+	place := memPlace(t)
+	make_(t, s, place)
 	before := files(t, s.Root())
 	into := func(o RestoreOptions) (*Restored, error) {
 		o.Warn = func(text string) { t.Error("warning:", text) }
-		return RestoreInto(ctx, s, target, o)
+		return RestoreInto(ctx, s, place, o)
 	}
 	for _, o := range []RestoreOptions{{User: "alice"}, {User: "alice", Parcel: "winxp"}, {User: "bob", Parcel: "mine", As: "empty"}} {
 		if _, err := into(o); !errors.Is(err, parcel.ErrExists) {
@@ -558,14 +575,14 @@ func TestRestoreInto(t *testing.T) {
 	if _, err = into(RestoreOptions{User: "alice"}); err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, s.Root(), restored(t, target, RestoreOptions{}).Root())
+	wantEqual(t, s.Root(), restored(t, place, RestoreOptions{}).Root())
 }
 
 // While users commit and versions are pruned, every snapshot is whole, and the
 // commits of before it are in it.
 func TestBackupWhileInUse(t *testing.T) {
 	s := newRealm(t)
-	target := memPlace(t)
+	place := memPlace(t)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range 3 {
@@ -598,7 +615,7 @@ func TestBackupWhileInUse(t *testing.T) {
 			}
 			heads[name] = cfg.Version
 		}
-		res, err := Make(ctx, s, target, Options{})
+		res, err := Make(ctx, s, place, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -608,7 +625,7 @@ func TestBackupWhileInUse(t *testing.T) {
 			}
 		}
 		if round%2 == 0 {
-			n := restored(t, target, RestoreOptions{Free: true})
+			n := restored(t, place, RestoreOptions{Free: true})
 			wantSound(t, n, true)
 		}
 	}
@@ -618,7 +635,7 @@ func TestBackupWhileInUse(t *testing.T) {
 
 // flawed is a Target that fails or lies.
 type flawed struct {
-	Target
+	target.Target
 	mu      sync.Mutex
 	puts    int
 	failAt  int              // this put fails; 0: none
@@ -675,7 +692,7 @@ func TestFailingTarget(t *testing.T) {
 	populate(t, s)
 	whole := memPlace(t)
 	make_(t, s, whole)
-	wanted := list(t, whole, objectsDir)
+	wanted := targettest.List(t, whole, objectsDir)
 	for n := 1; ; n += 3 {
 		place := memPlace(t)
 		f := &flawed{Target: place, failAt: n}
@@ -693,11 +710,11 @@ func TestFailingTarget(t *testing.T) {
 			t.Fatalf("put %d failed: snapshots %v, %v", n, ids, err)
 		}
 		place.Sync(ctx)
-		there := len(list(t, place, objectsDir))
+		there := len(targettest.List(t, place, objectsDir))
 		if res := make_(t, s, place); int(res.Sent) != len(wanted)-there {
 			t.Errorf("put %d failed: %d were there of %d, and %d sent again", n, there, len(wanted), res.Sent)
 		}
-		if got := list(t, place, objectsDir); !slices.Equal(got, wanted) {
+		if got := targettest.List(t, place, objectsDir); !slices.Equal(got, wanted) {
 			t.Errorf("put %d failed: the backup is another one after", n)
 		}
 	}
@@ -714,8 +731,8 @@ func TestLyingTarget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	problems := func(target Target) (texts []string) {
-		v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(text string) { texts = append(texts, text) }})
+	problems := func(place target.Target) (texts []string) {
+		v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(text string) { texts = append(texts, text) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -804,22 +821,22 @@ func TestDamagedRealm(t *testing.T) {
 	if err := os.Symlink("/etc/passwd", filepath.Join(s.Root(), "users/alice/.isr/winxp/keys/000009")); err != nil {
 		t.Fatal(err)
 	}
-	target := memPlace(t)
+	place := memPlace(t)
 	var warnings []string
-	res, err := Make(ctx, s, target, Options{Warn: func(text string) { warnings = append(warnings, text) }})
+	res, err := Make(ctx, s, place, Options{Warn: func(text string) { warnings = append(warnings, text) }})
 	lacks := res.Snapshot.Lacks // the empty parcel has no versions to go by, and winxp one or more
 	if err != nil || res.Damaged != 1 || len(lacks) < 2 || len(warnings) != 3+len(lacks) {
 		t.Fatalf("%+v, %v, %q", res, err, warnings)
 	}
-	if v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(string) {}}); err != nil || v.Errors != len(lacks) {
+	if v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(string) {}}); err != nil || v.Errors != len(lacks) {
 		t.Errorf("the backup: %+v, %v; want %d errors", v, err, len(lacks))
 	}
-	for name, content := range files(t, target.name) {
+	for name, content := range files(t, place.String()) {
 		if strings.Contains(content, "root:") {
 			t.Errorf("%s has what a link led to", name)
 		}
 	}
-	_, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), target, RestoreOptions{Warn: func(string) {}})
+	_, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{Warn: func(string) {}})
 	if err != nil || r.Parcels != 2 || r.Failed != 1 {
 		t.Errorf("restore: %+v, %v", r, err)
 	}
@@ -854,11 +871,16 @@ func TestStrayFiles(t *testing.T) {
 		t.Errorf("parcels: %v, %v", names, err)
 	}
 	// A mirror is no realm with strays in it, either.
-	mirror := memPlace(t)
+	dir := filepath.Join(memDir(t), "mirror")
+	mirror, err := target.OpenDir(dir, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mirror.Close()
 	if _, err := Mirror(ctx, s, mirror, MirrorOptions{Warn: warn}); err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range files(t, mirror.name) {
+	for name, content := range files(t, dir) {
 		if strings.Contains(content, "stray") {
 			t.Errorf("%q: mirrored", name)
 		}
@@ -867,37 +889,37 @@ func TestStrayFiles(t *testing.T) {
 
 // A place has one realm; a restore wants an empty one.
 func TestRefusals(t *testing.T) {
-	s, target := newRealm(t), memPlace(t)
-	if _, _, err := load(ctx, target, ""); !errors.Is(err, parcel.ErrNoVersion) {
+	s, place := newRealm(t), memPlace(t)
+	if _, _, err := load(ctx, place, ""); !errors.Is(err, parcel.ErrNoVersion) {
 		t.Errorf("no backup: %v", err)
 	}
-	make_(t, s, target)
+	make_(t, s, place)
 	other, err := store.Init(filepath.Join(t.TempDir(), "root"), "other")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Make(ctx, other, target, Options{}); !errors.Is(err, parcel.ErrConflict) {
+	if _, err := Make(ctx, other, place, Options{}); !errors.Is(err, parcel.ErrConflict) {
 		t.Errorf("another realm's place: %v", err)
 	}
-	if _, _, err := Restore(ctx, s.Root(), target, RestoreOptions{}); !errors.Is(err, parcel.ErrExists) {
+	if _, _, err := Restore(ctx, s.Root(), place, RestoreOptions{}); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("restore over a realm: %v", err)
 	}
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Restore(ctx, dir, target, RestoreOptions{}); !errors.Is(err, parcel.ErrExists) {
+	if _, _, err := Restore(ctx, dir, place, RestoreOptions{}); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("restore beside others' files: %v", err)
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("it left %v", entries)
 	}
 	for _, id := range []string{"x", "../../etc/passwd", "20261126T140311Z-0a1b2c3d/..", "20261126T140311Z-0a1b2c3d\n"} {
-		if _, _, err := Restore(ctx, filepath.Join(dir, "new"), target, RestoreOptions{Snapshot: id}); !errors.Is(err, parcel.ErrUsage) {
+		if _, _, err := Restore(ctx, filepath.Join(dir, "new"), place, RestoreOptions{Snapshot: id}); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("snapshot %q: %v", id, err)
 		}
 	}
-	if _, _, err := Restore(ctx, filepath.Join(dir, "new"), target, RestoreOptions{Snapshot: "20261126T140311Z-0a1b2c3d"}); !errors.Is(err, parcel.ErrNoVersion) {
+	if _, _, err := Restore(ctx, filepath.Join(dir, "new"), place, RestoreOptions{Snapshot: "20261126T140311Z-0a1b2c3d"}); !errors.Is(err, parcel.ErrNoVersion) {
 		t.Errorf("no such snapshot: %v", err)
 	}
 	unlock, err := Lock(s)
@@ -917,52 +939,52 @@ func TestRefusals(t *testing.T) {
 
 // Prune keeps what the rules keep, whole, and nothing else.
 func TestPrune(t *testing.T) {
-	s, target := newRealm(t), memPlace(t)
+	s, place := newRealm(t), memPlace(t)
 	p := newParcel(t, s, "alice", "winxp")
 	var ids []string
 	for i := range 4 {
-		ids = append(ids, make_(t, s, target).Snapshot.ID)
+		ids = append(ids, make_(t, s, place).Snapshot.ID)
 		v := commit(t, p, "", map[int64]string{1: fmt.Sprint("version ", i)})
 		if v > 2 {
 			forget(t, p, v-1)
 		}
 	}
-	plan, err := PlanPrune(ctx, target, keep.Rules{Last: 2})
+	plan, err := PlanPrune(ctx, place, keep.Rules{Last: 2})
 	if err != nil || !slices.Equal(plan.Remove, ids[:2]) || len(plan.Keep) != 2 {
 		t.Fatalf("%+v, %v", plan, err)
 	}
-	before := len(list(t, target, objectsDir))
-	res, err := Prune(ctx, target, plan.Remove, nil)
-	if err != nil || res.Snapshots != 2 || res.Objects == 0 || before-len(list(t, target, objectsDir)) != int(res.Objects) {
+	before := len(targettest.List(t, place, objectsDir))
+	res, err := Prune(ctx, place, plan.Remove, nil)
+	if err != nil || res.Snapshots != 2 || res.Objects == 0 || before-len(targettest.List(t, place, objectsDir)) != int(res.Objects) {
 		t.Errorf("%+v, %v", res, err)
 	}
-	v, err := Verify(ctx, target, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }})
+	v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }})
 	if err != nil || v.Snapshots != 2 || v.Spare != 0 {
 		t.Errorf("after: %+v, %v", v, err)
 	}
-	if l := list(t, target, snapshotsDir); len(l) != 4 {
+	if l := targettest.List(t, place, snapshotsDir); len(l) != 4 {
 		t.Errorf("left: %v", l)
 	}
 	// A list that cannot be read keeps every object.
-	if err := target.Put(ctx, snapshotName(ids[2]), []byte("nonsense")); err != nil || target.Sync(ctx) != nil {
+	if err := place.Put(ctx, snapshotName(ids[2]), []byte("nonsense")); err != nil || place.Sync(ctx) != nil {
 		t.Fatal(err)
 	}
-	before = len(list(t, target, objectsDir))
-	if _, err := Prune(ctx, target, nil, nil); !errors.Is(err, parcel.ErrDamaged) || len(list(t, target, objectsDir)) != before {
+	before = len(targettest.List(t, place, objectsDir))
+	if _, err := Prune(ctx, place, nil, nil); !errors.Is(err, parcel.ErrDamaged) || len(targettest.List(t, place, objectsDir)) != before {
 		t.Errorf("beside a damaged list: %v", err)
 	}
 }
 
 // Rules count snapshots from the newest, which stays whatever they say.
 func TestPlanPrune(t *testing.T) {
-	target := memPlace(t)
+	place := memPlace(t)
 	for _, id := range []string{"20250101T000000Z-aaaaaaaa", "20251231T235959Z-bbbbbbbb", "20260101T000000Z-cccccccc", "20260102T010000Z-dddddddd"} {
-		if err := target.Put(ctx, snapshotName(id), []byte("a list")); err != nil || target.Sync(ctx) != nil {
+		if err := place.Put(ctx, snapshotName(id), []byte("a list")); err != nil || place.Sync(ctx) != nil {
 			t.Fatal(err)
 		}
 	}
 	for want, rules := range map[string]keep.Rules{"cd": {Last: 2}, "bd": {Yearly: 2}, "bcd": {Daily: 3}, "d": {}} {
-		plan, err := PlanPrune(ctx, target, rules)
+		plan, err := PlanPrune(ctx, place, rules)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -974,7 +996,7 @@ func TestPlanPrune(t *testing.T) {
 			t.Errorf("%+v: keeps %s, want %s", rules, got, want)
 		}
 	}
-	if _, err := PlanPrune(ctx, target, keep.Rules{Last: -1}); !errors.Is(err, parcel.ErrUsage) {
+	if _, err := PlanPrune(ctx, place, keep.Rules{Last: -1}); !errors.Is(err, parcel.ErrUsage) {
 		t.Errorf("a number below none: %v", err)
 	}
 }
@@ -985,7 +1007,7 @@ func TestSets(t *testing.T) {
 	for i := range 4 {
 		in.tags, in.size = append(in.tags, tagOf([]byte{byte(i)})), append(in.size, int64(i+1))
 	}
-	sets := in.sets([][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
+	sets := setsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
 	got := make(map[string]int)
 	for _, s := range sets {
 		got[fmt.Sprint(s.parcels)] = len(s.objects)
@@ -1093,10 +1115,10 @@ func TestByHand(t *testing.T) {
 }
 
 // flip damages some object of a backup.
-func flip(t *testing.T, d *Dir) {
+func flip(t *testing.T, d *target.Dir) {
 	t.Helper()
-	e := list(t, d, objectsDir)[0]
-	path := filepath.Join(d.name, e.Name)
+	e := targettest.List(t, d, objectsDir)[0]
+	path := filepath.Join(d.String(), e.Name)
 	if err := os.Chmod(path, 0o600); err != nil {
 		t.Fatal(err)
 	}

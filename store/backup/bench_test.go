@@ -11,6 +11,8 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store"
+	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 )
 
 var benchObjects = flag.Int("objects", 2000, "objects of the realm that is backed up by benchmarks")
@@ -50,20 +52,20 @@ func BenchmarkBackup(b *testing.B) {
 	for _, kind := range []string{"dir", "sftp", "s3"} {
 		b.Run(kind, func(b *testing.B) {
 			for range b.N {
-				var target Target
+				var place target.Target
 				switch kind {
 				case "dir":
-					target = newDir(b)
+					place = targettest.Dir(b)
 				case "sftp":
-					target = newSFTP(b)
+					place = targettest.SFTP(b)
 				case "s3":
-					target = newS3(b)
+					place = targettest.S3(b)
 				}
 				for _, what := range []string{"first", "second"} {
-					timed(b, what, func() error { _, err := Make(ctx, s, target, Options{}); return err })
+					timed(b, what, func() error { _, err := Make(ctx, s, place, Options{}); return err })
 				}
 				timed(b, "restore", func() error {
-					_, _, err := Restore(ctx, filepath.Join(b.TempDir(), "new"), target, RestoreOptions{})
+					_, _, err := Restore(ctx, filepath.Join(b.TempDir(), "new"), place, RestoreOptions{})
 					return err
 				})
 			}
@@ -72,9 +74,9 @@ func BenchmarkBackup(b *testing.B) {
 	}
 	b.Run("mirror", func(b *testing.B) {
 		for range b.N {
-			target := newDir(b)
+			place := targettest.Dir(b)
 			for _, what := range []string{"first", "second"} {
-				timed(b, what, func() error { _, err := Mirror(ctx, s, target, MirrorOptions{}); return err })
+				timed(b, what, func() error { _, err := Mirror(ctx, s, place, MirrorOptions{}); return err })
 			}
 		}
 		b.ReportMetric(0, "ns/op")

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"isr/store/backup/target"
 	"isr/store/parcel"
 )
 
@@ -49,7 +50,7 @@ func regular(name, text string) *tar.Header {
 const hostileRealm = "NAME:=test\nSECRET:=" + "00112233" + "\nFORMAT:=1\n"
 
 // forge puts a snapshot with any archive, whose sums are right.
-func forge(t testing.TB, target Target, records []byte, parcels []ParcelEntry, sets []set) string {
+func forge(t testing.TB, place target.Target, records []byte, parcels []ParcelEntry, sets []set) string {
 	t.Helper()
 	s := &Snapshot{ID: "20261126T140311Z-0a1b2c3d", Realm: "test", Host: "h", Sum: fmt.Sprintf("%x", sha256.Sum256(records)), Parcels: parcels}
 	s.Records.Size = int64(len(records))
@@ -64,11 +65,11 @@ func forge(t testing.TB, target Target, records []byte, parcels []ParcelEntry, s
 		t.Fatal(err)
 	}
 	for name, content := range map[string][]byte{snapshotName(s.ID): list.Bytes(), recordsName(s.ID, false): records} {
-		if err := target.Put(ctx, name, content); err != nil {
+		if err := place.Put(ctx, name, content); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := target.Sync(ctx); err != nil {
+	if err := place.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
 	return s.ID
@@ -108,9 +109,9 @@ func TestHostileArchive(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			target := openNew(t, filepath.Join(dir, "place"))
-			forge(t, target, archive(t, regular("realm.cfg", hostileRealm), h), nil, nil)
-			_, _, err := Restore(ctx, filepath.Join(dir, "in/new"), target, RestoreOptions{})
+			place := openNew(t, filepath.Join(dir, "place"))
+			forge(t, place, archive(t, regular("realm.cfg", hostileRealm), h), nil, nil)
+			_, _, err := Restore(ctx, filepath.Join(dir, "in/new"), place, RestoreOptions{})
 			if parcel.KindOf(err) != parcel.Damaged {
 				t.Errorf("got %v, want that it is damaged", err)
 			}
@@ -118,16 +119,16 @@ func TestHostileArchive(t *testing.T) {
 		})
 	}
 	// The same twice.
-	target := openNew(t, filepath.Join(t.TempDir(), "place"))
-	forge(t, target, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "a"), regular("motd", "b")), nil, nil)
-	if _, _, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), target, RestoreOptions{}); parcel.KindOf(err) != parcel.Damaged {
+	place := openNew(t, filepath.Join(t.TempDir(), "place"))
+	forge(t, place, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "a"), regular("motd", "b")), nil, nil)
+	if _, _, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{}); parcel.KindOf(err) != parcel.Damaged {
 		t.Errorf("a file twice: %v", err)
 	}
 }
 
-func openNew(t testing.TB, name string) *Dir {
+func openNew(t testing.TB, name string) *target.Dir {
 	t.Helper()
-	d, err := OpenDir(name, true)
+	d, err := target.OpenDir(name, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,12 +151,12 @@ func wantNothing(t *testing.T, dir string) {
 // are left out.
 func TestHostileRecords(t *testing.T) {
 	dir := t.TempDir()
-	target := openNew(t, filepath.Join(dir, "place"))
-	forge(t, target, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "x"), regular("hooks/pre-lock", "x"),
+	place := openNew(t, filepath.Join(dir, "place"))
+	forge(t, place, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "x"), regular("hooks/pre-lock", "x"),
 		regular("users/alice/authorized_keys", "x"), regular("users/alice/.isr/bad/parcel.cfg", "VERSION:=99999999999\n"),
 		regular("users/alice/.isr/deep/keys/a/b", "x")),
 		[]ParcelEntry{{User: "alice", Name: "bad"}, {User: "alice", Name: "none"}, {User: "alice", Name: "deep"}}, nil)
-	s, res, err := Restore(ctx, filepath.Join(dir, "new"), target, RestoreOptions{Warn: func(string) {}})
+	s, res, err := Restore(ctx, filepath.Join(dir, "new"), place, RestoreOptions{Warn: func(string) {}})
 	if err != nil || res.Failed != 3 || res.Parcels != 0 {
 		t.Fatalf("%+v, %v", res, err)
 	}
@@ -235,8 +236,8 @@ func TestHostileList(t *testing.T) {
 func TestHostileRoot(t *testing.T) {
 	s := newRealm(t)
 	populate(t, s)
-	target := memPlace(t)
-	id := make_(t, s, target).Snapshot.ID
+	place := memPlace(t)
+	id := make_(t, s, place).Snapshot.ID
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out")
 	if err := os.MkdirAll(filepath.Join(dir, "new", poolPrefix+id), 0o700); err != nil {
@@ -250,7 +251,7 @@ func TestHostileRoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := Restore(ctx, filepath.Join(dir, "new"), target, RestoreOptions{}); err == nil {
+	if _, _, err := Restore(ctx, filepath.Join(dir, "new"), place, RestoreOptions{}); err == nil {
 		t.Error("restore into a link for hooks: no error")
 	}
 	if b, _ := os.ReadFile(out); string(b) != "precious" {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
@@ -119,7 +120,7 @@ func TestHostileLinks(t *testing.T) {
 // In a mirror a hook may become a link, a directory, a file again; nothing is
 // written where a link led.
 func TestMirroredLinks(t *testing.T) {
-	for kind, tree := range map[string]Tree{"dir": newDir(t), "sftp": newSFTP(t)} {
+	for kind, tree := range targettest.Trees(t) {
 		t.Run(kind, func(t *testing.T) {
 			s := newRealm(t)
 			out := t.TempDir()
@@ -151,13 +152,13 @@ func TestMirroredLinks(t *testing.T) {
 				}
 				change()
 				mirrored(t, s, tree, MirrorOptions{})
-				wantMirror(t, s.Root(), root(tree))
+				wantMirror(t, s.Root(), targettest.Root(tree))
 				if entries, err := os.ReadDir(out); err != nil || len(entries) > 0 {
 					t.Fatalf("change %d: outside: %v, %v", i, entries, err)
 				}
 			}
 			// A link that the last pass made and did not note.
-			m, err := store.Open(root(tree))
+			m, err := store.Open(targettest.Root(tree))
 			if err != nil {
 				t.Fatal(err)
 			}

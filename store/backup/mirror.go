@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,19 +19,10 @@ import (
 	"time"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
-
-// Tree is a Target that can hold a realm's tree.
-type Tree interface {
-	Target
-	Link(ctx context.Context, old, name string) error // no error if name is there
-	Symlink(ctx context.Context, target, name string) error
-	Chmod(ctx context.Context, name string, mode fs.FileMode) error
-	Mkdir(ctx context.Context, name string) error
-	RemoveAll(ctx context.Context, name string) error
-}
 
 // MirrorOptions say how a mirror is brought up to date.
 type MirrorOptions struct {
@@ -136,8 +128,8 @@ func digest(files []file) string {
 
 // mirror is a pass at work.
 type mirror struct {
-	*run
-	tree  Tree
+	*survey
+	tree  target.Tree
 	o     MirrorOptions
 	old   *standby
 	next  *standby
@@ -151,12 +143,11 @@ type mirror struct {
 // heads last, so that it can be served whenever the pass ends, and each parcel
 // in it is whole in between. A tree that is no mirror of the realm is refused,
 // and so is one that has what the realm has not: that was served.
-func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirrored, error) {
+func Mirror(ctx context.Context, s *store.Store, t target.Tree, o MirrorOptions) (*Mirrored, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	m := &mirror{tree: t, o: o, where: make(map[seal.Tag]string), run: &run{s: s, t: t, o: Options{Warn: o.Warn}, all: make(map[[2]string]*one),
-		in: interned{ids: make(map[seal.Tag]uint32), bad: make(map[uint32]bool), gone: make(map[uint32]bool)}}}
+	m := &mirror{tree: t, o: o, where: make(map[seal.Tag]string), survey: newSurvey(s, o.Warn)}
 	files, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -190,7 +181,7 @@ func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirr
 		}
 	}
 	for _, part := range []func(ctx context.Context, key [2]string) error{m.records, m.head} {
-		err := parallel(ctx, t.Width(), slices.Values(changed), part)
+		err := target.Parallel(ctx, t.Width(), slices.Values(changed), part)
 		if err == nil {
 			err = t.Sync(ctx)
 		}
@@ -205,15 +196,15 @@ func Mirror(ctx context.Context, s *store.Store, t Tree, o MirrorOptions) (*Mirr
 // parcels.
 func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 	c := collector{skipped: func(name, why string) { m.o.Warn(fmt.Sprintf("%s: %s: not in the mirror", name, why)) }}
-	if err := c.realm(m.s.Root()); err != nil {
+	if err := c.realm(m.store.Root()); err != nil {
 		return nil, err
 	}
-	users, err := m.s.Users()
+	users, err := m.store.Users()
 	if err != nil {
 		return nil, err
 	}
 	for _, user := range users {
-		lock, _, err := m.s.UserDirs(user)
+		lock, _, err := m.store.UserDirs(user)
 		if err == nil {
 			err = c.user(userDir(lock), user)
 		}
@@ -222,8 +213,8 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 		}
 	}
 	host, _ := os.Hostname()
-	m.next = &standby{realm: m.s.Realm(), from: parcel.Clean(host + ":" + m.s.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
-	text, err := read(ctx, m.tree, standbyFile, maxRootFile)
+	m.next = &standby{realm: m.store.Realm(), from: parcel.Clean(host + ":" + m.store.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
+	text, err := target.Read(ctx, m.tree, standbyFile, maxRootFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		for e, err := range m.tree.List(ctx, ".") {
@@ -241,13 +232,13 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 	if m.old, err = parseStandby(text); err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "%s: standby: %v", m.tree, err)
 	}
-	realm, err := read(ctx, m.tree, "realm.cfg", maxRootFile)
+	realm, err := target.Read(ctx, m.tree, "realm.cfg", maxRootFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	theirs, terr := parcel.ParseRecord(realm)
 	ours, oerr := parcel.ParseRecord(find(c.files, "realm.cfg"))
-	if m.old.realm != m.s.Realm() || len(realm) > 0 && (terr != nil || oerr != nil || theirs.Get("SECRET") != ours.Get("SECRET")) {
+	if m.old.realm != m.store.Realm() || len(realm) > 0 && (terr != nil || oerr != nil || theirs.Get("SECRET") != ours.Get("SECRET")) {
 		return nil, parcel.NewError(parcel.Conflict, "%s: is a mirror of another realm: %s, from %s", m.tree, parcel.Clean(m.old.realm), parcel.Clean(m.old.from))
 	}
 	return c.files, nil
@@ -256,12 +247,12 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 // changed reads all lock sides, and the object names of those parcels that
 // changed since the last pass.
 func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
-	users, err := m.s.Users()
+	users, err := m.store.Users()
 	if err != nil {
 		return nil, err
 	}
 	for _, user := range users {
-		names, err := m.s.Parcels(user)
+		names, err := m.store.Parcels(user)
 		if errors.Is(err, parcel.ErrNoParcel) {
 			continue
 		}
@@ -271,7 +262,7 @@ func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
 		for _, name := range names {
 			key := [2]string{user, name}
 			m.res.Parcels++
-			p, err := m.s.Parcel(user, name)
+			p, err := m.store.Parcel(user, name)
 			if errors.Is(err, parcel.ErrNoParcel) {
 				continue
 			}
@@ -333,7 +324,7 @@ func raiseEpoch(o *one, name string) int64 {
 // ahead refuses a mirror in which a parcel went on by itself.
 func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 	side := lockSide(key[0], key[1])
-	text, err := read(ctx, m.tree, side+"/parcel.cfg", maxRootFile)
+	text, err := target.Read(ctx, m.tree, side+"/parcel.cfg", maxRootFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -356,7 +347,7 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 	if theirs.Version > ours.Version {
 		return conflict("has version %d, the realm %d", theirs.Version, ours.Version)
 	}
-	b, err := read(ctx, m.tree, side+"/epoch", 64)
+	b, err := target.Read(ctx, m.tree, side+"/epoch", 64)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -364,7 +355,7 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 		return conflict("was locked: its epoch is %d, and was %v when it was mirrored", epochOf(b), was)
 	}
 	name := side + "/keys/" + parcel.VersionDir(theirs.Version)
-	if b, err = read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if b, err = target.Read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if mine := find(o.files, name); len(b) > 0 && mine != nil && commitOf(b) != commitOf(mine) {
@@ -408,7 +399,7 @@ func hdkName(key [2]string, tag seal.Tag) string {
 // may be.
 func (m *mirror) walk(ctx context.Context, changed [][2]string) error {
 	w := newWalker(&m.in, func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error) {
-		return getAs(ctx, m.tree, hdkName(key, tag), tag)
+		return target.ReadObject(ctx, m.tree, hdkName(key, tag), tag)
 	})
 	for _, key := range changed {
 		found, err := w.parcel(ctx, key, m.all[key])
@@ -466,7 +457,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 			if err != nil {
 				return err
 			}
-			_, last, _ := cutLast(e.Name, "/")
+			last := path.Base(e.Name)
 			if tag, err := seal.ParseTag(last); err == nil && e.Name == hdkName(key, tag) {
 				there[tag] = e.Size
 				if id, ok := m.in.ids[tag]; ok && m.in.size[id] == e.Size {
@@ -524,7 +515,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 		first[w.id] = true
 		return false
 	})
-	if err := parallel(ctx, m.t.Width(), slices.Values(firsts), send); err != nil {
+	if err := target.Parallel(ctx, m.tree.Width(), slices.Values(firsts), send); err != nil {
 		return err
 	}
 	if len(others) == 0 {
@@ -533,7 +524,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 	if err := m.tree.Sync(ctx); err != nil { // what is linked to is to have its name
 		return err
 	}
-	return parallel(ctx, m.t.Width(), slices.Values(others), send)
+	return target.Parallel(ctx, m.tree.Width(), slices.Values(others), send)
 }
 
 // index notes where the mirror has objects: in parcels that did not change.
@@ -542,7 +533,7 @@ func (m *mirror) index(changed [][2]string) error {
 		if m.all[key] != nil {
 			continue
 		}
-		p, err := m.s.Parcel(key[0], key[1])
+		p, err := m.store.Parcel(key[0], key[1])
 		if err != nil {
 			continue
 		}
@@ -641,7 +632,7 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 		if err != nil {
 			return err
 		}
-		_, last, _ := cutLast(e.Name, "/")
+		last := path.Base(e.Name)
 		if _, ok := parcel.ParseVersionDir(last); ok && !have[e.Name] {
 			gone = append(gone, last)
 		}
@@ -788,7 +779,7 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 		if _, ok := m.next.parcels[key]; ok {
 			continue
 		}
-		if _, err := m.s.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
+		if _, err := m.store.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
 			m.remove(ctx, lockSide(key[0], key[1])+"/parcel.cfg")
 			for _, dir := range []string{lockSide(key[0], key[1]), contentSide(key)} {
 				if err := m.tree.RemoveAll(ctx, dir); err != nil {

@@ -9,10 +9,12 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
-func mirrored(t *testing.T, s *store.Store, tree Tree, o MirrorOptions) *Mirrored {
+func mirrored(t *testing.T, s *store.Store, tree target.Tree, o MirrorOptions) *Mirrored {
 	t.Helper()
 	o.Warn = func(text string) { t.Error("warning:", text) }
 	res, err := Mirror(ctx, s, tree, o)
@@ -24,14 +26,14 @@ func mirrored(t *testing.T, s *store.Store, tree Tree, o MirrorOptions) *Mirrore
 
 // A mirror is as its realm is, after each pass, and costs what changed.
 func TestMirror(t *testing.T) {
-	for kind, tree := range map[string]Tree{"dir": newDir(t), "sftp": newSFTP(t)} {
+	for kind, tree := range targettest.Trees(t) {
 		t.Run(kind, func(t *testing.T) {
 			s := newRealm(t)
 			populate(t, s)
 			if res := mirrored(t, s, tree, MirrorOptions{}); res.Parcels != 3 || res.Changed != 3 || res.Sent == 0 || res.Linked == 0 {
 				t.Errorf("first: %+v", res)
 			}
-			wantMirror(t, s.Root(), root(tree))
+			wantMirror(t, s.Root(), targettest.Root(tree))
 			if res := mirrored(t, s, tree, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 3}) {
 				t.Errorf("unchanged: %+v", res)
 			}
@@ -48,7 +50,7 @@ func TestMirror(t *testing.T) {
 			if res := mirrored(t, s, tree, MirrorOptions{}); res.Changed != 3 || res.Sent != 4 || res.Linked == 0 {
 				t.Errorf("after a commit, a copy and a release: %+v", res)
 			}
-			wantMirror(t, s.Root(), root(tree))
+			wantMirror(t, s.Root(), targettest.Root(tree))
 
 			// What the realm has no more stays, unless it is to go.
 			if err := s.DelParcel("alice", "lab", false); err != nil {
@@ -59,7 +61,7 @@ func TestMirror(t *testing.T) {
 			if res := mirrored(t, s, tree, MirrorOptions{}); res.Removed != 0 {
 				t.Errorf("%+v; want nothing removed", res)
 			}
-			m, err := store.Open(root(tree))
+			m, err := store.Open(targettest.Root(tree))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,23 +74,23 @@ func TestMirror(t *testing.T) {
 			if res := mirrored(t, s, tree, MirrorOptions{Delete: true}); res.Removed == 0 {
 				t.Errorf("%+v; want something removed", res)
 			}
-			wantMirror(t, s.Root(), root(tree))
+			wantMirror(t, s.Root(), targettest.Root(tree))
 		})
 	}
 }
 
 // A mirror that was served is not written over, nor is anything that is none.
 func TestMirrorRefuses(t *testing.T) {
-	serve := func(f func(t *testing.T, m *store.Store)) func(t *testing.T, place *Dir) {
-		return func(t *testing.T, place *Dir) {
-			m, err := store.Open(place.name)
+	serve := func(f func(t *testing.T, m *store.Store)) func(t *testing.T, place *target.Dir) {
+		return func(t *testing.T, place *target.Dir) {
+			m, err := store.Open(place.String())
 			if err != nil {
 				t.Fatal(err)
 			}
 			f(t, m)
 		}
 	}
-	for name, change := range map[string]func(t *testing.T, place *Dir){
+	for name, change := range map[string]func(t *testing.T, place *target.Dir){
 		"a commit": serve(func(t *testing.T, m *store.Store) {
 			commit(t, mustParcel(t, m, "bob", "mine"), "", map[int64]string{1: "on the mirror"})
 		}),
@@ -97,12 +99,12 @@ func TestMirrorRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}),
-		"promoted": func(t *testing.T, place *Dir) { os.Remove(filepath.Join(place.name, standbyFile)) },
-		"a spoiled mark": func(t *testing.T, place *Dir) {
-			os.WriteFile(filepath.Join(place.name, standbyFile), []byte("REALM:=other\n"), 0o600)
+		"promoted": func(t *testing.T, place *target.Dir) { os.Remove(filepath.Join(place.String(), standbyFile)) },
+		"a spoiled mark": func(t *testing.T, place *target.Dir) {
+			os.WriteFile(filepath.Join(place.String(), standbyFile), []byte("REALM:=other\n"), 0o600)
 		},
-		"another secret": func(t *testing.T, place *Dir) {
-			os.WriteFile(filepath.Join(place.name, "realm.cfg"), []byte("NAME:=test\nSECRET:=00\nFORMAT:=1\n"), 0o600)
+		"another secret": func(t *testing.T, place *target.Dir) {
+			os.WriteFile(filepath.Join(place.String(), "realm.cfg"), []byte("NAME:=test\nSECRET:=00\nFORMAT:=1\n"), 0o600)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -112,11 +114,11 @@ func TestMirrorRefuses(t *testing.T) {
 			change(t, place)
 			// The realm goes on too, by another version of that number.
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{1: "in the realm"})
-			before := files(t, place.name)
+			before := files(t, place.String())
 			if _, err := Mirror(ctx, s, place, MirrorOptions{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
 				t.Errorf("got %v, want a conflict", err)
 			}
-			for file, content := range files(t, place.name) {
+			for file, content := range files(t, place.String()) {
 				if before[file] != content {
 					t.Errorf("%s changed", file)
 				}
@@ -125,10 +127,10 @@ func TestMirrorRefuses(t *testing.T) {
 	}
 	// Somebody's files, and a realm that is served.
 	s, place := newRealm(t), memPlace(t)
-	if err := os.WriteFile(filepath.Join(place.name, "precious"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(place.String(), "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range []*Dir{place, openDir(t, newRealm(t).Root())} {
+	for _, d := range []*target.Dir{place, openDir(t, newRealm(t).Root())} {
 		if _, err := Mirror(ctx, s, d, MirrorOptions{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
 			t.Errorf("%s: %v", d, err)
 		}
@@ -136,23 +138,23 @@ func TestMirrorRefuses(t *testing.T) {
 	// A mark that names files elsewhere removes none of them.
 	place = memPlace(t)
 	mirrored(t, s, place, MirrorOptions{})
-	out := filepath.Join(filepath.Dir(place.name), "out")
+	out := filepath.Join(filepath.Dir(place.String()), "out")
 	if err := os.WriteFile(out, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mark, err := os.ReadFile(filepath.Join(place.name, standbyFile))
+	mark, err := os.ReadFile(filepath.Join(place.String(), standbyFile))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mark = append(mark, "FILE:=00 ../out\nFILE:=00 "+out+"\nPARCEL:=.. x 00\nPARCEL:=alice ../../out 00\n"...)
-	if err := os.WriteFile(filepath.Join(place.name, standbyFile), mark, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(place.String(), standbyFile), mark, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	mirrored(t, s, place, MirrorOptions{Delete: true})
 	if _, err := os.Stat(out); err != nil {
 		t.Error(err)
 	}
-	if text, _ := os.ReadFile(filepath.Join(place.name, standbyFile)); strings.Contains(string(text), "out") {
+	if text, _ := os.ReadFile(filepath.Join(place.String(), standbyFile)); strings.Contains(string(text), "out") {
 		t.Errorf("the mark kept it: %s", text)
 	}
 }
@@ -178,17 +180,17 @@ func TestPromotedEpoch(t *testing.T) {
 		acquire(mustParcel(t, s, "bob", "mine"))
 		mirrored(t, s, place, MirrorOptions{})
 	}
-	wantMirror(t, s.Root(), place.name)
+	wantMirror(t, s.Root(), place.String())
 	last := make(map[string]int64)
 	for name, user := range names {
 		for range 3 {
 			last[name] = acquire(mustParcel(t, s, user, name))
 		}
 	}
-	if err := os.Remove(filepath.Join(place.name, standbyFile)); err != nil {
+	if err := os.Remove(filepath.Join(place.String(), standbyFile)); err != nil {
 		t.Fatal(err)
 	}
-	m, err := store.Open(place.name)
+	m, err := store.Open(place.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,8 +205,8 @@ func TestPromotedEpoch(t *testing.T) {
 	}
 	back := memPlace(t)
 	mirrored(t, m, back, MirrorOptions{})
-	os.Remove(filepath.Join(back.name, standbyFile))
-	b, err := store.Open(back.name)
+	os.Remove(filepath.Join(back.String(), standbyFile))
+	b, err := store.Open(back.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,9 +217,9 @@ func TestPromotedEpoch(t *testing.T) {
 	}
 }
 
-func openDir(t *testing.T, name string) *Dir {
+func openDir(t *testing.T, name string) *target.Dir {
 	t.Helper()
-	d, err := OpenDir(name, false)
+	d, err := target.OpenDir(name, false)
 	if err != nil {
 		t.Fatal(err)
 	}

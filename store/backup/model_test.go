@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/keep"
 	"isr/store/parcel"
 )
@@ -118,12 +119,12 @@ func TestModel(t *testing.T) {
 				r.Fatal(err)
 			}
 		}
-		place, err := OpenDir(filepath.Join(base, "place"), true)
+		place, err := target.OpenDir(filepath.Join(base, "place"), true)
 		if err != nil {
 			r.Fatal(err)
 		}
 		defer place.Close()
-		standby, err := OpenDir(filepath.Join(base, "standby"), true)
+		standby, err := target.OpenDir(filepath.Join(base, "standby"), true)
 		if err != nil {
 			r.Fatal(err)
 		}
@@ -266,10 +267,10 @@ func TestModel(t *testing.T) {
 				if errors.Is(err, parcel.ErrConflict) {
 					// A parcel that was made anew, or brought back older.
 					standby.Close()
-					if err := os.RemoveAll(standby.name); err != nil {
+					if err := os.RemoveAll(standby.String()); err != nil {
 						r.Fatal(err)
 					}
-					if standby, err = OpenDir(standby.name, true); err != nil {
+					if standby, err = target.OpenDir(standby.String(), true); err != nil {
 						r.Fatal(err)
 					}
 					_, err = Mirror(ctx, s, standby, MirrorOptions{Delete: true})
@@ -277,7 +278,7 @@ func TestModel(t *testing.T) {
 				if err != nil {
 					r.Fatal(err)
 				}
-				n, err := store.Open(standby.name)
+				n, err := store.Open(standby.String())
 				if err != nil {
 					r.Fatal(err)
 				}

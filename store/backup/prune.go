@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"isr/store/backup/target"
 	"isr/store/keep"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -28,7 +29,7 @@ type Kept struct {
 
 // PlanPrune says which snapshots would stay and go by the rules. The newest
 // one stays in any case.
-func PlanPrune(ctx context.Context, t Target, k keep.Rules) (*Plan, error) {
+func PlanPrune(ctx context.Context, t target.Target, k keep.Rules) (*Plan, error) {
 	ids, err := IDs(ctx, t)
 	if err != nil {
 		return nil, err
@@ -67,7 +68,7 @@ type Pruned struct {
 // backup may be at work on t: see Lock. Killed anywhere, it leaves the others
 // whole, and the next one finishes it. If one that stays cannot be read,
 // nothing is removed but the snapshots.
-func Prune(ctx context.Context, t Target, remove []string, progress Progress) (*Pruned, error) {
+func Prune(ctx context.Context, t target.Target, remove []string, progress Progress) (*Pruned, error) {
 	res := new(Pruned)
 	for _, id := range remove {
 		// The list first: without it there is no snapshot.
@@ -120,7 +121,7 @@ func Prune(ctx context.Context, t Target, remove []string, progress Progress) (*
 		}
 	}
 	var mu sync.Mutex
-	err = parallel(ctx, t.Width(), slices.Values(spare), func(ctx context.Context, tag seal.Tag) error {
+	err = target.Parallel(ctx, t.Width(), slices.Values(spare), func(ctx context.Context, tag seal.Tag) error {
 		if err := t.Remove(ctx, objectName(tag)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -20,6 +20,7 @@ import (
 
 	"isr/store"
 	"isr/store/atomicfile"
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -47,13 +48,17 @@ type Restored struct {
 	Failed   int   // parcels that could not be restored
 }
 
+// step is called, by several at once, before each step that changes a realm, for
+// tests that kill the process there.
+var step = func(name string) {}
+
 // poolPrefix and a snapshot's ID name the directory where a restore gathers
 // objects; it is there until the restore is done.
 const poolPrefix = atomicfile.TempPrefix + "restore-"
 
 // restorer is a restore at work.
 type restorer struct {
-	t    Target
+	t    target.Target
 	o    RestoreOptions
 	s    *store.Store
 	pool string
@@ -64,7 +69,7 @@ type restorer struct {
 }
 
 // open reads a snapshot, and verifies all of it but the objects.
-func open(ctx context.Context, t Target, o RestoreOptions, root string) (*restorer, error) {
+func open(ctx context.Context, t target.Target, o RestoreOptions, root string) (*restorer, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
@@ -102,7 +107,7 @@ func (r *restorer) records(ctx context.Context) error {
 }
 
 // fetchRecords gets the archive of a snapshot, and verifies it.
-func fetchRecords(ctx context.Context, t Target, s *Snapshot, w io.Writer) error {
+func fetchRecords(ctx context.Context, t target.Target, s *Snapshot, w io.Writer) error {
 	in, err := t.Get(ctx, s.Records.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "snapshot %s: its archive of lock sides is missing", s.ID)
@@ -126,7 +131,7 @@ func fetchRecords(ctx context.Context, t Target, s *Snapshot, w io.Writer) error
 // Restore makes the realm of a snapshot in the directory root, which is empty
 // or not there, or where the same was begun before: then it goes on. The realm
 // is there when all of it is.
-func Restore(ctx context.Context, root string, t Target, o RestoreOptions) (*store.Store, *Restored, error) {
+func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions) (*store.Store, *Restored, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, nil, err
@@ -210,7 +215,7 @@ func (r *restorer) begin(root string) (done bool, err error) {
 
 // RestoreInto restores what o names into a realm that is in use. What is there
 // already is not touched: parcel.ErrExists.
-func RestoreInto(ctx context.Context, s *store.Store, t Target, o RestoreOptions) (*Restored, error) {
+func RestoreInto(ctx context.Context, s *store.Store, t target.Target, o RestoreOptions) (*Restored, error) {
 	if o.As != "" && o.Parcel == "" {
 		return nil, parcel.NewError(parcel.Usage, "--as: want the parcel that is to have another name")
 	}
@@ -323,7 +328,7 @@ func (r *restorer) gather(ctx context.Context, todo map[int]bool) error {
 		}
 	}
 	var mu sync.Mutex
-	return parallel(ctx, r.t.Width(), slices.Values(wants), func(ctx context.Context, w want) error {
+	return target.Parallel(ctx, r.t.Width(), slices.Values(wants), func(ctx context.Context, w want) error {
 		fetched, err := r.gatherOne(ctx, w.object, w.parcels)
 		mu.Lock()
 		defer mu.Unlock()
@@ -403,7 +408,7 @@ func wholeFile(path string, tag seal.Tag) bool {
 	}
 	defer f.Close()
 	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxObject {
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() > target.MaxObject {
 		return false
 	}
 	h := tag.NewHash()

@@ -12,6 +12,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -29,10 +31,10 @@ type Snapshot struct {
 	ID      string // sorts by time
 	Realm   string
 	Time    time.Time
-	Host    string // where it was made
-	Sealed  bool   // the archive of the lock sides is encrypted
-	Records Entry  // that archive: below snapshots/
-	Sum     string // its SHA-256
+	Host    string       // where it was made
+	Sealed  bool         // the archive of the lock sides is encrypted
+	Records target.Entry // that archive: below snapshots/
+	Sum     string       // its SHA-256
 	Parcels []ParcelEntry
 	Lacks   []Lack
 	Objects int64 // each once
@@ -331,7 +333,7 @@ func readSnapshot(id string, r io.Reader) (*Snapshot, []set, error) {
 		text, size, _ := strings.Cut(string(line), " ")
 		tag, err := seal.ParseTag(text)
 		n, serr := strconv.ParseInt(size, 10, 64)
-		if err != nil || serr != nil || tag.NewHash() == nil || n < 1 || n > maxObject || len(sets) == 0 {
+		if err != nil || serr != nil || tag.NewHash() == nil || n < 1 || n > target.MaxObject || len(sets) == 0 {
 			return nil, nil, fmt.Errorf("object %q", parcel.Clean(string(line[:min(len(line), 100)])))
 		}
 		last := &sets[len(sets)-1]
@@ -362,13 +364,13 @@ func parseSet(text string, n int) ([]int, error) {
 }
 
 // IDs are the snapshots of a backup, oldest first.
-func IDs(ctx context.Context, t Target) ([]string, error) {
+func IDs(ctx context.Context, t target.Target) ([]string, error) {
 	var ids []string
 	for e, err := range t.List(ctx, snapshotsDir) {
 		if err != nil {
 			return nil, err
 		}
-		if _, id, _ := cutLast(e.Name, "/"); idPattern.MatchString(id) && e.Name == snapshotName(id) {
+		if id := path.Base(e.Name); idPattern.MatchString(id) && e.Name == snapshotName(id) {
 			ids = append(ids, id)
 		}
 	}
@@ -389,7 +391,7 @@ func damaged(id string, err error) error {
 }
 
 // Header is what a snapshot says of itself.
-func Header(ctx context.Context, t Target, id string) (*Snapshot, error) {
+func Header(ctx context.Context, t target.Target, id string) (*Snapshot, error) {
 	if !idPattern.MatchString(id) {
 		return nil, parcel.NewError(parcel.Usage, "snapshot %q: want a name as 20261126T140311Z-0a1b2c3d", parcel.Clean(id))
 	}
@@ -410,7 +412,7 @@ func Header(ctx context.Context, t Target, id string) (*Snapshot, error) {
 }
 
 // load reads a snapshot, "" or latest for the newest.
-func load(ctx context.Context, t Target, id string) (*Snapshot, []set, error) {
+func load(ctx context.Context, t target.Target, id string) (*Snapshot, []set, error) {
 	if id == "" || id == "latest" {
 		ids, err := IDs(ctx, t)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -33,7 +34,7 @@ type Verified struct {
 
 // needs are the objects that snapshots need. One that cannot be read is told
 // to bad.
-func needs(ctx context.Context, t Target, ids []string, bad func(id string, err error) error) (map[seal.Tag]int64, []*Snapshot, error) {
+func needs(ctx context.Context, t target.Target, ids []string, bad func(id string, err error) error) (map[seal.Tag]int64, []*Snapshot, error) {
 	need := make(map[seal.Tag]int64)
 	var snaps []*Snapshot
 	for _, id := range ids {
@@ -57,7 +58,7 @@ func needs(ctx context.Context, t Target, ids []string, bad func(id string, err 
 // Verify reads a backup as a restore would: lists, archives, and objects, by
 // their sums and tags. It needs no key. Problems are told, and counted, and so
 // is what a snapshot lacks as its realm did; the error is why it could not look.
-func Verify(ctx context.Context, t Target, o VerifyOptions) (*Verified, error) {
+func Verify(ctx context.Context, t target.Target, o VerifyOptions) (*Verified, error) {
 	var v Verified
 	var mu sync.Mutex
 	problem := func(format string, args ...any) {
@@ -121,7 +122,7 @@ func Verify(ctx context.Context, t Target, o VerifyOptions) (*Verified, error) {
 			v.Spare++
 		}
 	}
-	err = parallel(ctx, t.Width(), slices.Values(tags), func(ctx context.Context, tag seal.Tag) error {
+	err = target.Parallel(ctx, t.Width(), slices.Values(tags), func(ctx context.Context, tag seal.Tag) error {
 		_, err := getObject(ctx, t, tag)
 		switch {
 		case errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrNoObject):

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/target"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -211,7 +212,7 @@ func TestMissingElsewhere(t *testing.T) {
 		t.Errorf("%+v, %+v, %v", res, res.Snapshot, err)
 	}
 	wantSound(t, restored(t, place, RestoreOptions{}), true)
-	for _, size := range []int64{0, 100, maxObject + 1} {
+	for _, size := range []int64{0, 100, target.MaxObject + 1} {
 		if err := os.WriteFile(chunk, make([]byte, size), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +274,7 @@ func TestMirrorMissing(t *testing.T) {
 					}
 				}
 				if before {
-					m, err := store.Open(place.name)
+					m, err := store.Open(place.String())
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -281,7 +282,7 @@ func TestMirrorMissing(t *testing.T) {
 				}
 				putBack(t, lost...)
 				mirrored(t, s, place, MirrorOptions{Delete: true})
-				wantMirror(t, s.Root(), place.name)
+				wantMirror(t, s.Root(), place.String())
 				if res := mirrored(t, s, place, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 2}) {
 					t.Errorf("unchanged: %+v", res)
 				}

@@ -447,7 +447,7 @@ func qemuImg(ctx context.Context, percent func(float64), args ...string) ([]byte
 	}
 	var stderr, stdout bytes.Buffer
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
-	cmd.SysProcAttr = dieWithParent
+	cmd.SysProcAttr = alone
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stderr, cmd.Stdout = &limited{b: &stderr, left: 64 << 10}, &stdout
 	if percent != nil {

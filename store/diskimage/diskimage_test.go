@@ -266,6 +266,20 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// qemu-img leads a session of its own: on the terminal of who has it run, it
+// could type.
+func TestNoTerminal(t *testing.T) {
+	dir := t.TempDir()
+	script := "#!/bin/sh\nread -r pid comm state ppid pgrp session rest </proc/$$/stat\ntest \"$session\" = $$ && ! true </dev/tty && echo alone\n"
+	if err := os.WriteFile(filepath.Join(dir, "qemu-img"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	if out, err := qemuImg(ctx, nil, "info"); string(out) != "alone\n" || err != nil {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
 // entry is a member of an archive.
 type entry struct {
 	name, content string

@@ -8,8 +8,10 @@ import (
 	"isr/store/parcel"
 )
 
-// dieWithParent ends qemu-img if this process is killed: nobody else would.
-var dieWithParent = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+// alone ends qemu-img if this process is killed: nobody else would. And it has
+// no terminal: it reads images that come from anybody, maybe as an account that
+// is not whose terminal that is, and could type there.
+var alone = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
 
 // room refuses what does not fit dir's file system.
 func room(dir string, need int64) error {

@@ -1,4 +1,4 @@
-package backup
+package target
 
 import (
 	"bytes"
@@ -23,6 +23,10 @@ import (
 // Dir is a Target in a directory of this host, and a Tree. Nothing outside of
 // the directory is read or written, whatever links are in it.
 type Dir struct {
+	// Step, if it is there, is called, by several at once, before each step that
+	// changes the place: for tests that kill the process there.
+	Step func(name string)
+
 	name string
 	root *os.Root
 
@@ -39,9 +43,11 @@ type renamed struct{ from, to string }
 // maxPending bounds what waits for Sync, files.
 const maxPending = 4096
 
-// step is called, by several at once, before each step that changes a target, for tests that kill
-// the process there.
-var step = func(name string) {}
+func (d *Dir) step(name string) {
+	if d.Step != nil {
+		d.Step(name)
+	}
+}
 
 // OpenDir opens the directory name, and makes it if its parent is there.
 func OpenDir(name string, create bool) (*Dir, error) {
@@ -111,7 +117,7 @@ func (d *Dir) PutFrom(ctx context.Context, name string, r io.Reader, size int64)
 	if err := d.mkdir(path.Dir(name)); err != nil {
 		return err
 	}
-	step("write")
+	d.step("write")
 	// One name for all who put it: then what a killed run left is written over.
 	temp := path.Join(path.Dir(name), atomicfile.TempPrefix+path.Base(name))
 	if err := d.root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -146,8 +152,8 @@ func (d *Dir) PutFrom(ctx context.Context, name string, r io.Reader, size int64)
 
 // FileMode: objects are never changed.
 func fileMode(name string) fs.FileMode {
-	dir, last, _ := cutLast(name, "/")
-	if tag, err := seal.ParseTag(last); err == nil && strings.HasSuffix(dir, "/"+tag.String()[:2]) {
+	dir, last := path.Split(name)
+	if tag, err := seal.ParseTag(last); err == nil && strings.HasSuffix(dir, "/"+tag.String()[:2]+"/") {
 		return 0o400
 	}
 	return 0o600
@@ -165,19 +171,19 @@ func (d *Dir) sync() error {
 	if len(d.pending) == 0 && !d.removed {
 		return nil
 	}
-	step("sync")
+	d.step("sync")
 	if err := d.syncfs(); err != nil {
 		return err
 	}
 	for _, p := range d.pending {
-		step("rename")
+		d.step("rename")
 		if err := d.root.Rename(p.from, p.to); err != nil {
 			return err
 		}
 	}
 	d.pending, d.removed = nil, false
 	clear(d.waits)
-	step("sync names")
+	d.step("sync names")
 	return d.syncfs()
 }
 
@@ -249,7 +255,7 @@ func (d *Dir) list(ctx context.Context, dir string, yield func(Entry, error) boo
 func isTemp(name string) bool { return strings.HasPrefix(name, atomicfile.TempPrefix) }
 
 func (d *Dir) Remove(_ context.Context, name string) error {
-	step("remove")
+	d.step("remove")
 	d.mu.Lock()
 	d.removed = true
 	delete(d.made, name)
@@ -262,7 +268,7 @@ func (d *Dir) Link(_ context.Context, old, name string) error {
 	if err := d.mkdir(path.Dir(name)); err != nil {
 		return err
 	}
-	step("link")
+	d.step("link")
 	err := d.root.Link(old, name)
 	if errors.Is(err, fs.ErrExist) {
 		return nil

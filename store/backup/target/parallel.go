@@ -1,4 +1,4 @@
-package backup
+package target
 
 import (
 	"context"
@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// parallel calls f for every value of seq, n at once, and returns the first
-// error; the others are then cancelled.
-func parallel[T any](ctx context.Context, n int, seq iter.Seq[T], f func(context.Context, T) error) error {
+// Parallel calls f for every value of seq, n at once, as Width of a target is for
+// calls of it, and returns the first error; the others are then cancelled.
+func Parallel[T any](ctx context.Context, n int, seq iter.Seq[T], f func(context.Context, T) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	work := make(chan T)

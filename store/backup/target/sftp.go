@@ -1,4 +1,4 @@
-package backup
+package target
 
 import (
 	"bufio"
@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -83,32 +84,37 @@ func (p sshPlace) check(text string) error {
 	return nil
 }
 
-// OpenSFTP opens a place on another host; command is ssh and its options.
-func OpenSFTP(ctx context.Context, place string, command []string, create bool, errs io.Writer) (*SFTP, error) {
+// OpenSFTP opens a place on another host.
+func OpenSFTP(ctx context.Context, place string, w Way, create bool) (*SFTP, error) {
 	p, ok, err := parseSSH(place)
 	if err != nil || !ok {
 		return nil, err
 	}
-	args := command[1:len(command):len(command)]
+	args := w.SSH[1:len(w.SSH):len(w.SSH)]
 	if p.port != "" {
 		args = append(args, "-p", p.port)
 	}
 	args = append(args, "-oServerAliveInterval=30", "-s", "--", p.host, "sftp")
-	cmd := exec.Command(command[0], args...)
-	t := &SFTP{place: place, dir: p.dir, cmd: cmd, errs: &tail{w: errs}, made: make(map[string]bool), ended: make(chan struct{})}
+	cmd := exec.Command(w.SSH[0], args...)
+	if w.Apart {
+		// On a terminal, what ssh runs by the configuration of the account could
+		// type the next thing for whose terminal it is.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	}
+	t := &SFTP{place: place, dir: p.dir, cmd: cmd, errs: &tail{w: w.Errors}, made: make(map[string]bool), ended: make(chan struct{})}
 	cmd.Stderr = t.errs
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
 	// A pipe of our own: Wait would close the other kind under who reads it.
-	out, w, err := os.Pipe()
+	out, end, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	t.out, cmd.Stdout = out, w
+	t.out, cmd.Stdout = out, end
 	err = cmd.Start()
-	w.Close()
+	end.Close()
 	if err != nil {
 		out.Close()
 		return nil, fmt.Errorf("%s: %w", place, err)
@@ -118,6 +124,7 @@ func OpenSFTP(ctx context.Context, place string, command []string, create bool, 
 	t.Client, err = sftp.NewClientPipe(out, in, sftp.UseConcurrentWrites(true), sftp.UseConcurrentReads(true))
 	go func() {
 		cmd.Wait()
+		t.errs.flush()
 		close(t.ended)
 	}()
 	if err != nil {
@@ -125,7 +132,11 @@ func OpenSFTP(ctx context.Context, place string, command []string, create bool, 
 		cmd.Process.Kill()
 		<-t.ended
 		out.Close()
-		return nil, parcel.NewError(parcel.Unreachable, "%s: no SFTP: %s", place, cmp.Or(t.errs.last(), err.Error()))
+		failed := parcel.NewError(parcel.Unreachable, "%s: no SFTP: %s", place, cmp.Or(t.errs.last(), err.Error()))
+		if w.Apart {
+			failed = failed.WithHint("ssh runs as another account, without a terminal: it cannot ask for a passphrase, or whether the host is the right one")
+		}
+		return nil, failed
 	}
 	if _, ok := t.HasExtension("posix-rename@openssh.com"); !ok {
 		t.Close()
@@ -149,30 +160,54 @@ func OpenSFTP(ctx context.Context, place string, command []string, create bool, 
 	return t, nil
 }
 
-// tail passes on what ssh says, and remembers the end of it.
+// tail passes on what ssh says, line by line and nothing that a terminal obeys:
+// it comes from the other host too. It remembers the end of it.
 type tail struct {
 	w    io.Writer
 	mu   sync.Mutex // ssh writes from a goroutine
 	text []byte
+	line []byte // that has not ended yet
 }
+
+// maxTail bounds what is remembered, and a line, bytes.
+const maxTail = 1024
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.text = append(t.text, p...)
-	t.text = t.text[max(0, len(t.text)-1024):]
-	t.mu.Unlock()
-	if t.w != nil {
-		return t.w.Write(p)
+	t.text = t.text[max(0, len(t.text)-maxTail):]
+	for _, c := range p {
+		t.line = append(t.line, c)
+		if c == '\n' || len(t.line) >= maxTail {
+			t.end()
+		}
 	}
 	return len(p), nil
+}
+
+// end passes on the line so far. The caller has the lock.
+func (t *tail) end() {
+	text := parcel.Clean(string(t.line))
+	t.line = nil
+	if t.w != nil && text != "" {
+		fmt.Fprintln(t.w, text)
+	}
+}
+
+// flush passes on what is left, when ssh has ended.
+func (t *tail) flush() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.end()
 }
 
 // last is the last line.
 func (t *tail) last() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, line, _ := cutLast(strings.TrimSpace(string(t.text)), "\n")
-	return parcel.Clean(line)
+	text := strings.TrimSpace(string(t.text))
+	return parcel.Clean(text[strings.LastIndex(text, "\n")+1:])
 }
 
 func (t *SFTP) String() string { return t.place }
@@ -323,7 +358,7 @@ func (t *SFTP) flush(ctx context.Context) error {
 	pending := t.pending
 	t.pending = nil
 	t.mu.Unlock()
-	return parallel(ctx, t.Width(), slices.Values(pending), func(_ context.Context, p written) (err error) {
+	return Parallel(ctx, t.Width(), slices.Values(pending), func(_ context.Context, p written) (err error) {
 		if !t.noSync {
 			err = p.f.Sync()
 		}

@@ -1,12 +1,8 @@
 package backup
 
 import (
-	"archive/tar"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -16,12 +12,14 @@ import (
 	"strings"
 	"time"
 
-	"filippo.io/age"
-	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
+	"isr/store/atomicfile"
 	"isr/store/parcel"
 )
+
+// standbyFile marks a tree as a mirror.
+const standbyFile = "standby"
 
 // file is a file of the lock side of a realm, by its path below the root; of a
 // symbolic link, data is where it leads.
@@ -132,6 +130,9 @@ func (c *collector) link(dir *os.Root, name, called string, at time.Time) error 
 	return nil
 }
 
+// isTemp reports whether a file is one that was not finished.
+func isTemp(name string) bool { return strings.HasPrefix(name, atomicfile.TempPrefix) }
+
 // tree reads all files below name in dir, but for those that which leaves out.
 func (c *collector) tree(dir *os.Root, name, called string, which func(name string) bool) error {
 	entries, err := fs.ReadDir(dir.FS(), name)
@@ -241,144 +242,6 @@ func find(files []file, name string) []byte {
 	return nil
 }
 
-// spool is a file in memory, for what is to be put with its size: what is secret
-// gets to no other disk, and a realm whose own is full, or no longer written
-// to, can be backed up all the same.
-func spool() (*os.File, error) {
-	fd, err := unix.MemfdCreate("isr-backup", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	return os.NewFile(uintptr(fd), "memory"), nil
-}
-
-// summed hashes and counts what is written.
-type summed struct {
-	w    io.Writer
-	sum  hash.Hash
-	size int64
-}
-
-func (s *summed) Write(p []byte) (int, error) {
-	n, err := s.w.Write(p)
-	s.sum.Write(p[:n])
-	s.size += int64(n)
-	return n, err
-}
-
-// writeRecords writes the archive: tar, gzip, and if it is for recipients, age.
-func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, size int64, err error) {
-	out := &summed{w: w, sum: sha256.New()}
-	var sealed io.WriteCloser
-	var next io.Writer = out
-	if len(to) > 0 {
-		if sealed, err = age.Encrypt(out, to...); err != nil {
-			return "", 0, err
-		}
-		next = sealed
-	}
-	z, err := gzip.NewWriterLevel(next, gzip.BestSpeed)
-	if err != nil {
-		return "", 0, err
-	}
-	t := tar.NewWriter(z)
-	for _, f := range files {
-		h := &tar.Header{Name: f.name, Mode: int64(f.mode.Perm()), Size: int64(len(f.data)), ModTime: f.time, Typeflag: tar.TypeReg, Format: tar.FormatPAX}
-		switch {
-		case f.mode.IsDir():
-			h.Typeflag = tar.TypeDir
-		case f.isLink():
-			h.Typeflag, h.Linkname, h.Size, f.data = tar.TypeSymlink, string(f.data), 0, nil
-		}
-		if err := t.WriteHeader(h); err != nil {
-			return "", 0, err
-		}
-		if _, err := t.Write(f.data); err != nil {
-			return "", 0, err
-		}
-	}
-	if err := t.Close(); err != nil {
-		return "", 0, err
-	}
-	if err := z.Close(); err != nil {
-		return "", 0, err
-	}
-	if sealed != nil {
-		if err := sealed.Close(); err != nil {
-			return "", 0, err
-		}
-	}
-	return hex.EncodeToString(out.sum.Sum(nil)), out.size, nil
-}
-
-// readRecords reads an archive. Of what may be in a tar only files and
-// directories with a plain path below the root are taken, and links among the
-// hooks.
-func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, error) {
-	if sealed {
-		if len(identities) == 0 {
-			return nil, parcel.NewError(parcel.Denied, "backup: its lock sides are sealed").
-				WithHint("--identity names the file with the key")
-		}
-		var err error
-		if r, err = age.Decrypt(r, identities...); err != nil {
-			return nil, parcel.NewError(parcel.Denied, "backup: %s", parcel.Clean(err.Error()))
-		}
-	}
-	z, err := gzip.NewReader(r)
-	if err != nil {
-		return nil, err
-	}
-	t := tar.NewReader(io.LimitReader(z, maxRecords))
-	var files []file
-	seen := make(map[string]bool)
-	for {
-		h, err := t.Next()
-		if err == io.EOF {
-			return files, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		name := strings.TrimSuffix(h.Name, "/")
-		if seen[name] {
-			return nil, fmt.Errorf("file %q: is there twice", name)
-		}
-		seen[name] = true
-		f := file{name: name, mode: fs.FileMode(h.Mode) & 0o700, time: h.ModTime}
-		switch h.Typeflag {
-		case tar.TypeDir:
-			f.name, f.mode = name+"/", fs.ModeDir|0o700
-		case tar.TypeReg:
-			if h.Size > maxFile {
-				return nil, fmt.Errorf("file %q: %d bytes", name, h.Size)
-			}
-			if f.data, err = io.ReadAll(t); err != nil {
-				return nil, err
-			}
-		case tar.TypeSymlink:
-			if !linkPlace(name) || !plainLink(h.Linkname) {
-				return nil, fmt.Errorf("file %q: no place for a link", name)
-			}
-			f.mode, f.data = fs.ModeSymlink|0o700, []byte(h.Linkname)
-		default:
-			return nil, fmt.Errorf("file %q: neither file nor directory", name)
-		}
-		if err := f.check(); err != nil {
-			return nil, err
-		}
-		files = append(files, f)
-	}
-}
-
-// realmRecords are the files of an archive, taken apart.
-type realmRecords struct {
-	root    []file                       // beside users
-	users   map[string]map[string][]byte // files of each
-	parcels map[[2]string][]file         // by user and name; names are those of the lock side
-	nonce   map[[2]string]time.Time      // the last contact of each that is held
-}
-
 // check refuses a file that has no place in a realm, by its name or its kind:
 // such a one is neither put into an archive nor taken out of one.
 func (f file) check() error {
@@ -403,55 +266,6 @@ func (f file) check() error {
 	}
 	if !ok {
 		return fmt.Errorf("file %q: no place for it in a realm", parcel.Clean(f.name))
-	}
-	return nil
-}
-
-// sortRecords takes the files of an archive apart.
-func sortRecords(files []file) (*realmRecords, error) {
-	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]file), nonce: make(map[[2]string]time.Time)}
-	for _, f := range files {
-		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
-		if parts[0] != "users" {
-			r.root = append(r.root, f)
-			continue
-		}
-		user := parts[1]
-		if r.users[user] == nil {
-			r.users[user] = make(map[string][]byte)
-		}
-		switch len(parts) {
-		case 2:
-		case 3:
-			r.users[user][parts[2]] = f.data
-		default:
-			key := [2]string{user, parts[3]}
-			name := strings.Join(parts[4:], "/")
-			if name == "nonce" {
-				r.nonce[key] = f.time
-			}
-			f.name = name
-			r.parcels[key] = append(r.parcels[key], f)
-		}
-	}
-	return r, r.checkLinks()
-}
-
-// checkLinks refuses what is below a link: it would be written to where that
-// leads.
-func (r *realmRecords) checkLinks() error {
-	links := make(map[string]bool)
-	for _, f := range r.root {
-		if f.isLink() {
-			links[f.name] = true
-		}
-	}
-	for _, f := range r.root {
-		for dir := path.Dir(f.name); dir != "."; dir = path.Dir(dir) {
-			if links[dir] {
-				return fmt.Errorf("file %q: is below a link", f.name)
-			}
-		}
 	}
 	return nil
 }

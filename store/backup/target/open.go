@@ -1,4 +1,4 @@
-package backup
+package target
 
 import (
 	"context"
@@ -11,8 +11,9 @@ import (
 // Way says how places are reached.
 type Way struct {
 	SSH      []string  // the ssh program and its options
+	Apart    bool      // ssh has no terminal: it runs as an account that is not whose terminal that is
 	Endpoint string    // URL of the S3 service; "": the environment's, or AWS
-	Errors   io.Writer // what ssh says; nil: nobody hears it
+	Errors   io.Writer // what ssh says, a clean line at a time; nil: nobody hears it
 }
 
 // Open opens a place by its name: a directory, HOST:PATH, ssh://…, s3://…. A
@@ -39,7 +40,7 @@ func (w Way) OpenTree(ctx context.Context, place string, create bool) (Tree, err
 		if err != nil {
 			return nil, err
 		}
-		t, err := OpenSFTP(ctx, place, w.SSH, create, w.Errors)
+		t, err := OpenSFTP(ctx, place, w, create)
 		if err != nil {
 			return nil, err
 		}
