@@ -18,6 +18,7 @@ import (
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/backup"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 )
@@ -141,7 +142,7 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 }
 
 // notWhole is the end of a copy of a realm that is not whole; nil if it is.
-func notWhole(copy string, damaged int, lacks []backup.Lack) error {
+func notWhole(copy string, damaged int, lacks []realm.Lack) error {
 	switch {
 	case len(lacks) > 0:
 		return parcel.NewError(parcel.Damaged, "%s: lacks objects of %s, as this realm does", copy, count(len(lacks), "version")).

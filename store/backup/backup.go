@@ -24,12 +24,14 @@ package backup
 import (
 	"context"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 
 	"github.com/gofrs/flock"
 
 	"isr/store"
+	"isr/store/atomicfile"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -90,3 +92,13 @@ func Lock(s *store.Store) (unlock func(), err error) {
 // Progress is told how many bytes of how many are done; it may be nil. It is
 // called by one at a time.
 type Progress func(done, total int64)
+
+// spool is a file without a name, for what is to be put with its size. It is
+// in the realm: what is secret there stays there.
+func spool(root string) (*os.File, error) {
+	f, err := os.CreateTemp(root, atomicfile.TempPrefix+"*")
+	if err != nil {
+		return nil, err
+	}
+	return f, os.Remove(f.Name())
+}

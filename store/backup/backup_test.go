@@ -22,6 +22,7 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 	"isr/store/keep"
@@ -988,9 +989,9 @@ func TestPlanPrune(t *testing.T) {
 
 // Objects are listed once for all parcels that have the same, however many.
 func TestSets(t *testing.T) {
-	in := interned{ids: make(map[seal.Tag]uint32)}
+	in := realm.Objects{IDs: make(map[seal.Tag]uint32)}
 	for i := range 4 {
-		in.tags, in.size = append(in.tags, tagOf([]byte{byte(i)})), append(in.size, int64(i+1))
+		in.Tags, in.Size = append(in.Tags, tagOf([]byte{byte(i)})), append(in.Size, int64(i+1))
 	}
 	sets := setsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
 	got := make(map[string]int)

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 )
@@ -274,8 +275,8 @@ func wantMirror(t *testing.T, root, place string) {
 	}
 	wantSound(t, s, false)
 	x, y := files(t, root), files(t, place)
-	delete(y, standbyFile)
+	delete(y, realm.StandbyFile)
 	if !maps.Equal(x, y) {
-		wantEqual(t, root, place, standbyFile)
+		wantEqual(t, root, place, realm.StandbyFile)
 	}
 }

@@ -295,8 +295,8 @@ func FuzzRecords(f *testing.F) {
 			return
 		}
 		for _, file := range files {
-			if name := strings.TrimSuffix(file.name, "/"); !filepath.IsLocal(name) || name != filepath.Clean(name) {
-				t.Fatalf("file %q", file.name)
+			if name := strings.TrimSuffix(file.Name, "/"); !filepath.IsLocal(name) || name != filepath.Clean(name) {
+				t.Fatalf("file %q", file.Name)
 			}
 		}
 		sortRecords(files)

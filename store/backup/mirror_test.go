@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
@@ -99,9 +100,9 @@ func TestMirrorRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}),
-		"promoted": func(t *testing.T, place *target.Dir) { os.Remove(filepath.Join(place.String(), standbyFile)) },
+		"promoted": func(t *testing.T, place *target.Dir) { os.Remove(filepath.Join(place.String(), realm.StandbyFile)) },
 		"a spoiled mark": func(t *testing.T, place *target.Dir) {
-			os.WriteFile(filepath.Join(place.String(), standbyFile), []byte("REALM:=other\n"), 0o600)
+			os.WriteFile(filepath.Join(place.String(), realm.StandbyFile), []byte("REALM:=other\n"), 0o600)
 		},
 		"another secret": func(t *testing.T, place *target.Dir) {
 			os.WriteFile(filepath.Join(place.String(), "realm.cfg"), []byte("NAME:=test\nSECRET:=00\nFORMAT:=1\n"), 0o600)
@@ -142,19 +143,19 @@ func TestMirrorRefuses(t *testing.T) {
 	if err := os.WriteFile(out, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mark, err := os.ReadFile(filepath.Join(place.String(), standbyFile))
+	mark, err := os.ReadFile(filepath.Join(place.String(), realm.StandbyFile))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mark = append(mark, "FILE:=00 ../out\nFILE:=00 "+out+"\nPARCEL:=.. x 00\nPARCEL:=alice ../../out 00\n"...)
-	if err := os.WriteFile(filepath.Join(place.String(), standbyFile), mark, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(place.String(), realm.StandbyFile), mark, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	mirrored(t, s, place, MirrorOptions{Delete: true})
 	if _, err := os.Stat(out); err != nil {
 		t.Error(err)
 	}
-	if text, _ := os.ReadFile(filepath.Join(place.String(), standbyFile)); strings.Contains(string(text), "out") {
+	if text, _ := os.ReadFile(filepath.Join(place.String(), realm.StandbyFile)); strings.Contains(string(text), "out") {
 		t.Errorf("the mark kept it: %s", text)
 	}
 }
@@ -187,7 +188,7 @@ func TestPromotedEpoch(t *testing.T) {
 			last[name] = acquire(mustParcel(t, s, user, name))
 		}
 	}
-	if err := os.Remove(filepath.Join(place.String(), standbyFile)); err != nil {
+	if err := os.Remove(filepath.Join(place.String(), realm.StandbyFile)); err != nil {
 		t.Fatal(err)
 	}
 	m, err := store.Open(place.String())
@@ -205,7 +206,7 @@ func TestPromotedEpoch(t *testing.T) {
 	}
 	back := memPlace(t)
 	mirrored(t, m, back, MirrorOptions{})
-	os.Remove(filepath.Join(back.String(), standbyFile))
+	os.Remove(filepath.Join(back.String(), realm.StandbyFile))
 	b, err := store.Open(back.String())
 	if err != nil {
 		t.Fatal(err)

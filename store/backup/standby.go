@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"isr/store/backup/realm"
 	"isr/store/parcel"
 )
 
@@ -18,16 +19,16 @@ func StandbyOf(root string) (from string, asOf time.Time, err error) {
 		return "", time.Time{}, err
 	}
 	defer dir.Close()
-	fi, err := dir.Lstat(standbyFile)
+	fi, err := dir.Lstat(realm.StandbyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", time.Time{}, nil
 	}
 	var text []byte
-	if err == nil && (!fi.Mode().IsRegular() || fi.Size() > maxRootFile) {
+	if err == nil && (!fi.Mode().IsRegular() || fi.Size() > realm.MaxRootFile) {
 		err = errors.New("is no record")
 	}
 	if err == nil {
-		text, err = dir.ReadFile(standbyFile)
+		text, err = dir.ReadFile(realm.StandbyFile)
 	}
 	var b *standby
 	if err == nil {

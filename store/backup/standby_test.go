@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"isr/store/backup/realm"
 	"isr/store/parcel"
 )
 
@@ -22,7 +23,7 @@ func TestStandbyOf(t *testing.T) {
 		"dir":     {func(f string) error { return os.Mkdir(f, 0o700) }, "", parcel.Damaged},
 	} {
 		root := t.TempDir()
-		if err := test.make(filepath.Join(root, standbyFile)); err != nil {
+		if err := test.make(filepath.Join(root, realm.StandbyFile)); err != nil {
 			t.Fatal(err)
 		}
 		from, asOf, err := StandbyOf(root)
