@@ -13,8 +13,7 @@
 // without any key. What it reads from a backup it takes for hostile: nothing
 // gets out of the new tree, and every object is hashed before it counts.
 //
-// A mirror is another thing: a tree like the realm's own, which can be served
-// at once.
+// A mirror is another thing: see store/backup/mirror.
 //
 // It does not keep two runs from one realm apart: who calls does, with Lock.
 // Nor does it vouch for who can write to the place: whoever can, decides what

@@ -302,19 +302,3 @@ func FuzzRecords(f *testing.F) {
 		sortRecords(files)
 	})
 }
-
-func FuzzStandby(f *testing.F) {
-	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILE:=ab motd\nPARCEL:=alice winxp ab 1\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := parseStandby(b)
-		if err != nil {
-			return
-		}
-		for key := range s.parcels {
-			if parcel.CheckName(key[0]) != nil || parcel.CheckName(key[1]) != nil {
-				t.Fatalf("parcel %q", key)
-			}
-		}
-		s.encode()
-	})
-}

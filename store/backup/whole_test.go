@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/keyring"
@@ -262,7 +263,7 @@ func TestMirrorMissing(t *testing.T) {
 				p := threeVersions(t, s)
 				damaged, lacks := test.damaged, test.lacks
 				if before {
-					mirrored(t, s, place, MirrorOptions{})
+					mirrored(t, s, place, mirror.Options{})
 				}
 				lost := test.harm(t, p)
 				if before {
@@ -274,7 +275,7 @@ func TestMirrorMissing(t *testing.T) {
 				}
 				for range 2 {
 					warnings, warn := newWarnings()
-					res, err := Mirror(ctx, s, place, MirrorOptions{Delete: true, Warn: warn})
+					res, err := mirror.Pass(ctx, s, place, mirror.Options{Delete: true, Warn: warn})
 					if err != nil || res.Damaged != damaged || !reflect.DeepEqual(res.Lacks, lacks) || len(*warnings) == 0 {
 						t.Errorf("%+v, %v, %q; want %d damaged, lacks %v", res, err, *warnings, damaged, lacks)
 					}
@@ -287,9 +288,9 @@ func TestMirrorMissing(t *testing.T) {
 					wantSound(t, m, true)
 				}
 				putBack(t, lost...)
-				mirrored(t, s, place, MirrorOptions{Delete: true})
+				mirrored(t, s, place, mirror.Options{Delete: true})
 				wantMirror(t, s.Root(), place.String())
-				if res := mirrored(t, s, place, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 2}) {
+				if res := mirrored(t, s, place, mirror.Options{}); !reflect.DeepEqual(res, &mirror.Result{Parcels: 2}) {
 					t.Errorf("unchanged: %+v", res)
 				}
 			})

@@ -1,4 +1,4 @@
-package backup
+package mirror
 
 import (
 	"os"
@@ -31,4 +31,20 @@ func TestStandbyOf(t *testing.T) {
 			t.Errorf("%s: %q, %v, %v", name, from, asOf, err)
 		}
 	}
+}
+
+func FuzzStandby(f *testing.F) {
+	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILE:=ab motd\nPARCEL:=alice winxp ab 1\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := parseStandby(b)
+		if err != nil {
+			return
+		}
+		for key := range s.parcels {
+			if parcel.CheckName(key[0]) != nil || parcel.CheckName(key[1]) != nil {
+				t.Fatalf("parcel %q", key)
+			}
+		}
+		s.encode()
+	})
 }

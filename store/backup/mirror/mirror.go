@@ -1,4 +1,12 @@
-package backup
+// Package mirror keeps a warm standby of a realm: a tree like the realm's own,
+// which can be served at once.
+//
+// It promises that each parcel in the tree is whole whenever a pass ends, or is
+// killed; that a pass costs what changed since the last; that what the realm
+// lost by a fault is not taken from the tree too; and that a tree which was
+// served in the realm's stead, or is none of its mirrors, is not written to. It
+// does not keep two passes of one realm apart: who calls does, with backup.Lock.
+package mirror
 
 import (
 	"cmp"
@@ -8,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -25,15 +32,15 @@ import (
 	"isr/store/seal"
 )
 
-// MirrorOptions say how a mirror is brought up to date.
-type MirrorOptions struct {
+// Options say how a mirror is brought up to date.
+type Options struct {
 	Delete   bool // what the realm has no more goes from the mirror too
 	Warn     func(text string)
 	Progress func(done, total int64) // bytes; may be nil
 }
 
-// Mirrored is what a pass did.
-type Mirrored struct {
+// Result is what a pass did.
+type Result struct {
 	Parcels int   // in the realm
 	Changed int   // of them, since the last pass
 	Sent    int64 // objects
@@ -42,80 +49,6 @@ type Mirrored struct {
 	Removed int64 // files
 	Damaged int   // objects that are not whole in the realm, or missing, of parcels that changed
 	Lacks   []realm.Lack
-}
-
-// standby is the record that makes a tree a mirror: what it is of, and how
-// each parcel's lock side was when the last pass had all of it. Who serves the
-// tree in the realm's stead removes it.
-type standby struct {
-	realm, from string
-	time        time.Time         // of the last whole pass; zero: none yet
-	files       map[string]string // what is beside the parcels, with digests
-	parcels     map[[2]string]noted
-}
-
-// noted is what is known of a parcel of a mirror.
-type noted struct {
-	digest string  // of its lock side; "-": a pass was at it, or the realm had it not whole
-	epochs []int64 // that it may have there: of the last pass, and of one that was at it
-}
-
-func parseStandby(text []byte) (*standby, error) {
-	r, err := parcel.ParseRecord(text)
-	if err != nil {
-		return nil, err
-	}
-	b := &standby{realm: r.Get("REALM"), from: r.Get("FROM"), files: make(map[string]string), parcels: make(map[[2]string]noted)}
-	if t := r.Get("TIME"); t != "" {
-		if b.time, err = time.Parse(time.RFC3339, t); err != nil {
-			return nil, err
-		}
-	}
-	for _, line := range r.All("FILE") {
-		if sum, name, ok := strings.Cut(line, " "); ok && fs.ValidPath(name) {
-			b.files[name] = sum
-		}
-	}
-	for _, line := range r.All("PARCEL") {
-		f := strings.Fields(line)
-		if len(f) < 3 || parcel.CheckName(f[0]) != nil || parcel.CheckName(f[1]) != nil {
-			continue
-		}
-		n := noted{digest: f[2]}
-		for _, text := range f[3:] {
-			epoch, err := strconv.ParseInt(text, 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("PARCEL: %q", line)
-			}
-			n.epochs = append(n.epochs, epoch)
-		}
-		b.parcels[[2]string{f[0], f[1]}] = n
-	}
-	return b, nil
-}
-
-func (b *standby) encode() ([]byte, error) {
-	r := parcel.Record{{Key: "REALM", Value: b.realm}, {Key: "FROM", Value: b.from}}
-	if !b.time.IsZero() {
-		r = append(r, parcel.Field{Key: "TIME", Value: b.time.UTC().Format(time.RFC3339)})
-	}
-	for _, name := range slices.Sorted(maps.Keys(b.files)) {
-		r = append(r, parcel.Field{Key: "FILE", Value: b.files[name] + " " + name})
-	}
-	keys := make([][2]string, 0, len(b.parcels))
-	for key := range b.parcels {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
-	for _, key := range keys {
-		n := b.parcels[key]
-		line := key[0] + " " + key[1] + " " + n.digest
-		for _, epoch := range n.epochs {
-			line += " " + strconv.FormatInt(epoch, 10)
-		}
-		r = append(r, parcel.Field{Key: "PARCEL", Value: line})
-	}
-	return r.Encode()
 }
 
 // digest is that of files.
@@ -131,20 +64,20 @@ func digest(files []realm.File) string {
 type mirror struct {
 	*realm.Survey
 	tree  target.Tree
-	o     MirrorOptions
+	o     Options
 	old   *standby
 	next  *standby
-	res   Mirrored
+	res   Result
 	where map[seal.Tag]string // an object of the mirror, by which to link
 	extra []string            // objects of the mirror that the realm has not
 	mu    sync.Mutex
 }
 
-// Mirror brings a tree up to date with the realm: objects first, then records,
+// Pass brings a tree up to date with the realm: objects first, then records,
 // heads last, so that it can be served whenever the pass ends, and each parcel
 // in it is whole in between. A tree that is no mirror of the realm is refused,
 // and so is one that has what the realm has not: that was served.
-func Mirror(ctx context.Context, s *store.Store, t target.Tree, o MirrorOptions) (*Mirrored, error) {
+func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Result, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
