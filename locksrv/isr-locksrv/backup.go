@@ -18,6 +18,8 @@ import (
 	"isr/locksrv/event"
 	"isr/store"
 	"isr/store/backup"
+	"isr/store/backup/mirror"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 )
@@ -141,7 +143,7 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 }
 
 // notWhole is the end of a copy of a realm that is not whole; nil if it is.
-func notWhole(copy string, damaged int, lacks []backup.Lack) error {
+func notWhole(copy string, damaged int, lacks []realm.Lack) error {
 	switch {
 	case len(lacks) > 0:
 		return parcel.NewError(parcel.Damaged, "%s: lacks objects of %s, as this realm does", copy, count(len(lacks), "version")).
@@ -503,7 +505,7 @@ func (c *restore) Run(ctx context.Context, e *env) error {
 	return err
 }
 
-type mirror struct {
+type mirrorTo struct {
 	place
 	Every  time.Duration `help:"Go on, with so much time between passes, until told to stop: 5m." placeholder:"TIME"`
 	Delete bool          `help:"Remove from the mirror what this realm has no more."`
@@ -511,7 +513,7 @@ type mirror struct {
 	JSON bool `name:"json" help:"Print an object for each pass."`
 }
 
-func (c *mirror) Run(ctx context.Context, e *env) error {
+func (c *mirrorTo) Run(ctx context.Context, e *env) error {
 	if c.Every < 0 || c.Every > 0 && c.Every < time.Second {
 		return parcel.NewError(parcel.Usage, "--every %v: want a second or more", c.Every)
 	}
@@ -549,7 +551,7 @@ func (c *mirror) Run(ctx context.Context, e *env) error {
 
 // pass brings the mirror up to date once. In a row of passes only those that
 // found something are written down.
-func (c *mirror) pass(ctx context.Context, e *env, s *store.Store, root string) error {
+func (c *mirrorTo) pass(ctx context.Context, e *env, s *store.Store, root string) error {
 	ev := event.Event{Op: event.Mirror, What: "to " + parcel.Clean(c.Target)}
 	start := time.Now()
 	res, err := c.once(ctx, e, s, root)
@@ -578,7 +580,7 @@ func (c *mirror) pass(ctx context.Context, e *env, s *store.Store, root string) 
 	return err
 }
 
-func (c *mirror) once(ctx context.Context, e *env, s *store.Store, root string) (*backup.Mirrored, error) {
+func (c *mirrorTo) once(ctx context.Context, e *env, s *store.Store, root string) (*mirror.Result, error) {
 	unlock, err := backup.Lock(s)
 	if err != nil {
 		return nil, err
@@ -598,5 +600,5 @@ func (c *mirror) once(ctx context.Context, e *env, s *store.Store, root string) 
 	defer t.Close()
 	progress, done := e.progress("mirror")
 	defer done()
-	return backup.Mirror(ctx, s, t, backup.MirrorOptions{Delete: c.Delete, Warn: e.warning, Progress: progress})
+	return mirror.Pass(ctx, s, t, mirror.Options{Delete: c.Delete, Warn: e.warning, Progress: progress})
 }

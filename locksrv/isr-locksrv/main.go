@@ -79,9 +79,9 @@ type cli struct {
 	Harvest harvest `cmd:"" group:"The study:" help:"Gather how the realm is used: the users who agreed to it."`
 	Report  report  `cmd:"" group:"The study:" help:"Show what was harvested as a page of HTML."`
 
-	Backup  backups `cmd:"" group:"Backup:" help:"Copies of the realm elsewhere."`
-	Restore restore `cmd:"" group:"Backup:" help:"Make a realm of a backup, or bring a parcel back from one."`
-	Mirror  mirror  `cmd:"" group:"Backup:" help:"Keep a copy of the realm that can be served at once."`
+	Backup  backups  `cmd:"" group:"Backup:" help:"Copies of the realm elsewhere."`
+	Restore restore  `cmd:"" group:"Backup:" help:"Make a realm of a backup, or bring a parcel back from one."`
+	Mirror  mirrorTo `cmd:"" group:"Backup:" help:"Keep a copy of the realm that can be served at once."`
 
 	Serve          serve          `cmd:"" group:"Serving:" help:"Answer clients: the built-in SSH server."`
 	Shell          shell          `cmd:"" group:"Serving:" help:"Answer one session of sshd: the forced command of a user's key."`

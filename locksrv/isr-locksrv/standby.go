@@ -1,10 +1,10 @@
 package main
 
-import "isr/store/backup"
+import "isr/store/backup/mirror"
 
 // standbyText says what the realm in root is a mirror of, if it is one.
 func standbyText(root string) (string, error) {
-	from, asOf, err := backup.StandbyOf(root)
+	from, asOf, err := mirror.StandbyOf(root)
 	switch {
 	case err != nil || from == "":
 		return "", err

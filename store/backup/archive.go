@@ -8,28 +8,16 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"strings"
 	"time"
 
 	"filippo.io/age"
 	"github.com/klauspost/compress/gzip"
-	"golang.org/x/sys/unix"
 
+	"isr/store/backup/realm"
 	"isr/store/parcel"
 )
-
-// spool is a file in memory, for what is to be put with its size: what is secret
-// gets to no other disk, and a realm whose own is full, or no longer written
-// to, can be backed up all the same.
-func spool() (*os.File, error) {
-	fd, err := unix.MemfdCreate("isr-backup", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	return os.NewFile(uintptr(fd), "memory"), nil
-}
 
 // summed hashes and counts what is written.
 type summed struct {
@@ -46,7 +34,7 @@ func (s *summed) Write(p []byte) (int, error) {
 }
 
 // writeRecords writes the archive: tar, gzip, and if it is for recipients, age.
-func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, size int64, err error) {
+func writeRecords(w io.Writer, files []realm.File, to []age.Recipient) (sum string, size int64, err error) {
 	out := &summed{w: w, sum: sha256.New()}
 	var sealed io.WriteCloser
 	var next io.Writer = out
@@ -62,17 +50,17 @@ func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, si
 	}
 	t := tar.NewWriter(z)
 	for _, f := range files {
-		h := &tar.Header{Name: f.name, Mode: int64(f.mode.Perm()), Size: int64(len(f.data)), ModTime: f.time, Typeflag: tar.TypeReg, Format: tar.FormatPAX}
+		h := &tar.Header{Name: f.Name, Mode: int64(f.Mode.Perm()), Size: int64(len(f.Data)), ModTime: f.Time, Typeflag: tar.TypeReg, Format: tar.FormatPAX}
 		switch {
-		case f.mode.IsDir():
+		case f.Mode.IsDir():
 			h.Typeflag = tar.TypeDir
-		case f.isLink():
-			h.Typeflag, h.Linkname, h.Size, f.data = tar.TypeSymlink, string(f.data), 0, nil
+		case f.IsLink():
+			h.Typeflag, h.Linkname, h.Size, f.Data = tar.TypeSymlink, string(f.Data), 0, nil
 		}
 		if err := t.WriteHeader(h); err != nil {
 			return "", 0, err
 		}
-		if _, err := t.Write(f.data); err != nil {
+		if _, err := t.Write(f.Data); err != nil {
 			return "", 0, err
 		}
 	}
@@ -93,7 +81,7 @@ func writeRecords(w io.Writer, files []file, to []age.Recipient) (sum string, si
 // readRecords reads an archive. Of what may be in a tar only files and
 // directories with a plain path below the root are taken, and links among the
 // hooks.
-func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, error) {
+func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]realm.File, error) {
 	if sealed {
 		if len(identities) == 0 {
 			return nil, parcel.NewError(parcel.Denied, "backup: its lock sides are sealed").
@@ -109,7 +97,7 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 		return nil, err
 	}
 	t := tar.NewReader(io.LimitReader(z, maxRecords))
-	var files []file
+	var files []realm.File
 	seen := make(map[string]bool)
 	for {
 		h, err := t.Next()
@@ -124,26 +112,26 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 			return nil, fmt.Errorf("file %q: is there twice", name)
 		}
 		seen[name] = true
-		f := file{name: name, mode: fs.FileMode(h.Mode) & 0o700, time: h.ModTime}
+		f := realm.File{Name: name, Mode: fs.FileMode(h.Mode) & 0o700, Time: h.ModTime}
 		switch h.Typeflag {
 		case tar.TypeDir:
-			f.name, f.mode = name+"/", fs.ModeDir|0o700
+			f.Name, f.Mode = name+"/", fs.ModeDir|0o700
 		case tar.TypeReg:
-			if h.Size > maxFile {
+			if h.Size > realm.MaxFile {
 				return nil, fmt.Errorf("file %q: %d bytes", name, h.Size)
 			}
-			if f.data, err = io.ReadAll(t); err != nil {
+			if f.Data, err = io.ReadAll(t); err != nil {
 				return nil, err
 			}
 		case tar.TypeSymlink:
-			if !linkPlace(name) || !plainLink(h.Linkname) {
+			if !realm.LinkPlace(name) || !realm.PlainLink(h.Linkname) {
 				return nil, fmt.Errorf("file %q: no place for a link", name)
 			}
-			f.mode, f.data = fs.ModeSymlink|0o700, []byte(h.Linkname)
+			f.Mode, f.Data = fs.ModeSymlink|0o700, []byte(h.Linkname)
 		default:
 			return nil, fmt.Errorf("file %q: neither file nor directory", name)
 		}
-		if err := f.check(); err != nil {
+		if err := f.Check(); err != nil {
 			return nil, err
 		}
 		files = append(files, f)
@@ -152,17 +140,17 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]file, e
 
 // realmRecords are the files of an archive, taken apart.
 type realmRecords struct {
-	root    []file                       // beside users
+	root    []realm.File                 // beside users
 	users   map[string]map[string][]byte // files of each
-	parcels map[[2]string][]file         // by user and name; names are those of the lock side
+	parcels map[[2]string][]realm.File   // by user and name; names are those of the lock side
 	nonce   map[[2]string]time.Time      // the last contact of each that is held
 }
 
 // sortRecords takes the files of an archive apart.
-func sortRecords(files []file) (*realmRecords, error) {
-	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]file), nonce: make(map[[2]string]time.Time)}
+func sortRecords(files []realm.File) (*realmRecords, error) {
+	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]realm.File), nonce: make(map[[2]string]time.Time)}
 	for _, f := range files {
-		parts := strings.Split(strings.TrimSuffix(f.name, "/"), "/")
+		parts := strings.Split(strings.TrimSuffix(f.Name, "/"), "/")
 		if parts[0] != "users" {
 			r.root = append(r.root, f)
 			continue
@@ -174,14 +162,14 @@ func sortRecords(files []file) (*realmRecords, error) {
 		switch len(parts) {
 		case 2:
 		case 3:
-			r.users[user][parts[2]] = f.data
+			r.users[user][parts[2]] = f.Data
 		default:
 			key := [2]string{user, parts[3]}
 			name := strings.Join(parts[4:], "/")
 			if name == "nonce" {
-				r.nonce[key] = f.time
+				r.nonce[key] = f.Time
 			}
-			f.name = name
+			f.Name = name
 			r.parcels[key] = append(r.parcels[key], f)
 		}
 	}
@@ -193,14 +181,14 @@ func sortRecords(files []file) (*realmRecords, error) {
 func (r *realmRecords) checkLinks() error {
 	links := make(map[string]bool)
 	for _, f := range r.root {
-		if f.isLink() {
-			links[f.name] = true
+		if f.IsLink() {
+			links[f.Name] = true
 		}
 	}
 	for _, f := range r.root {
-		for dir := path.Dir(f.name); dir != "."; dir = path.Dir(dir) {
+		for dir := path.Dir(f.Name); dir != "."; dir = path.Dir(dir) {
 			if links[dir] {
-				return fmt.Errorf("file %q: is below a link", f.name)
+				return fmt.Errorf("file %q: is below a link", f.Name)
 			}
 		}
 	}

@@ -13,8 +13,7 @@
 // without any key. What it reads from a backup it takes for hostile: nothing
 // gets out of the new tree, and every object is hashed before it counts.
 //
-// A mirror is another thing: a tree like the realm's own, which can be served
-// at once.
+// A mirror is another thing: see store/backup/mirror.
 //
 // It does not keep two runs from one realm apart: who calls does, with Lock.
 // Nor does it vouch for who can write to the place: whoever can, decides what
@@ -25,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 
@@ -95,3 +95,14 @@ func Lock(s *store.Store) (unlock func(), err error) {
 // Progress is told how many bytes of how many are done; it may be nil. It is
 // called by one at a time.
 type Progress func(done, total int64)
+
+// spool is a file in memory, for what is to be put with its size: what is secret
+// gets to no other disk, and a realm whose own is full, or no longer written
+// to, can be backed up all the same.
+func spool() (*os.File, error) {
+	fd, err := unix.MemfdCreate("isr-backup", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), "memory"), nil
+}

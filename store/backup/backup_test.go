@@ -22,6 +22,8 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store"
+	"isr/store/backup/mirror"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 	"isr/store/keep"
@@ -872,12 +874,12 @@ func TestStrayFiles(t *testing.T) {
 	}
 	// A mirror is no realm with strays in it, either.
 	dir := filepath.Join(memDir(t), "mirror")
-	mirror, err := target.OpenDir(dir, true)
+	standby, err := target.OpenDir(dir, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer mirror.Close()
-	if _, err := Mirror(ctx, s, mirror, MirrorOptions{Warn: warn}); err != nil {
+	defer standby.Close()
+	if _, err := mirror.Pass(ctx, s, standby, mirror.Options{Warn: warn}); err != nil {
 		t.Fatal(err)
 	}
 	for name, content := range files(t, dir) {
@@ -1003,9 +1005,9 @@ func TestPlanPrune(t *testing.T) {
 
 // Objects are listed once for all parcels that have the same, however many.
 func TestSets(t *testing.T) {
-	in := interned{ids: make(map[seal.Tag]uint32)}
+	in := realm.Objects{IDs: make(map[seal.Tag]uint32)}
 	for i := range 4 {
-		in.tags, in.size = append(in.tags, tagOf([]byte{byte(i)})), append(in.size, int64(i+1))
+		in.Tags, in.Size = append(in.Tags, tagOf([]byte{byte(i)})), append(in.Size, int64(i+1))
 	}
 	sets := setsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
 	got := make(map[string]int)

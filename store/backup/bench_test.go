@@ -11,6 +11,7 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store"
+	"isr/store/backup/mirror"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 )
@@ -76,7 +77,7 @@ func BenchmarkBackup(b *testing.B) {
 		for range b.N {
 			place := targettest.Dir(b)
 			for _, what := range []string{"first", "second"} {
-				timed(b, what, func() error { _, err := Mirror(ctx, s, place, MirrorOptions{}); return err })
+				timed(b, what, func() error { _, err := mirror.Pass(ctx, s, place, mirror.Options{}); return err })
 			}
 		}
 		b.ReportMetric(0, "ns/op")

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/mirror"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 )
@@ -45,7 +47,7 @@ func (c *crash) run() error {
 	case "prune":
 		_, err = Prune(ctx, place, c.Remove, nil)
 	case "mirror":
-		_, err = Mirror(ctx, s, place, MirrorOptions{Delete: true})
+		_, err = mirror.Pass(ctx, s, place, mirror.Options{Delete: true})
 	case "into":
 		_, err = RestoreInto(ctx, s, place, RestoreOptions{User: "bob"})
 	}
@@ -242,7 +244,7 @@ func TestCrash(t *testing.T) {
 		s := newRealm(t)
 		populate(t, s)
 		c := crash{Root: s.Root(), Place: filepath.Join(memDir(t), "place")}
-		if _, err := Mirror(ctx, s, dir(t, c.Place), MirrorOptions{}); err != nil {
+		if _, err := mirror.Pass(ctx, s, dir(t, c.Place), mirror.Options{}); err != nil {
 			t.Fatal(err)
 		}
 		p := mustParcel(t, s, "bob", "mine")
@@ -260,7 +262,7 @@ func TestCrash(t *testing.T) {
 	}, func(t *testing.T, c crash) {
 		// Whatever is there can be served: every version to the head is whole.
 		wantSound(t, open(t, c.Place), true)
-		if _, err := Mirror(ctx, open(t, c.Root), dir(t, c.Place), MirrorOptions{Delete: true}); err != nil {
+		if _, err := mirror.Pass(ctx, open(t, c.Root), dir(t, c.Place), mirror.Options{Delete: true}); err != nil {
 			t.Error(err)
 		}
 		wantMirror(t, c.Root, c.Place)
@@ -276,8 +278,8 @@ func wantMirror(t *testing.T, root, place string) {
 	}
 	wantSound(t, s, false)
 	x, y := files(t, root), files(t, place)
-	delete(y, standbyFile)
+	delete(y, realm.StandbyFile)
 	if !maps.Equal(x, y) {
-		wantEqual(t, root, place, standbyFile)
+		wantEqual(t, root, place, realm.StandbyFile)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/store"
+	"isr/store/backup/mirror"
 	"isr/store/parcel"
 )
 
@@ -72,11 +73,11 @@ func TestFull(t *testing.T) {
 
 	dir, grow = small(t, "256k")
 	standby := filepath.Join(dir, "standby")
-	if _, err := Mirror(ctx, s, openNew(t, standby), MirrorOptions{}); parcel.KindOf(err) != parcel.Full {
+	if _, err := mirror.Pass(ctx, s, openNew(t, standby), mirror.Options{}); parcel.KindOf(err) != parcel.Full {
 		t.Errorf("mirror: %v; want that there is no space", err)
 	}
 	grow()
-	if _, err := Mirror(ctx, s, openNew(t, standby), MirrorOptions{}); err != nil && !errors.Is(err, parcel.ErrFull) {
+	if _, err := mirror.Pass(ctx, s, openNew(t, standby), mirror.Options{}); err != nil && !errors.Is(err, parcel.ErrFull) {
 		t.Fatal(err)
 	}
 	wantMirror(t, s.Root(), standby)

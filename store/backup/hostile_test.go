@@ -295,26 +295,10 @@ func FuzzRecords(f *testing.F) {
 			return
 		}
 		for _, file := range files {
-			if name := strings.TrimSuffix(file.name, "/"); !filepath.IsLocal(name) || name != filepath.Clean(name) {
-				t.Fatalf("file %q", file.name)
+			if name := strings.TrimSuffix(file.Name, "/"); !filepath.IsLocal(name) || name != filepath.Clean(name) {
+				t.Fatalf("file %q", file.Name)
 			}
 		}
 		sortRecords(files)
-	})
-}
-
-func FuzzStandby(f *testing.F) {
-	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILE:=ab motd\nPARCEL:=alice winxp ab 1\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s, err := parseStandby(b)
-		if err != nil {
-			return
-		}
-		for key := range s.parcels {
-			if parcel.CheckName(key[0]) != nil || parcel.CheckName(key[1]) != nil {
-				t.Fatalf("parcel %q", key)
-			}
-		}
-		s.encode()
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/mirror"
 	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
@@ -151,7 +152,7 @@ func TestMirroredLinks(t *testing.T) {
 					t.Fatal(err)
 				}
 				change()
-				mirrored(t, s, tree, MirrorOptions{})
+				mirrored(t, s, tree, mirror.Options{})
 				wantMirror(t, s.Root(), targettest.Root(tree))
 				if entries, err := os.ReadDir(out); err != nil || len(entries) > 0 {
 					t.Fatalf("change %d: outside: %v, %v", i, entries, err)
@@ -166,7 +167,7 @@ func TestMirroredLinks(t *testing.T) {
 				t.Fatal(err)
 			}
 			write(hook + "/50-x")
-			if _, err := Mirror(ctx, s, tree, MirrorOptions{Warn: func(string) {}}); err == nil {
+			if _, err := mirror.Pass(ctx, s, tree, mirror.Options{Warn: func(string) {}}); err == nil {
 				t.Error("a file below a link: no error")
 			}
 			if found, _ := filepath.Glob(filepath.Join(m.Root(), "users/*50-x")); len(found) > 0 {

@@ -14,6 +14,7 @@ import (
 	"filippo.io/age"
 
 	"isr/store"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -36,12 +37,12 @@ type Result struct {
 
 // run is a backup at work.
 type run struct {
-	*survey
+	*realm.Survey
 	t    target.Target
 	o    Options
 	have map[seal.Tag]int64
 	last string // the newest snapshot that was there
-	lack []Lack
+	lack []realm.Lack
 	res  Result
 }
 
@@ -57,7 +58,7 @@ func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Res
 	if err != nil {
 		return nil, err
 	}
-	r := &run{survey: newSurvey(s, o.Warn), t: t, o: o, last: last}
+	r := &run{Survey: realm.NewSurvey(s, o.Warn), t: t, o: o, last: last}
 	if r.have, err = objects(ctx, t); err != nil {
 		return nil, err
 	}
@@ -69,7 +70,7 @@ func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Res
 		if !changed && round > 0 {
 			break
 		}
-		if round == maxRounds {
+		if round == realm.MaxRounds {
 			return nil, parcel.NewError(parcel.Busy, "backup: objects go away as fast as they are read").
 				WithHint("run it when no prune or gc is at work")
 		}
@@ -108,21 +109,21 @@ func sameRealm(ctx context.Context, s *store.Store, t target.Target) (last strin
 // look reads the parcels that were not read yet, and those again of which
 // something went away. It reports whether there were any.
 func (r *run) look(ctx context.Context) (changed bool, err error) {
-	if len(r.in.gone) > 0 {
-		for key, one := range r.all {
-			if slices.ContainsFunc(one.objects, func(id uint32) bool { return r.in.gone[id] }) {
-				delete(r.all, key)
+	if len(r.In.Gone) > 0 {
+		for key, one := range r.All {
+			if slices.ContainsFunc(one.Objects, func(id uint32) bool { return r.In.Gone[id] }) {
+				delete(r.All, key)
 			}
 		}
-		clear(r.in.gone)
+		clear(r.In.Gone)
 	}
-	users, err := r.store.Users()
+	users, err := r.Store.Users()
 	if err != nil {
 		return false, err
 	}
 	present := make(map[[2]string]bool)
 	for _, user := range users {
-		names, err := r.store.Parcels(user)
+		names, err := r.Store.Parcels(user)
 		if errors.Is(err, parcel.ErrNoParcel) {
 			continue
 		}
@@ -132,11 +133,11 @@ func (r *run) look(ctx context.Context) (changed bool, err error) {
 		for _, name := range names {
 			key := [2]string{user, name}
 			present[key] = true
-			if r.all[key] != nil {
+			if r.All[key] != nil {
 				continue
 			}
 			changed = true
-			o, err := r.read(ctx, user, name)
+			o, err := r.Read(ctx, user, name)
 			if errors.Is(err, parcel.ErrNoParcel) {
 				delete(present, key)
 				continue
@@ -144,12 +145,12 @@ func (r *run) look(ctx context.Context) (changed bool, err error) {
 			if err != nil {
 				return false, err
 			}
-			r.all[key] = o
+			r.All[key] = o
 		}
 	}
-	for key := range r.all {
+	for key := range r.All {
 		if !present[key] {
-			delete(r.all, key) // removed, or renamed, which is read by its new name
+			delete(r.All, key) // removed, or renamed, which is read by its new name
 		}
 	}
 	return changed, nil
@@ -159,36 +160,36 @@ func (r *run) look(ctx context.Context) (changed bool, err error) {
 func (r *run) send(ctx context.Context) error {
 	var lacking []uint32
 	var total int64
-	wanted := make([]bool, len(r.in.tags))
-	for _, o := range r.all {
-		for _, id := range o.objects {
+	wanted := make([]bool, len(r.In.Tags))
+	for _, o := range r.All {
+		for _, id := range o.Objects {
 			wanted[id] = true
 		}
 	}
-	for id := range r.in.tags {
+	for id := range r.In.Tags {
 		// One of another size is not whole there: another program's doing.
-		if size, ok := r.have[r.in.tags[id]]; wanted[id] && !r.in.bad[uint32(id)] && (!ok || size != r.in.size[id]) {
+		if size, ok := r.have[r.In.Tags[id]]; wanted[id] && !r.In.Bad[uint32(id)] && (!ok || size != r.In.Size[id]) {
 			lacking = append(lacking, uint32(id))
-			total += r.in.size[id]
+			total += r.In.Size[id]
 		}
 	}
 	var mu sync.Mutex
 	var done int64
 	return target.Parallel(ctx, r.t.Width(), slices.Values(lacking), func(ctx context.Context, id uint32) error {
-		tag := r.in.tags[id]
-		b, err := readObject(r.in.from[id], tag)
+		tag := r.In.Tags[id]
+		b, err := realm.ReadObject(r.In.From[id], tag)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			mu.Lock()
 			defer mu.Unlock()
-			r.in.gone[id], r.in.from[id] = true, nil
+			r.In.Gone[id], r.In.From[id] = true, nil
 			return nil
-		case notWhole(err):
+		case realm.NotWhole(err):
 			mu.Lock()
 			defer mu.Unlock()
-			r.in.bad[id] = true
+			r.In.Bad[id] = true
 			r.res.Damaged++
-			r.o.Warn(fmt.Sprintf("%s/%s: %s", r.in.from[id].User(), r.in.from[id].Name(), parcel.Clean(err.Error())))
+			r.o.Warn(fmt.Sprintf("%s/%s: %s", r.In.From[id].User(), r.In.From[id].Name(), parcel.Clean(err.Error())))
 			return nil
 		case err != nil:
 			return err
@@ -198,9 +199,9 @@ func (r *run) send(ctx context.Context) error {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		r.have[tag] = r.in.size[id]
-		done += r.in.size[id]
-		r.res.Sent, r.res.Bytes = r.res.Sent+1, r.res.Bytes+r.in.size[id]
+		r.have[tag] = r.In.Size[id]
+		done += r.In.Size[id]
+		r.res.Sent, r.res.Bytes = r.res.Sent+1, r.res.Bytes+r.In.Size[id]
 		if r.o.Progress != nil {
 			r.o.Progress(done, total)
 		}
@@ -211,27 +212,27 @@ func (r *run) send(ctx context.Context) error {
 // walk finds out what versions need that is not there. All that is there has
 // been sent: what is read of a block that has gone since is the backup's.
 func (r *run) walk(ctx context.Context) error {
-	w := newWalker(&r.in, func(ctx context.Context, _ [2]string, tag seal.Tag) ([]byte, error) {
+	w := realm.NewWalker(&r.In, func(ctx context.Context, _ [2]string, tag seal.Tag) ([]byte, error) {
 		if _, ok := r.have[tag]; !ok {
 			return nil, parcel.NewError(parcel.NoObject, "object %s: the backup lacks it", tag)
 		}
 		return getObject(ctx, r.t, tag)
 	})
 	absent := make(map[uint32]bool)
-	for _, key := range r.keys() {
-		m, err := w.parcel(ctx, key, r.all[key])
+	for _, key := range r.Keys() {
+		m, err := w.Parcel(ctx, key, r.All[key])
 		if err != nil {
 			return err
 		}
-		m.tell(r.o.Warn, key, "backup")
-		r.lack = append(r.lack, m.lacks...)
-		for id, missing := range m.absent {
+		m.Tell(r.o.Warn, key, "backup")
+		r.lack = append(r.lack, m.Lacks...)
+		for id, missing := range m.Absent {
 			if missing {
 				absent[id] = true
 			}
 		}
 	}
-	r.res.Damaged += r.damaged + len(absent)
+	r.res.Damaged += r.Damaged + len(absent)
 	return nil
 }
 
@@ -240,42 +241,42 @@ func (r *run) walk(ctx context.Context) error {
 func (r *run) publish(ctx context.Context) error {
 	now := time.Now().UTC().Truncate(time.Second)
 	host, _ := os.Hostname()
-	snap := &Snapshot{ID: newID(now, r.last), Realm: r.store.Realm(), Time: now, Host: parcel.Clean(host), Sealed: len(r.o.Recipients) > 0, Lacks: r.lack}
-	c := collector{skipped: func(name, why string) { r.o.Warn(fmt.Sprintf("%s: %s: not in the backup", name, why)) }}
-	if err := c.realm(r.store.Root()); err != nil {
+	snap := &Snapshot{ID: newID(now, r.last), Realm: r.Store.Realm(), Time: now, Host: parcel.Clean(host), Sealed: len(r.o.Recipients) > 0, Lacks: r.lack}
+	c := realm.Collector{Skipped: func(name, why string) { r.o.Warn(fmt.Sprintf("%s: %s: not in the backup", name, why)) }}
+	if err := c.Realm(r.Store.Root()); err != nil {
 		return err
 	}
-	users, err := r.store.Users()
+	users, err := r.Store.Users()
 	if err != nil {
 		return err
 	}
 	for _, user := range users {
-		lock, _, err := r.store.UserDirs(user)
+		lock, _, err := r.Store.UserDirs(user)
 		if errors.Is(err, parcel.ErrNoParcel) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if err := c.user(userDir(lock), user); err != nil {
+		if err := c.User(realm.UserDir(lock), user); err != nil {
 			return err
 		}
 	}
-	keys := r.keys()
+	keys := r.Keys()
 	lists := make([][]uint32, 0, len(keys))
 	for _, key := range keys {
-		o := r.all[key]
-		c.files = append(c.files, o.files...)
-		e := ParcelEntry{User: key[0], Name: key[1], Version: o.version, Held: o.held}
-		o.objects = slices.DeleteFunc(o.objects, func(id uint32) bool { return r.in.bad[id] })
-		for _, id := range o.objects {
+		o := r.All[key]
+		c.Files = append(c.Files, o.Files...)
+		e := ParcelEntry{User: key[0], Name: key[1], Version: o.Version, Held: o.Held}
+		o.Objects = slices.DeleteFunc(o.Objects, func(id uint32) bool { return r.In.Bad[id] })
+		for _, id := range o.Objects {
 			e.Objects++
-			e.Bytes += r.in.size[id]
+			e.Bytes += r.In.Size[id]
 		}
 		snap.Parcels = append(snap.Parcels, e)
-		lists = append(lists, o.objects)
+		lists = append(lists, o.Objects)
 	}
-	sets := setsOf(&r.in, lists)
+	sets := setsOf(&r.In, lists)
 	for _, s := range sets {
 		for _, o := range s.objects {
 			snap.Objects++
@@ -287,7 +288,7 @@ func (r *run) publish(ctx context.Context) error {
 		return err
 	}
 	defer archive.Close()
-	if snap.Sum, snap.Records.Size, err = writeRecords(archive, c.files, r.o.Recipients); err != nil {
+	if snap.Sum, snap.Records.Size, err = writeRecords(archive, c.Files, r.o.Recipients); err != nil {
 		return err
 	}
 	snap.Records.Name = recordsName(snap.ID, snap.Sealed)
@@ -324,8 +325,8 @@ func (r *run) publish(ctx context.Context) error {
 // sets are the objects of the lists, those together that are in the same
 // lists. Most parcels share most objects with many others: a list for each
 // parcel would be as many times as long.
-func setsOf(in *interned, lists [][]uint32) []set {
-	of := make([]int32, len(in.tags)) // the set of each object so far
+func setsOf(in *realm.Objects, lists [][]uint32) []set {
+	of := make([]int32, len(in.Tags)) // the set of each object so far
 	sets := []set{{}}                 // the first is that of no parcel
 	for n, list := range lists {
 		next := make(map[int32]int32)
@@ -341,7 +342,7 @@ func setsOf(in *interned, lists [][]uint32) []set {
 	}
 	for id, s := range of {
 		if s > 0 {
-			sets[s].objects = append(sets[s].objects, object{in.tags[id], in.size[id]})
+			sets[s].objects = append(sets[s].objects, object{in.Tags[id], in.Size[id]})
 		}
 	}
 	sets = slices.DeleteFunc(sets, func(s set) bool { return len(s.objects) == 0 })

@@ -9,15 +9,17 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/mirror"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
-func mirrored(t *testing.T, s *store.Store, tree target.Tree, o MirrorOptions) *Mirrored {
+func mirrored(t *testing.T, s *store.Store, tree target.Tree, o mirror.Options) *mirror.Result {
 	t.Helper()
 	o.Warn = func(text string) { t.Error("warning:", text) }
-	res, err := Mirror(ctx, s, tree, o)
+	res, err := mirror.Pass(ctx, s, tree, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,11 +32,11 @@ func TestMirror(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			s := newRealm(t)
 			populate(t, s)
-			if res := mirrored(t, s, tree, MirrorOptions{}); res.Parcels != 3 || res.Changed != 3 || res.Sent == 0 || res.Linked == 0 {
+			if res := mirrored(t, s, tree, mirror.Options{}); res.Parcels != 3 || res.Changed != 3 || res.Sent == 0 || res.Linked == 0 {
 				t.Errorf("first: %+v", res)
 			}
 			wantMirror(t, s.Root(), targettest.Root(tree))
-			if res := mirrored(t, s, tree, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 3}) {
+			if res := mirrored(t, s, tree, mirror.Options{}); !reflect.DeepEqual(res, &mirror.Result{Parcels: 3}) {
 				t.Errorf("unchanged: %+v", res)
 			}
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "nine"})
@@ -47,7 +49,7 @@ func TestMirror(t *testing.T) {
 			if err := os.Remove(filepath.Join(s.Root(), "users/alice/password")); err != nil {
 				t.Fatal(err)
 			}
-			if res := mirrored(t, s, tree, MirrorOptions{}); res.Changed != 3 || res.Sent != 4 || res.Linked == 0 {
+			if res := mirrored(t, s, tree, mirror.Options{}); res.Changed != 3 || res.Sent != 4 || res.Linked == 0 {
 				t.Errorf("after a commit, a copy and a release: %+v", res)
 			}
 			wantMirror(t, s.Root(), targettest.Root(tree))
@@ -58,7 +60,7 @@ func TestMirror(t *testing.T) {
 			}
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "ten"})
 			forget(t, mustParcel(t, s, "bob", "mine"), 2)
-			if res := mirrored(t, s, tree, MirrorOptions{}); res.Removed != 0 {
+			if res := mirrored(t, s, tree, mirror.Options{}); res.Removed != 0 {
 				t.Errorf("%+v; want nothing removed", res)
 			}
 			m, err := store.Open(targettest.Root(tree))
@@ -71,7 +73,7 @@ func TestMirror(t *testing.T) {
 			}
 			wantSound(t, m, true)
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{9: "eleven"})
-			if res := mirrored(t, s, tree, MirrorOptions{Delete: true}); res.Removed == 0 {
+			if res := mirrored(t, s, tree, mirror.Options{Delete: true}); res.Removed == 0 {
 				t.Errorf("%+v; want something removed", res)
 			}
 			wantMirror(t, s.Root(), targettest.Root(tree))
@@ -99,9 +101,9 @@ func TestMirrorRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 		}),
-		"promoted": func(t *testing.T, place *target.Dir) { os.Remove(filepath.Join(place.String(), standbyFile)) },
+		"promoted": func(t *testing.T, place *target.Dir) { os.Remove(filepath.Join(place.String(), realm.StandbyFile)) },
 		"a spoiled mark": func(t *testing.T, place *target.Dir) {
-			os.WriteFile(filepath.Join(place.String(), standbyFile), []byte("REALM:=other\n"), 0o600)
+			os.WriteFile(filepath.Join(place.String(), realm.StandbyFile), []byte("REALM:=other\n"), 0o600)
 		},
 		"another secret": func(t *testing.T, place *target.Dir) {
 			os.WriteFile(filepath.Join(place.String(), "realm.cfg"), []byte("NAME:=test\nSECRET:=00\nFORMAT:=1\n"), 0o600)
@@ -110,12 +112,12 @@ func TestMirrorRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, place := newRealm(t), memPlace(t)
 			populate(t, s)
-			mirrored(t, s, place, MirrorOptions{})
+			mirrored(t, s, place, mirror.Options{})
 			change(t, place)
 			// The realm goes on too, by another version of that number.
 			commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{1: "in the realm"})
 			before := files(t, place.String())
-			if _, err := Mirror(ctx, s, place, MirrorOptions{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
+			if _, err := mirror.Pass(ctx, s, place, mirror.Options{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
 				t.Errorf("got %v, want a conflict", err)
 			}
 			for file, content := range files(t, place.String()) {
@@ -131,30 +133,30 @@ func TestMirrorRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range []*target.Dir{place, openDir(t, newRealm(t).Root())} {
-		if _, err := Mirror(ctx, s, d, MirrorOptions{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
+		if _, err := mirror.Pass(ctx, s, d, mirror.Options{Delete: true}); !errors.Is(err, parcel.ErrConflict) {
 			t.Errorf("%s: %v", d, err)
 		}
 	}
 	// A mark that names files elsewhere removes none of them.
 	place = memPlace(t)
-	mirrored(t, s, place, MirrorOptions{})
+	mirrored(t, s, place, mirror.Options{})
 	out := filepath.Join(filepath.Dir(place.String()), "out")
 	if err := os.WriteFile(out, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mark, err := os.ReadFile(filepath.Join(place.String(), standbyFile))
+	mark, err := os.ReadFile(filepath.Join(place.String(), realm.StandbyFile))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mark = append(mark, "FILE:=00 ../out\nFILE:=00 "+out+"\nPARCEL:=.. x 00\nPARCEL:=alice ../../out 00\n"...)
-	if err := os.WriteFile(filepath.Join(place.String(), standbyFile), mark, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(place.String(), realm.StandbyFile), mark, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mirrored(t, s, place, MirrorOptions{Delete: true})
+	mirrored(t, s, place, mirror.Options{Delete: true})
 	if _, err := os.Stat(out); err != nil {
 		t.Error(err)
 	}
-	if text, _ := os.ReadFile(filepath.Join(place.String(), standbyFile)); strings.Contains(string(text), "out") {
+	if text, _ := os.ReadFile(filepath.Join(place.String(), realm.StandbyFile)); strings.Contains(string(text), "out") {
 		t.Errorf("the mark kept it: %s", text)
 	}
 }
@@ -178,7 +180,7 @@ func TestPromotedEpoch(t *testing.T) {
 	newParcel(t, s, "alice", "never")
 	for range 3 {
 		acquire(mustParcel(t, s, "bob", "mine"))
-		mirrored(t, s, place, MirrorOptions{})
+		mirrored(t, s, place, mirror.Options{})
 	}
 	wantMirror(t, s.Root(), place.String())
 	last := make(map[string]int64)
@@ -187,7 +189,7 @@ func TestPromotedEpoch(t *testing.T) {
 			last[name] = acquire(mustParcel(t, s, user, name))
 		}
 	}
-	if err := os.Remove(filepath.Join(place.String(), standbyFile)); err != nil {
+	if err := os.Remove(filepath.Join(place.String(), realm.StandbyFile)); err != nil {
 		t.Fatal(err)
 	}
 	m, err := store.Open(place.String())
@@ -204,8 +206,8 @@ func TestPromotedEpoch(t *testing.T) {
 		last[name] = first
 	}
 	back := memPlace(t)
-	mirrored(t, m, back, MirrorOptions{})
-	os.Remove(filepath.Join(back.String(), standbyFile))
+	mirrored(t, m, back, mirror.Options{})
+	os.Remove(filepath.Join(back.String(), realm.StandbyFile))
 	b, err := store.Open(back.String())
 	if err != nil {
 		t.Fatal(err)

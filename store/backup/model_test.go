@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/backup/mirror"
 	"isr/store/backup/target"
 	"isr/store/keep"
 	"isr/store/parcel"
@@ -263,7 +264,7 @@ func TestModel(t *testing.T) {
 				}
 			},
 			"mirror": func(r *rapid.T) {
-				_, err := Mirror(ctx, s, standby, MirrorOptions{Delete: true, Warn: func(text string) { r.Fatal(text) }})
+				_, err := mirror.Pass(ctx, s, standby, mirror.Options{Delete: true, Warn: func(text string) { r.Fatal(text) }})
 				if errors.Is(err, parcel.ErrConflict) {
 					// A parcel that was made anew, or brought back older.
 					standby.Close()
@@ -273,7 +274,7 @@ func TestModel(t *testing.T) {
 					if standby, err = target.OpenDir(standby.String(), true); err != nil {
 						r.Fatal(err)
 					}
-					_, err = Mirror(ctx, s, standby, MirrorOptions{Delete: true})
+					_, err = mirror.Pass(ctx, s, standby, mirror.Options{Delete: true})
 				}
 				if err != nil {
 					r.Fatal(err)

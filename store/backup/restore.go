@@ -20,6 +20,7 @@ import (
 
 	"isr/store"
 	"isr/store/atomicfile"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -150,8 +151,8 @@ func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions
 	if err := r.records(ctx); err != nil {
 		return nil, nil, err
 	}
-	realm := slices.IndexFunc(r.recs.root, func(f file) bool { return f.name == "realm.cfg" })
-	if realm < 0 {
+	cfg := slices.IndexFunc(r.recs.root, func(f realm.File) bool { return f.Name == "realm.cfg" })
+	if cfg < 0 {
 		return nil, nil, parcel.NewError(parcel.Damaged, "snapshot %s: realm.cfg is missing", r.snap.ID)
 	}
 	if done {
@@ -161,7 +162,7 @@ func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions
 		}
 		return r.s, &r.res, err
 	}
-	if r.s, err = store.Assemble(root, r.recs.root[realm].data); err != nil {
+	if r.s, err = store.Assemble(root, r.recs.root[cfg].Data); err != nil {
 		return nil, nil, damaged(r.snap.ID, err)
 	}
 	for user, files := range r.recs.users {
@@ -176,7 +177,7 @@ func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions
 		return nil, nil, err
 	}
 	step("publish")
-	if err := r.s.Publish(r.recs.root[realm].data); err != nil {
+	if err := r.s.Publish(r.recs.root[cfg].Data); err != nil {
 		return nil, nil, err
 	}
 	step("clear")
@@ -422,8 +423,8 @@ func (r *restorer) adopt(ctx context.Context, n int) error {
 	key := [2]string{e.User, e.Name}
 	a := store.Adoption{Files: make(map[string][]byte), Another: r.o.As != "" && r.o.As != e.Name}
 	for _, f := range r.recs.parcels[key] {
-		if f.name != "nonce" || !r.o.Free {
-			a.Files[f.name] = f.data
+		if f.Name != "nonce" || !r.o.Free {
+			a.Files[f.Name] = f.Data
 		}
 	}
 	a.Objects = func(ctx context.Context, add func(tag seal.Tag, file string) error) error {
@@ -467,7 +468,7 @@ func (r *restorer) rootFiles(root string) error {
 	defer dir.Close()
 	for _, links := range []bool{false, true} {
 		for _, f := range r.recs.root {
-			if f.name == "realm.cfg" || f.isLink() != links {
+			if f.Name == "realm.cfg" || f.IsLink() != links {
 				continue
 			}
 			if err := r.rootFile(dir, f); err != nil {
@@ -476,43 +477,43 @@ func (r *restorer) rootFiles(root string) error {
 		}
 	}
 	for _, f := range r.recs.root {
-		if !f.isLink() {
+		if !f.IsLink() {
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(root, f.name)); errors.Is(err, fs.ErrNotExist) {
-			r.o.Warn(fmt.Sprintf("%s: leads to %s, which is not here", f.name, f.data))
+		if _, err := os.Stat(filepath.Join(root, f.Name)); errors.Is(err, fs.ErrNotExist) {
+			r.o.Warn(fmt.Sprintf("%s: leads to %s, which is not here", f.Name, f.Data))
 		}
 	}
 	return nil
 }
 
-func (r *restorer) rootFile(dir *os.Root, f file) error {
-	if err := dir.MkdirAll(filepath.Dir(f.name), 0o700); err != nil {
+func (r *restorer) rootFile(dir *os.Root, f realm.File) error {
+	if err := dir.MkdirAll(filepath.Dir(f.Name), 0o700); err != nil {
 		return err
 	}
 	step("file")
 	// A link left there is not written through.
-	if err := dir.Remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := dir.Remove(f.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if f.isLink() {
-		return dir.Symlink(string(f.data), f.name)
+	if f.IsLink() {
+		return dir.Symlink(string(f.Data), f.Name)
 	}
 	mode := fs.FileMode(0o600)
-	if linkPlace(f.name) {
-		mode = f.mode & 0o700
+	if realm.LinkPlace(f.Name) {
+		mode = f.Mode & 0o700
 	}
-	w, err := dir.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	w, err := dir.OpenFile(f.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(f.data)
+	_, err = w.Write(f.Data)
 	if cerr := w.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
 		return err
 	}
-	dir.Chtimes(f.name, f.time, f.time)
+	dir.Chtimes(f.Name, f.Time, f.Time)
 	return nil
 }

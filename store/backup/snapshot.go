@@ -21,6 +21,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -36,7 +37,7 @@ type Snapshot struct {
 	Records target.Entry // that archive: below snapshots/
 	Sum     string       // its SHA-256
 	Parcels []ParcelEntry
-	Lacks   []Lack
+	Lacks   []realm.Lack
 	Objects int64 // each once
 	Bytes   int64
 }
@@ -84,12 +85,10 @@ func idTime(id string) time.Time {
 
 // Limits of what is read from a backup.
 const (
-	maxParcels  = 1 << 20
-	maxList     = 1 << 36     // bytes of a list
-	maxRecords  = 1 << 32     // bytes of an archive
-	maxHeader   = 1 << 28     // bytes of a list before the objects
-	maxFile     = 1 << 30     // bytes of one file in an archive
-	maxHeldName = 3 * 64 * 64 // bytes of who holds a parcel
+	maxParcels = 1 << 20
+	maxList    = 1 << 36 // bytes of a list
+	maxRecords = 1 << 32 // bytes of an archive
+	maxHeader  = 1 << 28 // bytes of a list before the objects
 )
 
 // writeSnapshot writes the list of a snapshot: records, an empty line, then
@@ -204,7 +203,7 @@ func parseHeader(id string, text []byte) (*Snapshot, error) {
 		if err := errors.Join(parcel.CheckName(p.User), parcel.CheckName(p.Name)); err != nil {
 			return nil, fmt.Errorf("PARCEL: %w", err)
 		}
-		if seen[[2]string{p.User, p.Name}] || len(p.Held) > maxHeldName {
+		if seen[[2]string{p.User, p.Name}] || len(p.Held) > realm.MaxHeld {
 			return nil, fmt.Errorf("PARCEL: %q", line)
 		}
 		seen[[2]string{p.User, p.Name}] = true
@@ -215,7 +214,7 @@ func parseHeader(id string, text []byte) (*Snapshot, error) {
 		if len(f) != 4 || !seen[[2]string{f[0], f[1]}] {
 			return nil, fmt.Errorf("LACKS: %q", line)
 		}
-		s.Lacks = append(s.Lacks, Lack{f[0], f[1], int(number("LACKS", f[2])), number("LACKS", f[3])})
+		s.Lacks = append(s.Lacks, realm.Lack{User: f[0], Name: f[1], Version: int(number("LACKS", f[2])), Objects: number("LACKS", f[3])})
 	}
 	if err == nil && s.Records.Size > maxRecords {
 		err = fmt.Errorf("RECORDS: %d bytes", s.Records.Size)

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/backup/mirror"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -56,26 +58,26 @@ func objectOf(t testing.TB, p *store.Parcel, v, level int) string {
 var harms = map[string]struct {
 	harm    func(t *testing.T, p *store.Parcel) []string // the files it removed
 	damaged int
-	lacks   []Lack
+	lacks   []realm.Lack
 }{
 	"nothing":      {func(*testing.T, *store.Parcel) []string { return nil }, 0, nil},
-	"a chunk":      {lose(3, 0), 1, []Lack{{"alice", "winxp", 3, 1}}},
-	"a block":      {lose(3, 1), 1, []Lack{{"alice", "winxp", 3, 1}}},
-	"a root block": {lose(3, -1), 1, []Lack{{"alice", "winxp", 3, 1}}},
-	"an old root":  {lose(1, -1), 1, []Lack{{"alice", "winxp", 1, 1}}},
+	"a chunk":      {lose(3, 0), 1, []realm.Lack{lack(3, 1)}},
+	"a block":      {lose(3, 1), 1, []realm.Lack{lack(3, 1)}},
+	"a root block": {lose(3, -1), 1, []realm.Lack{lack(3, 1)}},
+	"an old root":  {lose(1, -1), 1, []realm.Lack{lack(1, 1)}},
 	// What is below a missing block nobody knows.
 	"a chunk and its block": {func(t *testing.T, p *store.Parcel) []string {
 		files := []string{objectOf(t, p, 3, 0), objectOf(t, p, 3, 1)}
 		return remove(t, files...)
-	}, 1, []Lack{{"alice", "winxp", 3, 1}}},
-	"a chunk of two versions": {lose(2, 0), 1, []Lack{{"alice", "winxp", 2, 1}, {"alice", "winxp", 3, 1}}},
+	}, 1, []realm.Lack{lack(3, 1)}},
+	"a chunk of two versions": {lose(2, 0), 1, []realm.Lack{lack(2, 1), lack(3, 1)}},
 	"two chunks": {func(t *testing.T, p *store.Parcel) []string {
 		return remove(t, objectOf(t, p, 3, 0), objectOf(t, p, 2, 0))
-	}, 2, []Lack{{"alice", "winxp", 2, 1}, {"alice", "winxp", 3, 2}}},
+	}, 2, []realm.Lack{lack(2, 1), lack(3, 2)}},
 	"all": {func(t *testing.T, p *store.Parcel) []string {
 		all, _ := filepath.Glob(filepath.Join(p.ContentDir(), "hdk/*/*"))
 		return remove(t, all...)
-	}, 3, []Lack{{"alice", "winxp", 1, 1}, {"alice", "winxp", 2, 1}, {"alice", "winxp", 3, 1}}},
+	}, 3, []realm.Lack{lack(1, 1), lack(2, 1), lack(3, 1)}},
 }
 
 func lose(v, level int) func(t *testing.T, p *store.Parcel) []string {
@@ -105,6 +107,11 @@ func putBack(t *testing.T, files ...string) {
 
 // aside is where remove puts a file: no realm has names with dots there.
 func aside(file string) string { return file + ".aside" }
+
+// lack is one of alice's winxp.
+func lack(version int, objects int64) realm.Lack {
+	return realm.Lack{User: "alice", Name: "winxp", Version: version, Objects: objects}
+}
 
 func threeVersions(t testing.TB, s *store.Store) *store.Parcel {
 	t.Helper()
@@ -234,7 +241,7 @@ func TestMissingRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	res, err := Make(ctx, s, place, Options{Warn: func(string) {}})
-	want := []Lack{{"alice", "winxp", 2, 0}, {"alice", "winxp", 3, 0}}
+	want := []realm.Lack{lack(2, 0), lack(3, 0)}
 	if err != nil || !reflect.DeepEqual(res.Snapshot.Lacks, want) {
 		t.Errorf("%+v, %+v, %v", res, res.Snapshot, err)
 	}
@@ -256,7 +263,7 @@ func TestMirrorMissing(t *testing.T) {
 				p := threeVersions(t, s)
 				damaged, lacks := test.damaged, test.lacks
 				if before {
-					mirrored(t, s, place, MirrorOptions{})
+					mirrored(t, s, place, mirror.Options{})
 				}
 				lost := test.harm(t, p)
 				if before {
@@ -268,7 +275,7 @@ func TestMirrorMissing(t *testing.T) {
 				}
 				for range 2 {
 					warnings, warn := newWarnings()
-					res, err := Mirror(ctx, s, place, MirrorOptions{Delete: true, Warn: warn})
+					res, err := mirror.Pass(ctx, s, place, mirror.Options{Delete: true, Warn: warn})
 					if err != nil || res.Damaged != damaged || !reflect.DeepEqual(res.Lacks, lacks) || len(*warnings) == 0 {
 						t.Errorf("%+v, %v, %q; want %d damaged, lacks %v", res, err, *warnings, damaged, lacks)
 					}
@@ -281,9 +288,9 @@ func TestMirrorMissing(t *testing.T) {
 					wantSound(t, m, true)
 				}
 				putBack(t, lost...)
-				mirrored(t, s, place, MirrorOptions{Delete: true})
+				mirrored(t, s, place, mirror.Options{Delete: true})
 				wantMirror(t, s.Root(), place.String())
-				if res := mirrored(t, s, place, MirrorOptions{}); !reflect.DeepEqual(res, &Mirrored{Parcels: 2}) {
+				if res := mirrored(t, s, place, mirror.Options{}); !reflect.DeepEqual(res, &mirror.Result{Parcels: 2}) {
 					t.Errorf("unchanged: %+v", res)
 				}
 			})

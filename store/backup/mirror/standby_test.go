@@ -1,10 +1,11 @@
-package backup
+package mirror
 
 import (
 	"os"
 	"path/filepath"
 	"testing"
 
+	"isr/store/backup/realm"
 	"isr/store/parcel"
 )
 
@@ -22,7 +23,7 @@ func TestStandbyOf(t *testing.T) {
 		"dir":     {func(f string) error { return os.Mkdir(f, 0o700) }, "", parcel.Damaged},
 	} {
 		root := t.TempDir()
-		if err := test.make(filepath.Join(root, standbyFile)); err != nil {
+		if err := test.make(filepath.Join(root, realm.StandbyFile)); err != nil {
 			t.Fatal(err)
 		}
 		from, asOf, err := StandbyOf(root)
@@ -30,4 +31,20 @@ func TestStandbyOf(t *testing.T) {
 			t.Errorf("%s: %q, %v, %v", name, from, asOf, err)
 		}
 	}
+}
+
+func FuzzStandby(f *testing.F) {
+	f.Add([]byte("REALM:=test\nFROM:=h:/x\nTIME:=2026-11-26T14:03:11Z\nFILE:=ab motd\nPARCEL:=alice winxp ab 1\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := parseStandby(b)
+		if err != nil {
+			return
+		}
+		for key := range s.parcels {
+			if parcel.CheckName(key[0]) != nil || parcel.CheckName(key[1]) != nil {
+				t.Fatalf("parcel %q", key)
+			}
+		}
+		s.encode()
+	})
 }

@@ -1,4 +1,12 @@
-package backup
+// Package mirror keeps a warm standby of a realm: a tree like the realm's own,
+// which can be served at once.
+//
+// It promises that each parcel in the tree is whole whenever a pass ends, or is
+// killed; that a pass costs what changed since the last; that what the realm
+// lost by a fault is not taken from the tree too; and that a tree which was
+// served in the realm's stead, or is none of its mirrors, is not written to. It
+// does not keep two passes of one realm apart: who calls does, with backup.Lock.
+package mirror
 
 import (
 	"cmp"
@@ -8,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,20 +26,21 @@ import (
 	"time"
 
 	"isr/store"
+	"isr/store/backup/realm"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
 
-// MirrorOptions say how a mirror is brought up to date.
-type MirrorOptions struct {
+// Options say how a mirror is brought up to date.
+type Options struct {
 	Delete   bool // what the realm has no more goes from the mirror too
 	Warn     func(text string)
-	Progress Progress
+	Progress func(done, total int64) // bytes; may be nil
 }
 
-// Mirrored is what a pass did.
-type Mirrored struct {
+// Result is what a pass did.
+type Result struct {
 	Parcels int   // in the realm
 	Changed int   // of them, since the last pass
 	Sent    int64 // objects
@@ -40,114 +48,40 @@ type Mirrored struct {
 	Linked  int64 // objects that another parcel of the mirror had
 	Removed int64 // files
 	Damaged int   // objects that are not whole in the realm, or missing, of parcels that changed
-	Lacks   []Lack
-}
-
-// standby is the record that makes a tree a mirror: what it is of, and how
-// each parcel's lock side was when the last pass had all of it. Who serves the
-// tree in the realm's stead removes it.
-type standby struct {
-	realm, from string
-	time        time.Time         // of the last whole pass; zero: none yet
-	files       map[string]string // what is beside the parcels, with digests
-	parcels     map[[2]string]noted
-}
-
-// noted is what is known of a parcel of a mirror.
-type noted struct {
-	digest string  // of its lock side; "-": a pass was at it, or the realm had it not whole
-	epochs []int64 // that it may have there: of the last pass, and of one that was at it
-}
-
-func parseStandby(text []byte) (*standby, error) {
-	r, err := parcel.ParseRecord(text)
-	if err != nil {
-		return nil, err
-	}
-	b := &standby{realm: r.Get("REALM"), from: r.Get("FROM"), files: make(map[string]string), parcels: make(map[[2]string]noted)}
-	if t := r.Get("TIME"); t != "" {
-		if b.time, err = time.Parse(time.RFC3339, t); err != nil {
-			return nil, err
-		}
-	}
-	for _, line := range r.All("FILE") {
-		if sum, name, ok := strings.Cut(line, " "); ok && fs.ValidPath(name) {
-			b.files[name] = sum
-		}
-	}
-	for _, line := range r.All("PARCEL") {
-		f := strings.Fields(line)
-		if len(f) < 3 || parcel.CheckName(f[0]) != nil || parcel.CheckName(f[1]) != nil {
-			continue
-		}
-		n := noted{digest: f[2]}
-		for _, text := range f[3:] {
-			epoch, err := strconv.ParseInt(text, 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("PARCEL: %q", line)
-			}
-			n.epochs = append(n.epochs, epoch)
-		}
-		b.parcels[[2]string{f[0], f[1]}] = n
-	}
-	return b, nil
-}
-
-func (b *standby) encode() ([]byte, error) {
-	r := parcel.Record{{Key: "REALM", Value: b.realm}, {Key: "FROM", Value: b.from}}
-	if !b.time.IsZero() {
-		r = append(r, parcel.Field{Key: "TIME", Value: b.time.UTC().Format(time.RFC3339)})
-	}
-	for _, name := range slices.Sorted(maps.Keys(b.files)) {
-		r = append(r, parcel.Field{Key: "FILE", Value: b.files[name] + " " + name})
-	}
-	keys := make([][2]string, 0, len(b.parcels))
-	for key := range b.parcels {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
-	for _, key := range keys {
-		n := b.parcels[key]
-		line := key[0] + " " + key[1] + " " + n.digest
-		for _, epoch := range n.epochs {
-			line += " " + strconv.FormatInt(epoch, 10)
-		}
-		r = append(r, parcel.Field{Key: "PARCEL", Value: line})
-	}
-	return r.Encode()
+	Lacks   []realm.Lack
 }
 
 // digest is that of files.
-func digest(files []file) string {
+func digest(files []realm.File) string {
 	h := sha256.New()
 	for _, f := range files {
-		fmt.Fprintf(h, "%d %s %o %d\n%s", len(f.name), f.name, f.mode, len(f.data), f.data)
+		fmt.Fprintf(h, "%d %s %o %d\n%s", len(f.Name), f.Name, f.Mode, len(f.Data), f.Data)
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
 // mirror is a pass at work.
 type mirror struct {
-	*survey
+	*realm.Survey
 	tree  target.Tree
-	o     MirrorOptions
+	o     Options
 	old   *standby
 	next  *standby
-	res   Mirrored
+	res   Result
 	where map[seal.Tag]string // an object of the mirror, by which to link
 	extra []string            // objects of the mirror that the realm has not
 	mu    sync.Mutex
 }
 
-// Mirror brings a tree up to date with the realm: objects first, then records,
+// Pass brings a tree up to date with the realm: objects first, then records,
 // heads last, so that it can be served whenever the pass ends, and each parcel
 // in it is whole in between. A tree that is no mirror of the realm is refused,
 // and so is one that has what the realm has not: that was served.
-func Mirror(ctx context.Context, s *store.Store, t target.Tree, o MirrorOptions) (*Mirrored, error) {
+func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Result, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
 	}
-	m := &mirror{tree: t, o: o, where: make(map[seal.Tag]string), survey: newSurvey(s, o.Warn)}
+	m := &mirror{tree: t, o: o, where: make(map[seal.Tag]string), Survey: realm.NewSurvey(s, o.Warn)}
 	files, err := m.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -194,27 +128,27 @@ func Mirror(ctx context.Context, s *store.Store, t target.Tree, o MirrorOptions)
 
 // begin looks at what is there, and marks it. files are those beside the
 // parcels.
-func (m *mirror) begin(ctx context.Context) (files []file, err error) {
-	c := collector{skipped: func(name, why string) { m.o.Warn(fmt.Sprintf("%s: %s: not in the mirror", name, why)) }}
-	if err := c.realm(m.store.Root()); err != nil {
+func (m *mirror) begin(ctx context.Context) (files []realm.File, err error) {
+	c := realm.Collector{Skipped: func(name, why string) { m.o.Warn(fmt.Sprintf("%s: %s: not in the mirror", name, why)) }}
+	if err := c.Realm(m.Store.Root()); err != nil {
 		return nil, err
 	}
-	users, err := m.store.Users()
+	users, err := m.Store.Users()
 	if err != nil {
 		return nil, err
 	}
 	for _, user := range users {
-		lock, _, err := m.store.UserDirs(user)
+		lock, _, err := m.Store.UserDirs(user)
 		if err == nil {
-			err = c.user(userDir(lock), user)
+			err = c.User(realm.UserDir(lock), user)
 		}
 		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
 			return nil, err
 		}
 	}
 	host, _ := os.Hostname()
-	m.next = &standby{realm: m.store.Realm(), from: parcel.Clean(host + ":" + m.store.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
-	text, err := target.Read(ctx, m.tree, standbyFile, maxRootFile)
+	m.next = &standby{realm: m.Store.Realm(), from: parcel.Clean(host + ":" + m.Store.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
+	text, err := target.Read(ctx, m.tree, realm.StandbyFile, realm.MaxRootFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		for e, err := range m.tree.List(ctx, ".") {
@@ -225,34 +159,34 @@ func (m *mirror) begin(ctx context.Context) (files []file, err error) {
 				WithHint("mirror into an empty directory; a mirror that was promoted is one no more")
 		}
 		m.old = &standby{realm: m.next.realm, from: m.next.from, files: make(map[string]string), parcels: make(map[[2]string]noted)}
-		return c.files, m.note(ctx, m.old)
+		return c.Files, m.note(ctx, m.old)
 	case err != nil:
 		return nil, err
 	}
 	if m.old, err = parseStandby(text); err != nil {
 		return nil, parcel.NewError(parcel.Damaged, "%s: standby: %v", m.tree, err)
 	}
-	realm, err := target.Read(ctx, m.tree, "realm.cfg", maxRootFile)
+	text, err = target.Read(ctx, m.tree, "realm.cfg", realm.MaxRootFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	theirs, terr := parcel.ParseRecord(realm)
-	ours, oerr := parcel.ParseRecord(find(c.files, "realm.cfg"))
-	if m.old.realm != m.store.Realm() || len(realm) > 0 && (terr != nil || oerr != nil || theirs.Get("SECRET") != ours.Get("SECRET")) {
+	theirs, terr := parcel.ParseRecord(text)
+	ours, oerr := parcel.ParseRecord(realm.Find(c.Files, "realm.cfg"))
+	if m.old.realm != m.Store.Realm() || len(text) > 0 && (terr != nil || oerr != nil || theirs.Get("SECRET") != ours.Get("SECRET")) {
 		return nil, parcel.NewError(parcel.Conflict, "%s: is a mirror of another realm: %s, from %s", m.tree, parcel.Clean(m.old.realm), parcel.Clean(m.old.from))
 	}
-	return c.files, nil
+	return c.Files, nil
 }
 
 // changed reads all lock sides, and the object names of those parcels that
 // changed since the last pass.
 func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
-	users, err := m.store.Users()
+	users, err := m.Store.Users()
 	if err != nil {
 		return nil, err
 	}
 	for _, user := range users {
-		names, err := m.store.Parcels(user)
+		names, err := m.Store.Parcels(user)
 		if errors.Is(err, parcel.ErrNoParcel) {
 			continue
 		}
@@ -262,40 +196,40 @@ func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
 		for _, name := range names {
 			key := [2]string{user, name}
 			m.res.Parcels++
-			p, err := m.store.Parcel(user, name)
+			p, err := m.Store.Parcel(user, name)
 			if errors.Is(err, parcel.ErrNoParcel) {
 				continue
 			}
 			if err != nil {
 				return nil, err
 			}
-			c := collector{skipped: func(string, string) {}}
-			err = p.Shared(func() error { return c.parcel(p.LockDir(), user, name) })
+			c := realm.Collector{Skipped: func(string, string) {}}
+			err = p.Shared(func() error { return c.Parcel(p.LockDir(), user, name) })
 			if errors.Is(err, parcel.ErrNoParcel) {
 				continue
 			}
 			if err != nil {
 				return nil, err
 			}
-			if n := m.old.parcels[key]; digest(c.files) == n.digest {
+			if n := m.old.parcels[key]; digest(c.Files) == n.digest {
 				m.next.parcels[key] = n
 				continue
 			}
-			o, err := m.read(ctx, user, name)
+			o, err := m.Read(ctx, user, name)
 			if errors.Is(err, parcel.ErrNoParcel) {
 				continue
 			}
 			if err != nil {
 				return nil, err
 			}
-			if o.version == 0 {
+			if o.Version == 0 {
 				m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
-				m.res.Lacks = append(m.res.Lacks, Lack{User: user, Name: name})
+				m.res.Lacks = append(m.res.Lacks, realm.Lack{User: user, Name: name})
 				continue
 			}
-			m.all[key] = o
-			sum := digest(o.files)
-			m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, lockSide(user, name)+"/epoch")}}
+			m.All[key] = o
+			sum := digest(o.Files)
+			m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, realm.LockSide(user, name)+"/epoch")}}
 			keys = append(keys, key)
 		}
 	}
@@ -306,25 +240,25 @@ func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
 // raiseEpoch raises the epoch of what goes into the mirror, as a restore does:
 // who is the first to hold the parcel there, when the mirror has become the
 // realm, comes after all whom the realm let hold it since this pass.
-func raiseEpoch(o *one, name string) int64 {
-	n := slices.IndexFunc(o.files, func(f file) bool { return f.name == name })
+func raiseEpoch(o *realm.Parcel, name string) int64 {
+	n := slices.IndexFunc(o.Files, func(f realm.File) bool { return f.Name == name })
 	if n < 0 {
-		n = len(o.files)
-		o.files = append(o.files, file{name: name, mode: 0o600, data: []byte("0")})
+		n = len(o.Files)
+		o.Files = append(o.Files, realm.File{Name: name, Mode: 0o600, Data: []byte("0")})
 	}
-	epoch, err := strconv.ParseInt(strings.TrimSpace(string(o.files[n].data)), 10, 64)
+	epoch, err := strconv.ParseInt(strings.TrimSpace(string(o.Files[n].Data)), 10, 64)
 	if err != nil {
 		return 0 // as it is, for check to tell
 	}
 	epoch = store.RaisedEpoch(epoch)
-	o.files[n].data = fmt.Appendf(nil, "%d\n", epoch)
+	o.Files[n].Data = fmt.Appendf(nil, "%d\n", epoch)
 	return epoch
 }
 
 // ahead refuses a mirror in which a parcel went on by itself.
 func (m *mirror) ahead(ctx context.Context, key [2]string) error {
-	side := lockSide(key[0], key[1])
-	text, err := target.Read(ctx, m.tree, side+"/parcel.cfg", maxRootFile)
+	side := realm.LockSide(key[0], key[1])
+	text, err := target.Read(ctx, m.tree, side+"/parcel.cfg", realm.MaxRootFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -335,9 +269,9 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 		return parcel.NewError(parcel.Conflict, "parcel %s/%s: the mirror %s", key[0], key[1], fmt.Sprintf(format, args...)).
 			WithHint("if the mirror was served, it is the realm now: remove its file standby; else move the parcel away there")
 	}
-	o := m.all[key]
+	o := m.All[key]
 	theirs, terr := parcel.ParseConfig(text)
-	ours, err := parcel.ParseConfig(find(o.files, side+"/parcel.cfg"))
+	ours, err := parcel.ParseConfig(realm.Find(o.Files, side+"/parcel.cfg"))
 	if terr != nil || err != nil {
 		return conflict("has a parcel.cfg that cannot be read")
 	}
@@ -355,10 +289,10 @@ func (m *mirror) ahead(ctx context.Context, key [2]string) error {
 		return conflict("was locked: its epoch is %d, and was %v when it was mirrored", epochOf(b), was)
 	}
 	name := side + "/keys/" + parcel.VersionDir(theirs.Version)
-	if b, err = target.Read(ctx, m.tree, name, maxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if b, err = target.Read(ctx, m.tree, name, realm.MaxRootFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if mine := find(o.files, name); len(b) > 0 && mine != nil && commitOf(b) != commitOf(mine) {
+	if mine := realm.Find(o.Files, name); len(b) > 0 && mine != nil && commitOf(b) != commitOf(mine) {
 		return conflict("has another version %d", theirs.Version)
 	}
 	return nil
@@ -374,7 +308,7 @@ func epochOf(text []byte) int64 {
 func (m *mirror) note(ctx context.Context, b *standby) error {
 	text, err := b.encode()
 	if err == nil {
-		err = m.tree.Put(ctx, standbyFile, text)
+		err = m.tree.Put(ctx, realm.StandbyFile, text)
 	}
 	if err == nil {
 		err = m.tree.Sync(ctx)
@@ -398,29 +332,29 @@ func hdkName(key [2]string, tag seal.Tag) string {
 // walk finds out what versions need that is not there, but in the mirror it
 // may be.
 func (m *mirror) walk(ctx context.Context, changed [][2]string) error {
-	w := newWalker(&m.in, func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error) {
+	w := realm.NewWalker(&m.In, func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error) {
 		return target.ReadObject(ctx, m.tree, hdkName(key, tag), tag)
 	})
 	for _, key := range changed {
-		found, err := w.parcel(ctx, key, m.all[key])
+		found, err := w.Parcel(ctx, key, m.All[key])
 		if err != nil {
 			return err
 		}
-		if len(found.lacks) == 0 && len(found.absent) == 0 {
+		if len(found.Lacks) == 0 && len(found.Absent) == 0 {
 			continue
 		}
-		there, err := versions(m.all[key].p)
+		there, err := realm.Versions(m.All[key].P)
 		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
 			return err
 		}
-		for v := range recorded(m.all[key].files, lockSide(key[0], key[1]), m.all[key].version) {
-			if !there[parcel.VersionDir(v)] && find(m.all[key].files, lockSide(key[0], key[1])+"/keys/"+parcel.VersionDir(v)) != nil {
+		for v := range realm.Recorded(m.All[key].Files, realm.LockSide(key[0], key[1]), m.All[key].Version) {
+			if !there[parcel.VersionDir(v)] && realm.Find(m.All[key].Files, realm.LockSide(key[0], key[1])+"/keys/"+parcel.VersionDir(v)) != nil {
 				return wentAway(key)
 			}
 		}
-		found.tell(m.o.Warn, key, "mirror")
-		m.res.Lacks = append(m.res.Lacks, found.lacks...)
-		m.damaged(key, len(found.absent))
+		found.Tell(m.o.Warn, key, "mirror")
+		m.res.Lacks = append(m.res.Lacks, found.Lacks...)
+		m.damaged(key, len(found.Absent))
 	}
 	return nil
 }
@@ -460,21 +394,21 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 			last := path.Base(e.Name)
 			if tag, err := seal.ParseTag(last); err == nil && e.Name == hdkName(key, tag) {
 				there[tag] = e.Size
-				if id, ok := m.in.ids[tag]; ok && m.in.size[id] == e.Size {
+				if id, ok := m.In.IDs[tag]; ok && m.In.Size[id] == e.Size {
 					m.where[tag] = e.Name
 				}
 			}
 		}
-		for _, id := range m.all[key].objects {
-			if m.in.bad[id] {
-				delete(there, m.in.tags[id]) // better than nothing
+		for _, id := range m.All[key].Objects {
+			if m.In.Bad[id] {
+				delete(there, m.In.Tags[id]) // better than nothing
 				continue
 			}
-			if size, ok := there[m.in.tags[id]]; !ok || size != m.in.size[id] {
+			if size, ok := there[m.In.Tags[id]]; !ok || size != m.In.Size[id] {
 				wants = append(wants, want{key, id})
-				total += m.in.size[id]
+				total += m.In.Size[id]
 			}
-			delete(there, m.in.tags[id])
+			delete(there, m.In.Tags[id])
 		}
 		for tag := range there {
 			m.extra = append(m.extra, hdkName(key, tag))
@@ -496,9 +430,9 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 		case linked:
 			m.res.Linked++
 		case sent:
-			m.res.Sent, m.res.Bytes = m.res.Sent+1, m.res.Bytes+m.in.size[w.id]
+			m.res.Sent, m.res.Bytes = m.res.Sent+1, m.res.Bytes+m.In.Size[w.id]
 		}
-		done += m.in.size[w.id]
+		done += m.In.Size[w.id]
 		if m.o.Progress != nil {
 			m.o.Progress(done, total)
 		}
@@ -530,10 +464,10 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 // index notes where the mirror has objects: in parcels that did not change.
 func (m *mirror) index(changed [][2]string) error {
 	for key := range m.next.parcels {
-		if m.all[key] != nil {
+		if m.All[key] != nil {
 			continue
 		}
-		p, err := m.store.Parcel(key[0], key[1])
+		p, err := m.Store.Parcel(key[0], key[1])
 		if err != nil {
 			continue
 		}
@@ -542,7 +476,7 @@ func (m *mirror) index(changed [][2]string) error {
 			entries, _ := os.ReadDir(filepath.Join(p.ContentDir(), "hdk", d.Name()))
 			for _, e := range entries {
 				if tag, err := seal.ParseTag(e.Name()); err == nil {
-					if _, wanted := m.in.ids[tag]; wanted {
+					if _, wanted := m.In.IDs[tag]; wanted {
 						m.where[tag] = hdkName(key, tag)
 					}
 				}
@@ -560,7 +494,7 @@ const (
 
 // object links or puts one object, and says how; 0 if it is not whole.
 func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int, err error) {
-	tag := m.in.tags[id]
+	tag := m.In.Tags[id]
 	name := hdkName(key, tag)
 	m.mu.Lock()
 	old := m.where[tag]
@@ -570,14 +504,14 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int,
 			return linked, nil
 		}
 	}
-	b, err := readObject(m.all[key].p, tag)
-	if from := m.in.from[id]; errors.Is(err, fs.ErrNotExist) && from != nil {
-		b, err = readObject(from, tag) // another parcel has it
+	b, err := realm.ReadObject(m.All[key].P, tag)
+	if from := m.In.From[id]; errors.Is(err, fs.ErrNotExist) && from != nil {
+		b, err = realm.ReadObject(from, tag) // another parcel has it
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return 0, wentAway(key)
-	case notWhole(err):
+	case realm.NotWhole(err):
 		m.damaged(key, 1, parcel.Clean(err.Error()))
 		return 0, nil
 	case err != nil:
@@ -595,13 +529,13 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int,
 // records puts what describes versions: the records of the lock side, and the
 // directories of the content side.
 func (m *mirror) records(ctx context.Context, key [2]string) error {
-	o := m.all[key]
-	side := lockSide(key[0], key[1])
-	for _, f := range o.files {
-		if name := strings.TrimPrefix(f.name, side+"/"); name == "parcel.cfg" || name == "nonce" {
+	o := m.All[key]
+	side := realm.LockSide(key[0], key[1])
+	for _, f := range o.Files {
+		if name := strings.TrimPrefix(f.Name, side+"/"); name == "parcel.cfg" || name == "nonce" {
 			continue
 		}
-		if err := m.tree.Put(ctx, f.name, f.data); err != nil {
+		if err := m.tree.Put(ctx, f.Name, f.Data); err != nil {
 			return err
 		}
 	}
@@ -610,9 +544,9 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 			return err
 		}
 	}
-	for _, f := range o.files {
-		v, ok := strings.CutPrefix(f.name, side+"/keys/")
-		if n, isVersion := parcel.ParseVersionDir(v); !ok || !isVersion || n > o.version {
+	for _, f := range o.Files {
+		v, ok := strings.CutPrefix(f.Name, side+"/keys/")
+		if n, isVersion := parcel.ParseVersionDir(v); !ok || !isVersion || n > o.Version {
 			continue
 		}
 		if err := m.view(ctx, key, v, "info", "keyring.enc", "cfg.tgz.enc"); err != nil {
@@ -624,8 +558,8 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 	}
 	// What was pruned: the record first, as prune does.
 	have := make(map[string]bool)
-	for _, f := range o.files {
-		have[f.name] = true
+	for _, f := range o.Files {
+		have[f.Name] = true
 	}
 	var gone []string
 	for e, err := range m.tree.List(ctx, side+"/keys") {
@@ -649,7 +583,7 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 // view copies files and links of a directory of the content side. They are
 // derived: one that is not there is none.
 func (m *mirror) view(ctx context.Context, key [2]string, dir string, names ...string) error {
-	root, err := os.OpenRoot(m.all[key].p.ContentDir())
+	root, err := os.OpenRoot(m.All[key].P.ContentDir())
 	if err != nil {
 		return nil
 	}
@@ -666,12 +600,12 @@ func (m *mirror) view(ctx context.Context, key [2]string, dir string, names ...s
 			}
 			continue
 		}
-		c := collector{skipped: func(string, string) {}}
-		if err := c.add(root, name, called); err != nil {
+		c := realm.Collector{Skipped: func(string, string) {}}
+		if err := c.Add(root, name, called); err != nil {
 			return err
 		}
-		for _, f := range c.files {
-			if err := m.tree.Put(ctx, f.name, f.data); err != nil {
+		for _, f := range c.Files {
+			if err := m.tree.Put(ctx, f.Name, f.Data); err != nil {
 				return err
 			}
 		}
@@ -681,9 +615,9 @@ func (m *mirror) view(ctx context.Context, key [2]string, dir string, names ...s
 
 // head puts what makes the rest count: the lock, and the head.
 func (m *mirror) head(ctx context.Context, key [2]string) error {
-	o := m.all[key]
-	side := lockSide(key[0], key[1])
-	if nonce := find(o.files, side+"/nonce"); nonce != nil {
+	o := m.All[key]
+	side := realm.LockSide(key[0], key[1])
+	if nonce := realm.Find(o.Files, side+"/nonce"); nonce != nil {
 		if err := m.tree.Put(ctx, side+"/nonce", nonce); err != nil {
 			return err
 		}
@@ -700,11 +634,11 @@ func (m *mirror) head(ctx context.Context, key [2]string) error {
 			}
 		}
 	}
-	if err := m.tree.Put(ctx, side+"/parcel.cfg", find(o.files, side+"/parcel.cfg")); err != nil {
+	if err := m.tree.Put(ctx, side+"/parcel.cfg", realm.Find(o.Files, side+"/parcel.cfg")); err != nil {
 		return err
 	}
-	r, _ := parcel.ParseRecord(find(o.files, side+"/keys/"+parcel.VersionDir(o.version)))
-	keyroot := parcel.Record{{Key: "VERSION", Value: strconv.Itoa(o.version)}, {Key: "KEYROOT", Value: r.Get("KEYROOT")}}
+	r, _ := parcel.ParseRecord(realm.Find(o.Files, side+"/keys/"+parcel.VersionDir(o.Version)))
+	keyroot := parcel.Record{{Key: "VERSION", Value: strconv.Itoa(o.Version)}, {Key: "KEYROOT", Value: r.Get("KEYROOT")}}
 	if err := m.derived(ctx, side+"/keys/keyroot", keyroot.Encode); err != nil {
 		return err
 	}
@@ -733,11 +667,11 @@ func (m *mirror) remove(ctx context.Context, name string) {
 }
 
 // end puts what is beside the parcels, and notes what the mirror has now.
-func (m *mirror) end(ctx context.Context, files []file) error {
+func (m *mirror) end(ctx context.Context, files []realm.File) error {
 	m.next.time = time.Now().UTC().Truncate(time.Second)
 	for _, f := range files {
-		if !f.mode.IsDir() && f.name != "realm.cfg" && f.name == parcel.Clean(f.name) {
-			m.next.files[f.name] = digest([]file{f})
+		if !f.Mode.IsDir() && f.Name != "realm.cfg" && f.Name == parcel.Clean(f.Name) {
+			m.next.files[f.Name] = digest([]realm.File{f})
 		}
 	}
 	// A key or a password that was taken away lets nobody in there either. And
@@ -747,27 +681,27 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 			m.remove(ctx, name)
 		}
 	}
-	var hooks []file
+	var hooks []realm.File
 	for _, f := range files {
 		var err error
 		switch {
-		case f.mode.IsDir():
+		case f.Mode.IsDir():
 			for _, dir := range []string{".isr", "isr"} {
 				if err == nil {
-					err = m.tree.Mkdir(ctx, f.name+dir)
+					err = m.tree.Mkdir(ctx, f.Name+dir)
 				}
 			}
-		case m.old.files[f.name] == m.next.files[f.name]:
-		case f.isLink():
-			if err = m.tree.Symlink(ctx, string(f.data), f.name); err != nil {
+		case m.old.files[f.Name] == m.next.files[f.Name]:
+		case f.IsLink():
+			if err = m.tree.Symlink(ctx, string(f.Data), f.Name); err != nil {
 				// It was a directory.
-				if err = m.tree.RemoveAll(ctx, f.name); err == nil {
-					err = m.tree.Symlink(ctx, string(f.data), f.name)
+				if err = m.tree.RemoveAll(ctx, f.Name); err == nil {
+					err = m.tree.Symlink(ctx, string(f.Data), f.Name)
 				}
 			}
 		default:
-			err = m.tree.Put(ctx, f.name, f.data)
-			if linkPlace(f.name) && f.mode&0o100 != 0 {
+			err = m.tree.Put(ctx, f.Name, f.Data)
+			if realm.LinkPlace(f.Name) && f.Mode&0o100 != 0 {
 				hooks = append(hooks, f)
 			}
 		}
@@ -779,9 +713,9 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 		if _, ok := m.next.parcels[key]; ok {
 			continue
 		}
-		if _, err := m.store.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
-			m.remove(ctx, lockSide(key[0], key[1])+"/parcel.cfg")
-			for _, dir := range []string{lockSide(key[0], key[1]), contentSide(key)} {
+		if _, err := m.Store.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
+			m.remove(ctx, realm.LockSide(key[0], key[1])+"/parcel.cfg")
+			for _, dir := range []string{realm.LockSide(key[0], key[1]), contentSide(key)} {
 				if err := m.tree.RemoveAll(ctx, dir); err != nil {
 					return err
 				}
@@ -799,12 +733,12 @@ func (m *mirror) end(ctx context.Context, files []file) error {
 		return err
 	}
 	for _, f := range hooks {
-		if err := m.tree.Chmod(ctx, f.name, 0o700); err != nil {
+		if err := m.tree.Chmod(ctx, f.Name, 0o700); err != nil {
 			return err
 		}
 	}
 	// Without it nobody serves an unfinished mirror.
-	if err := m.tree.Put(ctx, "realm.cfg", find(files, "realm.cfg")); err != nil {
+	if err := m.tree.Put(ctx, "realm.cfg", realm.Find(files, "realm.cfg")); err != nil {
 		return err
 	}
 	if err := m.tree.Sync(ctx); err != nil {

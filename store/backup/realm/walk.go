@@ -1,4 +1,4 @@
-package backup
+package realm
 
 import (
 	"context"
@@ -41,7 +41,7 @@ func objectsText(n int64) string {
 // walker finds out what versions need that is not there. Each block is opened
 // once, however many versions and parcels share it.
 type walker struct {
-	in *interned
+	in *Objects
 	// spare gets an object that a parcel has not, or not whole, from where its
 	// copies are; parcel.ErrNoObject or parcel.ErrDamaged if it is not there.
 	spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)
@@ -65,43 +65,43 @@ type node struct {
 	lack []uint32   // what is not there of all below
 }
 
-func newWalker(in *interned, spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)) *walker {
+func NewWalker(in *Objects, spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)) *walker {
 	return &walker{in: in, spare: spare, blocks: make(map[levelRef]*node)}
 }
 
 // missing is what a parcel has not whole of what its versions need.
 type missing struct {
-	lacks  []Lack
-	absent map[uint32]bool // objects that are not there, the spare ones too; false for one that is there and not whole
+	Lacks  []Lack
+	Absent map[uint32]bool // objects that are not there, the spare ones too; false for one that is there and not whole
 	spared int             // objects that spare had: they count as the parcel's now
 }
 
-// parcel walks the versions of a parcel, and adds to its objects those that
+// Parcel walks the versions of a parcel, and adds to its objects those that
 // spare has.
-func (w *walker) parcel(ctx context.Context, key [2]string, o *one) (*missing, error) {
-	m := &missing{absent: make(map[uint32]bool)}
-	side := lockSide(key[0], key[1])
-	cfg, err := parcel.ParseConfig(find(o.files, side+"/parcel.cfg"))
+func (w *walker) Parcel(ctx context.Context, key [2]string, o *Parcel) (*missing, error) {
+	m := &missing{Absent: make(map[uint32]bool)}
+	side := LockSide(key[0], key[1])
+	cfg, err := parcel.ParseConfig(Find(o.Files, side+"/parcel.cfg"))
 	if err != nil {
-		m.lacks = append(m.lacks, Lack{User: key[0], Name: key[1]})
+		m.Lacks = append(m.Lacks, Lack{User: key[0], Name: key[1]})
 		return m, nil
 	}
 	w.n++
 	w.grow()
-	for _, id := range o.objects {
-		if !w.in.bad[id] {
+	for _, id := range o.Objects {
+		if !w.in.Bad[id] {
 			w.of[id] = w.n
 		}
 	}
 	at := &walk{walker: w, missing: m, ctx: ctx, key: key, o: o, sealer: cfg.Sealer()}
-	for v, record := range recorded(o.files, side, cfg.Version) {
+	for v, record := range Recorded(o.Files, side, cfg.Version) {
 		r, err := parcel.ParseRecord(record)
 		var keyroot seal.Ref
 		if err == nil {
 			keyroot, err = seal.ParseRef(r.Get("KEYROOT"))
 		}
 		if err != nil || keyroot.IsNil() {
-			m.lacks = append(m.lacks, Lack{User: key[0], Name: key[1], Version: v})
+			m.Lacks = append(m.Lacks, Lack{User: key[0], Name: key[1], Version: v})
 			continue
 		}
 		lack, err := at.version(keyroot), at.err
@@ -112,18 +112,18 @@ func (w *walker) parcel(ctx context.Context, key [2]string, o *one) (*missing, e
 			return nil, err
 		}
 		if len(lack) > 0 {
-			m.lacks = append(m.lacks, Lack{key[0], key[1], v, int64(len(lack))})
+			m.Lacks = append(m.Lacks, Lack{key[0], key[1], v, int64(len(lack))})
 		}
 	}
-	slices.SortFunc(m.lacks, func(a, b Lack) int { return a.Version - b.Version })
-	slices.Sort(o.objects)
-	o.objects = slices.Compact(o.objects) // one that was not whole was the parcel's before
+	slices.SortFunc(m.Lacks, func(a, b Lack) int { return a.Version - b.Version })
+	slices.Sort(o.Objects)
+	o.Objects = slices.Compact(o.Objects) // one that was not whole was the parcel's before
 	return m, nil
 }
 
-// tell warns of what is missing in the parcel, and in its copy of that kind.
-func (m *missing) tell(warn func(string), key [2]string, kind string) {
-	for _, l := range m.lacks {
+// Tell warns of what is missing in the parcel, and in its copy of that kind.
+func (m *missing) Tell(warn func(string), key [2]string, kind string) {
+	for _, l := range m.Lacks {
 		warn(fmt.Sprintf("%s: not whole in the %s", l, kind))
 	}
 	if m.spared > 0 {
@@ -131,21 +131,21 @@ func (m *missing) tell(warn func(string), key [2]string, kind string) {
 	}
 }
 
-// recorded are the records of the versions up to the head, which has one in
+// Recorded are the records of the versions up to the head, which has one in
 // any case.
-func recorded(files []file, side string, head int) map[int][]byte {
+func Recorded(files []File, side string, head int) map[int][]byte {
 	records := map[int][]byte{head: nil}
 	for _, f := range files {
-		name, ok := strings.CutPrefix(f.name, side+"/keys/")
+		name, ok := strings.CutPrefix(f.Name, side+"/keys/")
 		if v, isVersion := parcel.ParseVersionDir(name); ok && isVersion && v <= head {
-			records[v] = f.data
+			records[v] = f.Data
 		}
 	}
 	return records
 }
 
 // grow makes room for what was interned.
-func (w *walker) grow() { w.of = append(w.of, make([]int32, len(w.in.tags)-len(w.of))...) }
+func (w *walker) grow() { w.of = append(w.of, make([]int32, len(w.in.Tags)-len(w.of))...) }
 
 // walk is a walker at work on a parcel.
 type walk struct {
@@ -153,7 +153,7 @@ type walk struct {
 	*missing
 	ctx    context.Context
 	key    [2]string
-	o      *one
+	o      *Parcel
 	sealer seal.Sealer
 	err    error // why spare could not look
 }
@@ -221,7 +221,7 @@ func (w *walk) below(id uint32, at levelRef) []uint32 {
 	b.of, b.lack = w.n, nil
 	for i, id := range b.ids {
 		if w.of[id] != w.n {
-			if _, ok := w.want(w.in.tags[id]); !ok {
+			if _, ok := w.want(w.in.Tags[id]); !ok {
 				b.lack = append(b.lack, id)
 				continue
 			}
@@ -243,18 +243,18 @@ func (w *walk) want(tag seal.Tag) (id uint32, ok bool) {
 	if w.of[id] == w.n {
 		return id, true
 	}
-	bad := w.in.bad[id]
-	w.absent[id] = !bad
-	if w.in.from[id] == nil || bad { // else another parcel has it
+	bad := w.in.Bad[id]
+	w.Absent[id] = !bad
+	if w.in.From[id] == nil || bad { // else another parcel has it
 		b, err := w.get(w.ctx, tag)
 		if err != nil {
 			return id, false
 		}
-		w.in.size[id] = int64(len(b))
-		delete(w.in.bad, id)
+		w.in.Size[id] = int64(len(b))
+		delete(w.in.Bad, id)
 	}
 	w.of[id] = w.n
-	w.o.objects = append(w.o.objects, id)
+	w.o.Objects = append(w.o.Objects, id)
 	w.spared++
 	return id, true
 }
@@ -270,7 +270,7 @@ func (w *walk) get(ctx context.Context, tag seal.Tag) ([]byte, error) {
 
 // Get is the content of an object: the parcel's, or the spare one.
 func (w *walk) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
-	if b, err := readObject(w.o.p, tag); err == nil {
+	if b, err := ReadObject(w.o.P, tag); err == nil {
 		return b, nil
 	}
 	return w.get(ctx, tag)

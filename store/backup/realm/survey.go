@@ -1,0 +1,212 @@
+package realm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"isr/store"
+	"isr/store/backup/target"
+	"isr/store/parcel"
+	"isr/store/seal"
+)
+
+// Objects are the objects of a realm, each once, by numbers from 0: parcels share
+// them by the thousand.
+type Objects struct {
+	IDs  map[seal.Tag]uint32
+	Tags []seal.Tag      // by number, as what follows
+	Size []int64         // bytes; 0 of one that is missing
+	From []*store.Parcel // some parcel that has it
+	Bad  map[uint32]bool // not whole here
+	Gone map[uint32]bool // not there any more, when it was wanted
+}
+
+// intern is the number of an object, a new one if need be.
+func (in *Objects) intern(tag seal.Tag) uint32 {
+	id, ok := in.IDs[tag]
+	if !ok {
+		id = uint32(len(in.Tags))
+		in.IDs[tag] = id
+		in.Tags, in.Size, in.From = append(in.Tags, tag), append(in.Size, 0), append(in.From, nil)
+	}
+	return id
+}
+
+// Parcel is a parcel as it was at one instant.
+type Parcel struct {
+	P       *store.Parcel
+	Files   []File   // of its lock side, that are not derived
+	Version int      // the head; 0 if parcel.cfg cannot be read
+	Held    string   // by whom on which host; "": by nobody
+	Objects []uint32 // numbers of those that it has
+}
+
+// Survey is what is read of a realm, of which parcels are used meanwhile.
+type Survey struct {
+	Store   *store.Store
+	warn    func(text string)
+	In      Objects
+	All     map[[2]string]*Parcel // by user and name
+	Damaged int                   // objects that are no objects by their size
+}
+
+// NewSurvey is a survey that has read nothing yet. What it leaves out it tells
+// to warn.
+func NewSurvey(s *store.Store, warn func(text string)) *Survey {
+	return &Survey{Store: s, warn: warn, All: make(map[[2]string]*Parcel),
+		In: Objects{IDs: make(map[seal.Tag]uint32), Bad: make(map[uint32]bool), Gone: make(map[uint32]bool)}}
+}
+
+// MaxHeld bounds who is said to hold a parcel, bytes.
+const MaxHeld = 3 * 64 * 64
+
+// MaxRounds bounds how often a parcel is read again because of what gc or
+// prune took away meanwhile.
+const MaxRounds = 20
+
+// Read reads one parcel: its lock side at one instant, then the names of its
+// objects. All that a recorded version needs is in hdk before the record is
+// there, and until the record is removed; so if all versions that were
+// recorded before the names were read are so after, nothing of them is missing.
+func (s *Survey) Read(ctx context.Context, user, name string) (*Parcel, error) {
+	p, err := s.Store.Parcel(user, name)
+	if err != nil {
+		return nil, err
+	}
+	for range MaxRounds {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		c := Collector{Skipped: func(name, why string) { s.warn(fmt.Sprintf("%s: %s: not in the backup", name, why)) }}
+		err := p.Shared(func() error { return c.Parcel(p.LockDir(), user, name) })
+		if err != nil {
+			return nil, err
+		}
+		o := &Parcel{P: p, Files: c.Files}
+		if cfg, err := parcel.ParseConfig(Find(c.Files, LockSide(user, name)+"/parcel.cfg")); err == nil {
+			o.Version = cfg.Version
+		} else {
+			s.warn(fmt.Sprintf("%s/%s: %s: it cannot be restored from this backup alone", user, name, err))
+		}
+		if l, err := parcel.ParseLock(Find(c.Files, LockSide(user, name)+"/nonce")); err == nil {
+			o.Held = parcel.Clean(l.User + " on " + l.Host)
+			o.Held = strings.ToValidUTF8(o.Held[:min(len(o.Held), MaxHeld)], "")
+		}
+		if o.Objects, err = s.names(ctx, p); err != nil {
+			return nil, err
+		}
+		there, err := Versions(p)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(c.Files, func(f File) bool {
+			v, ok := strings.CutPrefix(f.Name, LockSide(user, name)+"/keys/")
+			return ok && !there[v]
+		}) {
+			return o, nil
+		}
+	}
+	return nil, parcel.NewError(parcel.Busy, "parcel %s/%s: is being pruned again and again", user, name)
+}
+
+// Versions are the names of the files in keys.
+func Versions(p *store.Parcel) (map[string]bool, error) {
+	entries, err := os.ReadDir(filepath.Join(p.LockDir(), "keys"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, parcel.NewError(parcel.NoParcel, "parcel %s: no such parcel", p.Name())
+	}
+	there := make(map[string]bool)
+	for _, e := range entries {
+		there[e.Name()] = true
+	}
+	return there, err
+}
+
+// names reads the names of a parcel's objects.
+func (s *Survey) names(ctx context.Context, p *store.Parcel) ([]uint32, error) {
+	var ids []uint32
+	hdk := filepath.Join(p.ContentDir(), "hdk")
+	dirs, err := os.ReadDir(hdk)
+	if errors.Is(err, fs.ErrNotExist) {
+		s.warn(fmt.Sprintf("%s/%s: its content is missing", p.User(), p.Name()))
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range dirs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if !d.IsDir() || len(d.Name()) != 2 {
+			continue
+		}
+		entries, err := os.ReadDir(filepath.Join(hdk, d.Name()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			tag, err := seal.ParseTag(e.Name())
+			if err != nil || tag.NewHash() == nil || e.Name()[:2] != d.Name() || !e.Type().IsRegular() {
+				continue // check says what it is
+			}
+			id, known := s.In.IDs[tag]
+			if known {
+				ids = append(ids, id)
+				if s.In.From[id] == nil {
+					s.In.From[id] = p
+				}
+				continue
+			}
+			fi, err := e.Info()
+			if err != nil {
+				continue
+			}
+			id = s.In.intern(tag)
+			s.In.Size[id], s.In.From[id] = fi.Size(), p
+			ids = append(ids, id)
+			if fi.Size() < 1 || fi.Size() > target.MaxObject {
+				s.In.Bad[id] = true
+				s.Damaged++
+				s.warn(fmt.Sprintf("%s/%s: object %s: has %d bytes", p.User(), p.Name(), tag, fi.Size()))
+			}
+		}
+	}
+	return ids, nil
+}
+
+// Keys are the parcels, by user and name.
+func (s *Survey) Keys() [][2]string {
+	return slices.SortedFunc(maps.Keys(s.All), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+}
+
+// ReadObject is an object in the parcel's hdk, verified.
+func ReadObject(p *store.Parcel, tag seal.Tag) ([]byte, error) {
+	name := tag.String()
+	f, err := os.OpenFile(filepath.Join(p.ContentDir(), "hdk", name[:2], name), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, target.MaxObject+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > target.MaxObject || tag.Verify(b) != nil {
+		return nil, parcel.NewError(parcel.Damaged, "object %s: content does not match its name", tag)
+	}
+	return b, nil
+}
+
+// NotWhole reports whether err says that an object is damaged, or its disk.
+func NotWhole(err error) bool { return errors.Is(err, parcel.ErrDamaged) || errors.Is(err, unix.EIO) }
