@@ -1,10 +1,14 @@
-// Package remote is a lock server as one user: its verbs, and the objects of his parcels, over a pool of connections.
+// Package remote is a lock server as one user: its verbs, and the objects of
+// his parcels, over a pool of connections.
 //
-// It promises that a connection is made when it is needed and made again when it is lost, that a guest's demand goes ahead of bulk
-// work, that what can safely be asked again after a lost answer is, and nothing else, and that every error has the kind that
-// the server gave it. Objects are checked against their tags.
+// It promises that a connection is made when it is needed and made again when
+// it is lost, that a guest's demand goes ahead of bulk work, that what can
+// safely be asked again after a lost answer is, and nothing else, and that
+// every error has the kind that the server gave it. Objects are checked against
+// their tags.
 //
-// It does not know how to log in (dial), what a chunk is, or what is worth fetching.
+// It does not know how to log in (dial), what a chunk is, or what is worth
+// fetching.
 package remote
 
 import (
@@ -86,8 +90,8 @@ const defaultStall = 10 * time.Second
 // for the next of TCP's ever rarer attempts.
 const redialTime = 10 * time.Second
 
-// Open is the server that t names; it connects nowhere yet. See Dial for p
-// and c. Close it.
+// Open is the server that t names; it connects nowhere yet. See dial.Dial
+// for p and c. Close it.
 func Open(t sshconf.Target, p ask.Prompter, c *ask.Credentials) *Server {
 	if c == nil {
 		c = new(ask.Credentials)
@@ -109,7 +113,7 @@ func Open(t sshconf.Target, p ask.Prompter, c *ask.Credentials) *Server {
 // and passes on. conn speaks SSH, as the server would after the login, with
 // hostKey. alone asks for a connection to the server that nobody else uses.
 //
-// ErrNoWay says that there is no such way any more; other errors are as Dial's.
+// ErrNoWay says that there is no such way any more; other errors are as dial.Dial's.
 type Via func(ctx context.Context, alone bool) (conn net.Conn, hostKey ssh.PublicKey, err error)
 
 // ErrNoWay is a Via's that has nobody to pass on: the Server logs in itself.

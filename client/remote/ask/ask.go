@@ -1,8 +1,8 @@
 // Package ask asks the person in front, and remembers what was answered.
 //
-// It promises that however many connections are made at once, one question is asked at a time and each once: an Asker waits for
-// its Turn, and looks in the Credentials that all share whether another has had the answer. A question ends with its
-// context. Credentials never print themselves, and go to other processes of the same user as JSON.
+// It promises that however many connections are made at once, one question is asked at a time and each once: an Asker
+// waits for its Turn, and looks in the Credentials that all share whether another has had the answer. A question ends
+// with its context. Credentials never print themselves, and go to other processes of the same user as JSON.
 //
 // It does not know what is asked, or when: that is the business of who dials.
 package ask

@@ -1,12 +1,13 @@
 // Package dial connects to an SSH server and logs in, as ssh would.
 //
-// It promises that what works with ssh works here: what ssh_config says, the agent, key files and certificates, passphrases, passwords,
-// jump hosts and proxy commands, known hosts. A secret is never part of an error, and never written to disk. A failure to connect is
-// one of ErrUnreachable (asking again may help), knownhosts.ErrHostKey, identity.ErrAuth and sshconf.ErrConfig, or the context's.
-// What is closed leaves no process, goroutine or descriptor behind.
+// It promises that what works with ssh works here: what ssh_config says, the agent, key files and certificates,
+// passphrases, passwords, jump hosts and proxy commands, known hosts. A secret is never part of an error, and never
+// written to disk. A failure to connect is one of ErrUnreachable (asking again may help), knownhosts.ErrHostKey,
+// identity.ErrAuth and sshconf.ErrConfig, or the context's. What is closed leaves no process, goroutine or descriptor
+// behind.
 //
-// It does not forward agents, ports or X11, does not share ControlMaster sockets, does not compress, and knows no GSSAPI or host-based
-// authentication. Settings about these are ignored.
+// It does not forward agents, ports or X11, does not share ControlMaster sockets, does not compress, and knows no
+// GSSAPI or host-based authentication. Settings about these are ignored.
 package dial
 
 import (

@@ -1,9 +1,10 @@
-// Package identity is who we are to a server: the keys of the agent and of files, with their certificates, in the order in which
-// ssh would try them.
+// Package identity is who we are to a server: the keys of the agent and of files, with their certificates, in the
+// order in which ssh would try them.
 //
-// It promises that a key which cannot be used (locked with nobody to ask, readable by others, refused by the agent) does not keep the
-// others from being tried, and that its reason can be shown; that a passphrase is asked for when the key must sign, which is after
-// the server has said that it would take it, and once for all who share credentials; and that signing ends with its context.
+// It promises that a key which cannot be used (locked with nobody to ask, readable by others, refused by the agent)
+// does not keep the others from being tried, and that its reason can be shown; that a passphrase is asked for when
+// the key must sign, which is after the server has said that it would take it, and once for all who share
+// credentials; and that signing ends with its context.
 //
 // It does not know PKCS#11, uses security keys only through an agent, and does not send anything to a server.
 package identity

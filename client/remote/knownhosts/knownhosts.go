@@ -1,8 +1,9 @@
 // Package knownhosts decides whether a server is the one that is known: by the files of known hosts, as ssh would.
 //
-// It promises that a host key which changed, or is revoked, is never accepted quietly; that a key of an unknown host is asked about
-// once, however many connections meet it; that what was accepted is written as ssh can read it, or remembered in the credentials
-// where it cannot be written; and that a line which nobody can read hides no other. What is refused is an Error.
+// It promises that a host key which changed, or is revoked, is never accepted quietly; that a key of an unknown host
+// is asked about once, however many connections meet it; that what was accepted is written as ssh can read it, or
+// remembered in the credentials where it cannot be written; and that a line which nobody can read hides no other.
+// What is refused is an Error.
 //
 // It does not read binary revocation lists, and does not ask DNS or a KnownHostsCommand.
 package knownhosts

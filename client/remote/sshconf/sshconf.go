@@ -1,11 +1,12 @@
 // Package sshconf says how a host is reached and who logs in there, as ssh_config has it.
 //
-// It promises that what `ssh -G` makes of the files, of the options and of what was typed, Resolve does (Host, Match, Include,
-// tokens, lists of algorithms), so that one configuration serves both. It opens configuration files only and changes nothing;
-// what it must skip it says in Notices, for the person in front, and what means nothing is an ErrConfig that names the line.
+// It promises that what `ssh -G` makes of the files, of the options and of what was typed, Resolve does (Host, Match,
+// Include, tokens, lists of algorithms), so that one configuration serves both. It opens configuration files only and
+// changes nothing; what it must skip it says in Notices, for the person in front, and what means nothing is an
+// ErrConfig that names the line.
 //
-// It does not connect, read keys or known hosts, or canonicalise host names. Settings of what this client does not do (forwarding,
-// ControlMaster, GSSAPI, PKCS#11) are passed over.
+// It does not connect, read keys or known hosts, or canonicalise host names. Settings of what this client does not do
+// (forwarding, ControlMaster, GSSAPI, PKCS#11) are passed over.
 package sshconf
 
 import (
@@ -137,8 +138,8 @@ func (r *Resolved) KnownAs() string {
 	return net.JoinHostPort(strings.ToLower(r.HostName), strconv.Itoa(r.Port))
 }
 
-// Destination names the login, USER@HOST or USER@HOST:PORT where the port is not 22: in prompts and errors, and for what is
-// remembered of it.
+// Destination names the login, USER@HOST or USER@HOST:PORT where the port is not 22: in prompts and errors, and for what
+// is remembered of it.
 func (r *Resolved) Destination() string {
 	if r.Port == 22 {
 		return r.User + "@" + r.HostName

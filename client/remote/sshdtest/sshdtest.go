@@ -1,10 +1,10 @@
-// Package sshdtest gives tests a real OpenSSH: a server on the loopback interface, keys made by ssh-keygen, an agent; and a person
-// who answers by a script.
+// Package sshdtest gives tests a real OpenSSH: a server on the loopback interface, keys made by ssh-keygen, an agent;
+// and a person who answers by a script.
 //
 // A server runs as the user of the test, in the foreground, from a temporary directory, and is ended by its process
-// id with everything it started. Logs of a server are shown when its test fails. Where a program is missing the test is
-// skipped, by name; with ISR_TEST_REQUIRE=1 it fails instead. Nothing here is safe outside tests: the server does not
-// mind the permissions of files.
+// id with everything it started. Logs of a server are shown when its test fails. Where a program is missing the test
+// is skipped, by name; with ISR_TEST_REQUIRE=1 it fails instead. Nothing here is safe outside tests: the server does
+// not mind the permissions of files.
 package sshdtest
 
 import (
