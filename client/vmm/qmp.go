@@ -213,7 +213,9 @@ func (q *qmp) send(ctx context.Context, command string, args, result any, f *os.
 	} else {
 		q.conn.SetWriteDeadline(time.Time{})
 	}
-	if _, _, err := q.conn.WriteMsgUnix(b, rights, nil); err != nil {
+	if _, _, err := q.conn.WriteMsgUnix(b, rights, nil); errors.Is(err, syscall.EPIPE) {
+		return errQMPDead
+	} else if err != nil {
 		return fmt.Errorf("qemu: %s: %w", command, err)
 	}
 	for {
