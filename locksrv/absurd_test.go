@@ -64,17 +64,17 @@ func (s *session) Errors() io.Writer           { return &s.stderr }
 func (s *session) Close() error                { return nil }
 
 // TestAbsurdVerbs gives every verb absurd arguments and input: an error that
-// is one short line, soon, and nothing changed.
+// is one short line, without much work, and nothing changed.
 func TestAbsurdVerbs(t *testing.T) {
 	r := locksrvtest.NewRealm(t)
 	r.AddParcel(t, "alice", "winxp")
 	r.AddParcel(t, "bob", "secret")
 	before := everything(t, r.Root)
-	run := func(what, command string, stdin io.Reader, within time.Duration) (status int) {
+	run := func(what, command string, stdin io.Reader) (status int) {
 		s := &session{Reader: stdin}
-		start := time.Now()
+		start := locksrvtest.Worked(t)
 		status = r.Service.Run(context.Background(), locksrv.Session{User: "alice"}, command, s)
-		if d := time.Since(start); d > within {
+		if d := locksrvtest.Worked(t) - start; d > 5*time.Second {
 			t.Errorf("%s: takes %v", what, d)
 		}
 		said := s.stderr.String()
@@ -88,7 +88,7 @@ func TestAbsurdVerbs(t *testing.T) {
 	}
 	for _, verb := range locksrv.Verbs() {
 		for name, words := range absurdWords() {
-			run(fmt.Sprintf("%s with %s", verb, name), verb+" winxp "+words, strings.NewReader("nonsense\n"), 5*time.Second)
+			run(fmt.Sprintf("%s with %s", verb, name), verb+" winxp "+words, strings.NewReader("nonsense\n"))
 		}
 		if verb == "isr_acquire_lock" {
 			p, err := r.Store.Parcel("alice", "winxp")
@@ -108,7 +108,7 @@ func TestAbsurdVerbs(t *testing.T) {
 			"binary": []byte("\x00\xff\xfe\x80\n\x1b]0;owned\x07\n"), "many lines": bytes.Repeat([]byte("x\n"), 1<<19),
 		} {
 			for _, rest := range []string{" winxp", " winxp 1", " winxp 7 new host id", ""} {
-				run(fmt.Sprintf("%s%s, given %s", verb, rest, name), verb+rest, bytes.NewReader(input), 5*time.Second)
+				run(fmt.Sprintf("%s%s, given %s", verb, rest, name), verb+rest, bytes.NewReader(input))
 			}
 		}
 		// Input that does not end: the verb does, or reads on and keeps nothing.
@@ -117,7 +117,7 @@ func TestAbsurdVerbs(t *testing.T) {
 			var was, is runtime.MemStats
 			runtime.ReadMemStats(&was)
 			time.AfterFunc(20*time.Millisecond, func() { close(e.closed) })
-			run(fmt.Sprintf("%s, given %.4q for ever", verb, pattern), verb+" winxp", e, 5*time.Second)
+			run(fmt.Sprintf("%s, given %.4q for ever", verb, pattern), verb+" winxp", e)
 			runtime.GC()
 			if runtime.ReadMemStats(&is); is.HeapAlloc > was.HeapAlloc+32<<20 {
 				t.Errorf("%s, given %.4q for ever: keeps %d bytes", verb, pattern, is.HeapAlloc-was.HeapAlloc)
@@ -125,7 +125,7 @@ func TestAbsurdVerbs(t *testing.T) {
 		}
 		s := silent{make(chan struct{})}
 		time.AfterFunc(5*time.Millisecond, func() { close(s.closed) })
-		run(verb+", given nothing for long", verb+" winxp", s, 5*time.Second)
+		run(verb+", given nothing for long", verb+" winxp", s)
 		if after := everything(t, r.Root); after != before {
 			t.Errorf("%s: the realm is another one:\nbefore\n%s\nafter\n%s", verb, before, after)
 			before = after
@@ -198,7 +198,7 @@ func TestAbsurdDaemon(t *testing.T) {
 		go func() { ended <- s.Wait() }()
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%s: does not end", verb)
 		}
 		s.Close()

@@ -104,7 +104,7 @@ func RunAs(addr, first string, offers []Offer, command string) (stdout, stderr s
 	config := &ssh.ClientConfig{
 		User:            name.String(),
 		HostKeyCallback: ssh.InsecureIgnoreHostKey(),
-		Timeout:         10 * time.Second,
+		Timeout:         time.Minute,
 	}
 	if len(signers) > 0 {
 		config.Auth = []ssh.AuthMethod{ssh.PublicKeys(signers...)}
@@ -211,7 +211,7 @@ func OfferThenPassword(addr string, name, passwordName string, password ssh.Auth
 	for _, k := range asked {
 		signers = append(signers, unsigning{k, func() { shifting.become(passwordName) }})
 	}
-	config := &ssh.ClientConfig{User: shifting.String(), HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 10 * time.Second,
+	config := &ssh.ClientConfig{User: shifting.String(), HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: time.Minute,
 		// Each key a method of its own: the client gives up a method whose signer fails.
 		AuthCallback: func(*ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 			if len(signers) > 0 {

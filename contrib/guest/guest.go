@@ -85,7 +85,7 @@ func Image(tb testing.TB, args ...string) string {
 		lacking(tb, "guest needs %s: hint: apt-get install qemu-system-x86", vmm)
 	}
 	out := filepath.Join(tb.TempDir(), "guest.img")
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	if err := Build(ctx, out, args...); errors.Is(err, ErrMissing) {
 		lacking(tb, "%v", err)

@@ -15,7 +15,6 @@ import (
 	"unicode"
 
 	"github.com/alecthomas/kong"
-	"golang.org/x/sys/unix"
 
 	"isr/locksrv/locksrvtest"
 )
@@ -152,9 +151,9 @@ func TestSweepFlags(t *testing.T) {
 				}
 				args = append(append(args, "--"+f.Name+"="+v, "--"), positional...)
 				what := fmt.Sprintf("%s --%s=%.60q", path, f.Name, v)
-				start := worked(t)
+				start := locksrvtest.Worked(t)
 				status, out := inProcess(t, args)
-				if d := worked(t) - start; d > 5*time.Second {
+				if d := locksrvtest.Worked(t) - start; d > 5*time.Second {
 					t.Errorf("%s: takes %v", what, d)
 				}
 				if i := strings.IndexFunc(out, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
@@ -185,17 +184,6 @@ func TestSweepFlags(t *testing.T) {
 			}
 		}
 	}
-}
-
-// worked is how long this process has had a processor: on a busy host, that is
-// less than what went by.
-func worked(t *testing.T) time.Duration {
-	t.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // unfit reports records that would harm the terminal of whoever reads them.

@@ -16,7 +16,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -137,6 +139,17 @@ func (r *Realm) Start(t testing.TB, set func(*locksrv.Daemon)) *Daemon {
 		}
 	})
 	return &Daemon{Daemon: d, Addr: ln.Addr().String(), Log: log, stop: stop}
+}
+
+// Worked is how long this process has had a processor: on a busy host, that is
+// less than what went by.
+func Worked(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // Log is a log that can be read while it is written.
