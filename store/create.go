@@ -244,7 +244,13 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 		return p.wrap(err)
 	}
 	step("hdk")
-	if err := os.Rename(b.dir, p.hdk()); err != nil {
+	var all Usage // of a limited user: others may have taken what room there was
+	if b.limited {
+		if all, err = p.staged(); err != nil {
+			return err
+		}
+	}
+	if err := p.bring(all.Bytes, func() error { return os.Rename(b.dir, p.hdk()) }); err != nil {
 		return p.wrap(err)
 	}
 	root, err := p.openRoot(ctx, p, cfg, keyroot)

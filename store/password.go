@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gofrs/flock"
 	"golang.org/x/crypto/bcrypt"
 
 	"isr/store/atomicfile"
@@ -184,9 +183,8 @@ func (s *Store) lockUser(name string) (u user, unlock func(), err error) {
 	if u, err = s.user(name); err != nil {
 		return u, nil, err
 	}
-	l := flock.New(u.dir, flock.SetFlag(os.O_RDONLY))
-	if err := l.Lock(); err != nil {
+	if unlock, err = lockDir(u.dir); err != nil {
 		return u, nil, fmt.Errorf("user %s: %w", name, err)
 	}
-	return u, func() { l.Close() }, nil
+	return u, unlock, nil
 }

@@ -169,6 +169,15 @@ func lockFile(name string, shared bool) (unlock func(), err error) {
 	}
 }
 
+// lockDir takes the flock of a directory, which needs no file in it.
+func lockDir(dir string) (unlock func(), err error) {
+	l := flock.New(dir, flock.SetFlag(os.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY))
+	if err := l.Lock(); err != nil {
+		return nil, err
+	}
+	return func() { l.Close() }, nil
+}
+
 // tryLockFile is lockFile without waiting; unlock is nil if another has it.
 func tryLockFile(name string) (unlock func(), err error) {
 	l := newFlock(name)
