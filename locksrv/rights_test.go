@@ -250,36 +250,6 @@ func TestRightsInSFTP(t *testing.T) {
 	}
 }
 
-// An SFTP session that lasts is asked about too.
-func TestLockedOutOfSFTP(t *testing.T) {
-	r := locksrvtest.NewRealm(t)
-	r.AddParcel(t, "alice", "winxp")
-	f, err := locksrvtest.Direct{Service: r.Service, Session: locksrv.Session{User: "alice"}}.SFTP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	open := func() error {
-		g, err := f.Open("/winxp/last/info")
-		if err == nil {
-			g.Close()
-		}
-		return err
-	}
-	if err := open(); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Store.ChangeUser("alice", func(c *store.UserConfig) error { c.Locked = time.Now(); return nil }); err != nil {
-		t.Fatal(err)
-	}
-	for end := time.Now().Add(time.Minute); open() == nil; {
-		if time.Now().After(end) {
-			t.Fatal("she goes on reading")
-		}
-		time.Sleep(10 * time.Millisecond) // until it is asked again
-	}
-}
-
 // The daemon asks about a key again in each session.
 func TestDaemonKeysAndLocks(t *testing.T) {
 	r := locksrvtest.NewRealm(t)

@@ -420,9 +420,9 @@ func missing(name string) runner {
 		if err != nil {
 			return err
 		}
-		out := newAnswers(stdout)
+		out, still := newAnswers(stdout), c.standing(c.Session)
 		err = proto.ReadTags(flushedReader{stdin, out}, func(tag seal.Tag) error {
-			if err := ctx.Err(); err != nil {
+			if err := cmp.Or(ctx.Err(), still.check()); err != nil {
 				return err
 			}
 			has, err := p.Has(tag)
