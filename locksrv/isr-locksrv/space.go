@@ -263,13 +263,14 @@ type worst struct{ err error }
 func (w *worst) add(e *env, p *store.Parcel, err error) { w.named(e, p.User(), p.Name(), err) }
 
 func (w *worst) named(e *env, user, name string, err error) {
-	fmt.Fprintf(e.stderr, "isr-locksrv: %s/%s: %s\n", user, name, parcel.Clean(strings.TrimPrefix(err.Error(), "parcel "+name+": ")))
-	var hint *parcel.Error
-	if errors.As(err, &hint) && hint.Hint != "" {
-		fmt.Fprintf(e.stderr, "isr-locksrv: hint: %s\n", parcel.Clean(hint.Hint))
+	err = explain(err)
+	told := parcel.NewError(parcel.KindOf(err), "%s/%s: %s", user, name, strings.TrimPrefix(err.Error(), "parcel "+name+": "))
+	if of := new(parcel.Error); errors.As(err, &of) {
+		told.Hint = of.Hint
 	}
+	status := complain(e.stderr, programName, told)
 	if w.err == nil {
-		w.err = status_(parcel.KindOf(err))
+		w.err = status_(status)
 	}
 }
 
