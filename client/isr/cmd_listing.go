@@ -43,6 +43,13 @@ func (c *lsCmd) Run(a *app) error {
 	if err != nil {
 		a.Warn("this is the listing of %s, %s old", when(*ls[0].AsOf), age(time.Since(*ls[0].AsOf)))
 	}
+	var quota *client.Quota
+	if err == nil {
+		quota = cl.UserQuota(a.ctx, c.Parcel)
+		for i := range ls {
+			ls[i].Quota = quota
+		}
+	}
 	if c.JSON {
 		return errors.Join(err, printJSON(ls))
 	}
@@ -84,6 +91,9 @@ func (c *lsCmd) Run(a *app) error {
 		}
 	}
 	w.print()
+	if quota != nil {
+		fmt.Fprintf(stdout, "Quota: %s of %s used, %s\n", bytesText(quota.Used), bytesText(quota.Limit), percent(quota.Used, quota.Limit))
+	}
 	return err
 }
 
