@@ -25,7 +25,7 @@ func (c *completionScript) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(e.stdout.bytes(), text)
+	_, err = fmt.Fprint(e.stdout.Bytes(), text)
 	return err
 }
 
@@ -92,7 +92,7 @@ func (c *complete) Run(e *env) error {
 		}
 		return known
 	})
-	_, err := fmt.Fprint(e.stdout.bytes(), answer)
+	_, err := fmt.Fprint(e.stdout.Bytes(), answer)
 	return err
 }
 

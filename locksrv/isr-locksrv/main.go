@@ -20,6 +20,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"isr/contrib/output"
 	"isr/store/parcel"
 )
 
@@ -133,7 +134,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 			if !ok {
 				panic(p)
 			}
-			if status = int(code); out.err != nil { // kong's help
+			if status = int(code); out.Err() != nil { // kong's help
 				status = (&env{stdout: out, stderr: stderr}).end(nil)
 			}
 		}
@@ -161,7 +162,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		if out.err == nil { // else it is not the command line that is wrong
+		if out.Err() == nil { // else it is not the command line that is wrong
 			err = usageError(err)
 		}
 		return (&env{stdout: out, stderr: stderr}).end(err)
@@ -192,14 +193,14 @@ func usageError(err error) error {
 
 // end says what has to be said of a command's end, and returns the status.
 func (e *env) end(err error) int {
-	lost := e.stdout.err
+	lost := e.stdout.Err()
 	if lost == nil {
 		return complain(e.stderr, programName, err)
 	}
 	status := int(parcel.Failed)
-	if err != nil && !errors.As(err, new(*lostOutput)) && !errors.Is(err, context.Canceled) {
+	if err != nil && !errors.As(err, new(*output.Lost)) && !errors.Is(err, context.Canceled) {
 		status = complain(e.stderr, programName, err)
-	} else if lost.gone && !e.acted {
+	} else if lost.Gone() && !e.acted {
 		return readerGone
 	}
 	unheard := parcel.NewError(parcel.Failed, "%v", lost)
@@ -259,7 +260,7 @@ func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 type env struct {
 	root   string // as --root says; "": not said
 	by     string // who works, if not who we are: see become
-	stdout *results
+	stdout *output.Results
 	stderr *os.File
 	parser *kong.Kong
 	acted  bool // something was changed
@@ -289,7 +290,7 @@ type help struct {
 
 func (h *help) Run(e *env) error {
 	_, err := e.parser.Parse(append(h.Command, "--help"))
-	if err != nil && e.stdout.err == nil {
+	if err != nil && e.stdout.Err() == nil {
 		err = usageError(err)
 	}
 	return err
