@@ -33,6 +33,11 @@ type Results struct {
 }
 
 // New is results on a file.
+//
+// One that was closed when the program began is /dev/null by now, and its
+// results are lost without an error: Go's runtime opens that, for reading and
+// writing, before anything of ours runs. So do daemon(3) and Python's DEVNULL,
+// who mean it, and all of /proc is the same then; to refuse them would be worse.
 func New(f *os.File) *Results {
 	tty := term.IsTerminal(int(f.Fd()))
 	return &Results{File: f, TTY: tty, ASCII: tty && ASCIIOnly()}
