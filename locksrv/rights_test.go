@@ -63,6 +63,16 @@ func TestRightsOfEveryVerb(t *testing.T) {
 		}
 		lock = rec.Get("NONCE")
 	}
+	// What objects take is written down when somebody asks and it has settled: now.
+	for _, name := range []string{"mine", "unseen"} {
+		for written := false; !written; {
+			if _, err := r.Store.Usage("alice"); err != nil {
+				t.Fatal(err)
+			}
+			_, err := os.Lstat(filepath.Join(r.Root, "users/alice/.isr", name, "usage"))
+			written = err == nil
+		}
+	}
 	for verb, synopsis := range locksrv.Synopses() {
 		t.Run(verb, func(t *testing.T) {
 			changes, says := locksrv.Changes(verb)
