@@ -37,8 +37,9 @@ var mayImport = map[string][]string{
 	"locksrv":             {"hooks", "locksrv/event", "locksrv/proto", "store", "store/atomicfile", "store/authkey", "store/keyring", "store/parcel", "store/seal"},
 	"locksrv/study":       {"locksrv", "locksrv/event", "locksrv/proto", "store/atomicfile", "store/parcel"},
 	"locksrv/study/page":  {"locksrv/study", "store/parcel"},
-	"locksrv/isr-locksrv": {"contrib/completion", "hooks", "locksrv", "locksrv/event", "locksrv/health", "locksrv/metrics", "locksrv/proto", "locksrv/study", "locksrv/study/page", "store", "store/atomicfile", "store/authkey", "store/backup", "store/backup/mirror", "store/backup/realm", "store/backup/target", "store/diskimage", "store/keep", "store/keyring", "store/parcel", "store/seal"},
+	"locksrv/isr-locksrv": {"contrib/completion", "contrib/output", "hooks", "locksrv", "locksrv/event", "locksrv/health", "locksrv/metrics", "locksrv/proto", "locksrv/study", "locksrv/study/page", "store", "store/atomicfile", "store/authkey", "store/backup", "store/backup/mirror", "store/backup/realm", "store/backup/target", "store/diskimage", "store/keep", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/completion":  {},
+	"contrib/output":      {"store/parcel"},
 	"client/vmm":          {},
 	"client/conf":         {"store/atomicfile", "store/parcel"},
 	"client/dirt":         {"client/fetch", "client/image"},
@@ -56,7 +57,7 @@ var mayImport = map[string][]string{
 	"client": {"client/auth", "client/fetch", "client/fusefs", "client/hoard", "client/image", "client/remote", "client/remote/ask", "client/remote/identity", "client/remote/sshconf", "client/source", "client/vmm",
 		"client/wrap", "locksrv/proto", "store/atomicfile", "store/keyring", "store/parcel", "store/seal"},
 	"client/isr": {"client", "client/auth", "client/conf", "client/dirt", "client/dirt/tui", "client/dirt/web", "client/hoard", "client/remote", "client/vmm",
-		"contrib/completion", "store/parcel"},
+		"contrib/completion", "contrib/output", "store/parcel"},
 
 	// How a server is reached.
 	"client/remote/ask":        {},

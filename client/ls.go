@@ -24,6 +24,7 @@ type Listed struct {
 	Here    string     `json:"here,omitempty"`    // the checkout's state on this host, if there is one
 	Hoarded *HoardedIn `json:"hoarded,omitempty"` // if it is hoarded on this host
 	Total   *Total     `json:"total,omitempty"`   // of all its versions, if versions were asked for
+	Quota   *Quota     `json:"quota,omitempty"`   // of the user, if she has one
 	AsOf    *time.Time `json:"as_of,omitempty"`   // when the server said so, if that is not now
 }
 
@@ -57,15 +58,18 @@ type Total struct {
 	Bytes    int64 `json:"bytes"`
 }
 
+// Quota is what all parcels of a user on a server take, and may.
+type Quota struct {
+	Used  int64 `json:"used"`  // bytes
+	Limit int64 `json:"limit"` // bytes
+}
+
 // Ls lists the parcels of the default server, or one of them, with the n
 // newest versions of each. If the server cannot be reached it is the listing
 // that was kept of the last time, with AsOf, and the error, of kind
-// Unreachable.
+// Unreachable. Quotas are not asked for.
 func (c *Client) Ls(ctx context.Context, name string, n int) ([]Listed, error) {
-	server, user := c.Server, c.User
-	if co, err := c.Find(name); name != "" && err == nil {
-		server, user, name = co.State.Server, co.State.User, co.State.Parcel
-	}
+	server, user, name := c.whose(name)
 	srv, err := c.server(server, user)
 	if err != nil {
 		return nil, err
@@ -100,6 +104,30 @@ func (c *Client) Ls(ctx context.Context, name string, n int) ([]Listed, error) {
 		cache.write(out)
 	}
 	return c.here(out, server), nil
+}
+
+// whose is where a parcel lives, and what it is called there: one that is here
+// may be named by its UUID, any other is of the default server.
+func (c *Client) whose(name string) (server, user, parcel string) {
+	if co, err := c.Find(name); name != "" && err == nil {
+		return co.State.Server, co.State.User, co.State.Parcel
+	}
+	return c.Server, c.User, name
+}
+
+// UserQuota is the quota of the user who has the parcel called name, or all
+// that Ls lists; nil if there is none, or nobody says so: an older server.
+func (c *Client) UserQuota(ctx context.Context, name string) *Quota {
+	server, user, _ := c.whose(name)
+	srv, err := c.server(server, user)
+	if err != nil {
+		return nil
+	}
+	u, err := srv.Quota(ctx)
+	if err != nil || u.Quota <= 0 {
+		return nil
+	}
+	return &Quota{Used: u.Bytes, Limit: u.Quota}
 }
 
 // maxVersions is more than a parcel has.

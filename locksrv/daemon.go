@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/locksrv/proto"
+	"isr/store/authkey"
 	"isr/store/parcel"
 )
 
@@ -537,7 +539,7 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 		log = log.With("key", ssh.FingerprintSHA256(l.key))
 	}
 	status = d.Run(ctx, Session{User: user, Rights: rights, Host: host, From: host, Log: log,
-		Warn: warner(s.Stderr()),
+		Warn: warner(s.Stderr()), Still: func() error { return d.still(l, user, rights) },
 		Begin: func() bool {
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -547,6 +549,22 @@ func (d *Daemon) session(verbs context.Context, s gliderssh.Session, command str
 			}
 			return begun
 		}}, command, stdio{s})
+}
+
+// still is nil if what let a user in lets her in yet, with the same rights.
+func (d *Daemon) still(l login, user string, rights authkey.Rights) error {
+	if l.key == nil {
+		has, err := d.Store.HasPassword(user)
+		if err == nil && !has {
+			err = parcel.NewError(parcel.Denied, "user %s: has no password any more", user)
+		}
+		return err
+	}
+	k, err := d.Store.KeyOf(user, l.key, l.from)
+	if err == nil && (k.ReadOnly != rights.ReadOnly || !slices.Equal(k.Parcels, rights.Parcels)) {
+		err = parcel.NewError(parcel.Denied, "key %s: has other rights now", ssh.FingerprintSHA256(l.key)).WithHint("come again")
+	}
+	return err
 }
 
 // stdio is a session's streams as Run wants them.

@@ -41,14 +41,15 @@ func get(name string) runner {
 		if err != nil {
 			return err
 		}
-		return serveObjects(ctx, p, stdin, stdout, func(bytes int64) { c.meter().Content(proto.Get, true, bytes) })
+		return serveObjects(ctx, p, stdin, stdout, c.standing(c.Session).check, func(bytes int64) { c.meter().Content(proto.Get, true, bytes) })
 	}
 }
 
 // serveObjects answers tags with frames, in order, reading several objects at
 // once. It holds at most getAhead+2 objects; while the client does not read,
-// it does not read on. sent is told of each object that was.
-func serveObjects(ctx context.Context, from objects, stdin io.Reader, stdout io.Writer, sent func(bytes int64)) error {
+// it does not read on. may is asked before each answer, and sent told of each
+// object that was.
+func serveObjects(ctx context.Context, from objects, stdin io.Reader, stdout io.Writer, may func() error, sent func(bytes int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	queue := make(chan *fetch, getAhead)
@@ -76,7 +77,11 @@ func serveObjects(ctx context.Context, from objects, stdin io.Reader, stdout io.
 			}
 			<-f.done
 		}
-		size, err := f.answer(from, out)
+		size := int64(-1)
+		err := may()
+		if err == nil {
+			size, err = f.answer(from, out)
+		}
 		if err != nil {
 			return errors.Join(err, out.Flush())
 		}

@@ -53,6 +53,9 @@ func (s *shelf) put(t testing.TB, size int) (seal.Tag, []byte) {
 	return tag, object
 }
 
+// always is for a session that may go on.
+func always() error { return nil }
+
 // Every tag is answered, in order, whatever is there and however large.
 func TestGetAnswersInOrder(t *testing.T) {
 	s := &shelf{dir: t.TempDir()}
@@ -73,7 +76,7 @@ func TestGetAnswersInOrder(t *testing.T) {
 		for _, tag := range asked {
 			fmt.Fprintln(&in, tag)
 		}
-		if err := serveObjects(context.Background(), s, &in, &out, nil); err != nil {
+		if err := serveObjects(context.Background(), s, &in, &out, always, nil); err != nil {
 			t.Fatal(err)
 		}
 		for i, tag := range asked {
@@ -100,7 +103,7 @@ func TestGetAnswersWhileItWaits(t *testing.T) {
 	outR, outW := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		done <- serveObjects(context.Background(), s, inR, outW, nil)
+		done <- serveObjects(context.Background(), s, inR, outW, always, nil)
 		outW.Close()
 	}()
 	for i := range 50 {
@@ -130,7 +133,7 @@ func TestGetHoldsFewObjects(t *testing.T) {
 	outR, outW := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- serveObjects(ctx, s, inR, outW, nil) }()
+	go func() { done <- serveObjects(ctx, s, inR, outW, always, nil) }()
 	asked := make(chan int, 1000)
 	go func() {
 		for i := 0; ; i++ {
@@ -167,14 +170,14 @@ func TestGetErrors(t *testing.T) {
 	tag, _ := s.put(t, 10)
 	for _, bad := range []string{"x", "../../etc/passwd", tag.String()[:63], tag.String() + " ", "", string(make([]byte, 300))} {
 		var out bytes.Buffer
-		err := serveObjects(context.Background(), s, bytes.NewReader([]byte(bad+"\n")), &out, nil)
+		err := serveObjects(context.Background(), s, bytes.NewReader([]byte(bad+"\n")), &out, always, nil)
 		if !errors.Is(err, parcel.ErrUsage) && len(bad) < 256 || err == nil || out.Len() > 0 {
 			t.Errorf("tag %q: %v, %d bytes of answer; want a usage error and none", bad, err, out.Len())
 		}
 	}
 	s.fail = parcel.NewError(parcel.Damaged, "disk: does not answer")
 	var out bytes.Buffer
-	err := serveObjects(context.Background(), s, bytes.NewReader([]byte(tag.String()+"\n")), &out, nil)
+	err := serveObjects(context.Background(), s, bytes.NewReader([]byte(tag.String()+"\n")), &out, always, nil)
 	if !errors.Is(err, parcel.ErrDamaged) || out.Len() > 0 {
 		t.Errorf("read error: %v and %d bytes; want it told, not taken for an absent object", err, out.Len())
 	}

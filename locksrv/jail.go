@@ -38,6 +38,7 @@ type jail struct {
 	rights authkey.Rights
 	log    *slog.Logger
 	meter  Meter
+	still  *standing
 	room   allowance
 	open   atomic.Int64 // files being read or put
 
@@ -72,7 +73,7 @@ func (v *Service) serveSFTP(ctx context.Context, s Session, rwc io.ReadWriteClos
 		return parcel.NewError(parcel.Failed, "content of %s cannot be opened", s.User)
 	}
 	defer root.Close()
-	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log, meter: v.meter(),
+	j := &jail{root: root, store: v.Store, user: s.User, rights: s.Rights, log: s.Log, meter: v.meter(), still: v.standing(s),
 		room: allowance{store: v.Store, user: s.User}, parcels: make(map[string]*os.Root)}
 	defer func() {
 		for _, r := range j.parcels {
@@ -151,6 +152,9 @@ func shown(p string) (string, error) {
 // that sees some parcels only the root is the parcel's own, so that no link
 // leads from one to another.
 func (j *jail) place(p string) (*os.Root, string, error) {
+	if err := j.goesOn(); err != nil {
+		return nil, "", err
+	}
 	name, err := shown(p)
 	if err != nil || name == "." || j.rights.Parcels == nil {
 		return j.root, name, err
@@ -200,11 +204,12 @@ func object(p string) (name string, tag seal.Tag, ok bool) {
 	return parts[1], tag, true
 }
 
-// enter counts one more open file, of a user who is not locked out.
+// goesOn is nil if the session may go on; else it is the answer to whatever is
+// asked.
+func (j *jail) goesOn() error { return answer("session", j.still.check()) }
+
+// enter counts one more open file.
 func (j *jail) enter() error {
-	if err := j.room.admit(); err != nil {
-		return answer("session", err)
-	}
 	if j.open.Add(1) > maxOpen {
 		j.open.Add(-1)
 		return fmt.Errorf("%d files are open, which is the limit: %w", maxOpen, sftp.ErrSSHFxFailure)
@@ -253,6 +258,9 @@ func (f *reading) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, io.EOF
 	}
+	if err := f.jail.goesOn(); err != nil {
+		return 0, err
+	}
 	n, err = f.File.ReadAt(p, off)
 	f.read.Add(int64(n))
 	return n, answer(f.name, err)
@@ -274,6 +282,9 @@ func (j *jail) Filewrite(r *sftp.Request) (_ io.WriterAt, err error) {
 	}
 	if !j.rights.Sees(name) {
 		return nil, fmt.Errorf("%s: %w", r.Filepath, sftp.ErrSSHFxNoSuchFile)
+	}
+	if err := j.goesOn(); err != nil {
+		return nil, err
 	}
 	p, err := j.store.Parcel(j.user, name)
 	if err != nil {
@@ -327,7 +338,10 @@ type putting struct {
 
 func (w *putting) WriteAt(p []byte, off int64) (n int, err error) {
 	defer w.jail.catch(&err)
-	if err = w.grow(off + int64(len(p))); err == nil {
+	if err = w.jail.goesOn(); err == nil {
+		err = w.grow(off + int64(len(p)))
+	}
+	if err == nil {
 		n, err = w.staged.WriteAt(p, off)
 	}
 	if err != nil {

@@ -37,6 +37,7 @@ var needs = map[string]need{
 	proto.CheckParcel: reads,
 	proto.PutReport:   changes,
 	proto.Motd:        reads,
+	proto.Quota:       reads,
 	proto.Passwd:      account,
 }
 

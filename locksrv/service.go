@@ -62,6 +62,7 @@ type Session struct {
 	Log    *slog.Logger   // nil: nothing is logged
 	Warn   func(string)   // tells the caller what is no error; nil: nobody is told
 	Begin  func() bool    // asked when something begins that is to be let finish; nil: always
+	Still  func() error   // asked now and then while it lasts: why it may not go on; nil: nothing but the user is asked about
 }
 
 // Streams are a session's.

@@ -75,6 +75,7 @@ var table = []verb{
 	}},
 	{proto.PutReport, "PARCEL", func(w *words) runner { return report(w.name("parcel")) }},
 	{proto.Motd, "", func(w *words) runner { return motd }},
+	{proto.Quota, "", func(w *words) runner { return quota }},
 	{proto.Passwd, "[--check]", func(w *words) runner {
 		if w.flag("--check") {
 			return hasPassword
@@ -420,9 +421,9 @@ func missing(name string) runner {
 		if err != nil {
 			return err
 		}
-		out := newAnswers(stdout)
+		out, still := newAnswers(stdout), c.standing(c.Session)
 		err = proto.ReadTags(flushedReader{stdin, out}, func(tag seal.Tag) error {
-			if err := ctx.Err(); err != nil {
+			if err := cmp.Or(ctx.Err(), still.check()); err != nil {
 				return err
 			}
 			has, err := p.Has(tag)
@@ -472,6 +473,7 @@ func commit(name string) runner {
 			return err
 		}
 		c.Log.Info("committed", "parcel", name, "version", version, "parent", r.Parent)
+		c.warnNear()
 		_, err = fmt.Fprintln(stdout, version)
 		return err
 	}
@@ -542,6 +544,7 @@ func fork(name string, version int, to, host, acquisition string) runner {
 			return err
 		}
 		c.Log.Info("forked", "parcel", name, "version", version, "to", to, "host", l.Host)
+		c.warnNear()
 		return writeLock(stdout, *l)
 	}
 }

@@ -164,10 +164,8 @@ func (p *Parcel) advance(ctx context.Context, cfg *parcel.Config, head, rec *Ver
 	if err != nil {
 		return 0, err
 	}
-	if err := p.allow(found.arrived); err != nil {
-		return 0, err
-	}
-	if err := p.unstage(found.staged, found.arrived); err != nil {
+	err = p.bring(found.arrived, func() error { return p.unstage(found.staged, found.arrived) })
+	if err != nil {
 		return 0, err
 	}
 	rec.Version, rec.Parent, rec.Time = cfg.Version+1, cfg.Version, now()

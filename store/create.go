@@ -243,7 +243,13 @@ func (p *Parcel) build(ctx context.Context, fill fill) error {
 		return p.Wrap(err)
 	}
 	tree.Step("hdk")
-	if err := os.Rename(b.dir, p.HdkDir()); err != nil {
+	var all Usage // of a limited user: others may have taken what room there was
+	if b.limited {
+		if all, err = p.staged(); err != nil {
+			return err
+		}
+	}
+	if err := p.bring(all.Bytes, func() error { return os.Rename(b.dir, p.HdkDir()) }); err != nil {
 		return p.Wrap(err)
 	}
 	root, err := p.OpenRoot(ctx, p, cfg, keyroot)

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gofrs/flock"
 	"golang.org/x/crypto/bcrypt"
 
 	"isr/store/atomicfile"
@@ -182,9 +181,8 @@ func (s *Store) lockUser(name string) (u User, unlock func(), err error) {
 	if u, err = s.User(name); err != nil {
 		return u, nil, err
 	}
-	l := flock.New(u.Dir, flock.SetFlag(os.O_RDONLY))
-	if err := l.Lock(); err != nil {
+	if unlock, err = tree.LockDir(u.Dir); err != nil {
 		return u, nil, fmt.Errorf("user %s: %w", name, err)
 	}
-	return u, func() { l.Close() }, nil
+	return u, unlock, nil
 }

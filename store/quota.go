@@ -19,7 +19,8 @@ import (
 
 // A quota bounds the bytes of all objects of a user's parcels, those that wait
 // in staging areas included. What a parcel shares with others counts whole, so
-// that what a user may still store depends on nobody else.
+// that what a user may still store depends on nobody else. What is put is asked
+// about beforehand, roughly; what becomes part of a parcel, exactly (bring).
 
 // Usage is what objects take.
 type Usage struct{ Objects, Bytes int64 }
@@ -192,12 +193,36 @@ func (u User) room() (room int64, limited bool, err error) {
 	return c.Quota - used.Bytes, true, err
 }
 
+// bring runs move, which brings so many bytes from the parcel's staging area to
+// its hdk, if they fit the user's quota; the rest of what waits there goes.
+//
+// Of a user who has a quota nobody else measures or moves meanwhile: else two
+// who publish in one instant may both find room for one, or miss objects that
+// are between staging and hdk. The flock is that of the directory of her lock
+// sides. It is the last to be taken, after the store's and the parcel's, and
+// under it nobody waits for another; so no two wait for each other.
+func (p *Parcel) bring(bytes int64, move func() error) error {
+	c, err := p.user.config()
+	if err != nil {
+		return err
+	}
+	if c.Quota == 0 || bytes == 0 {
+		return move()
+	}
+	unlock, err := tree.LockDir(p.user.LockRoot)
+	if err != nil {
+		return p.Wrap(err)
+	}
+	defer unlock()
+	if err := p.allow(bytes); err != nil {
+		return err
+	}
+	return move()
+}
+
 // allow is nil if so many bytes may move from the parcel's staging area to its
 // hdk, and the rest of what waits there goes.
 func (p *Parcel) allow(bytes int64) error {
-	if bytes == 0 {
-		return nil
-	}
 	room, limited, err := p.user.room()
 	if err != nil || !limited {
 		return err

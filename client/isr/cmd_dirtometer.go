@@ -57,23 +57,23 @@ func (c *dirtCmd) Run(a *app) error {
 		case c.JSON:
 			return printJSON(s)
 		}
-		width := stdout.width()
+		width := stdout.Width()
 		if width == 0 {
 			width = 80
 		}
-		_, err = lipgloss.Fprintln(stdout.w, tui.Text(s, width, 40, tui.ASCII()))
+		_, err = lipgloss.Fprintln(stdout.File, tui.Text(s, width, 40, tui.ASCII()))
 		return err
 	case c.Browser:
 		err = serve(a.ctx, meter, over, func(url string) {
 			fmt.Fprintln(stdout, url)
-			if stdout.tty {
+			if stdout.TTY {
 				a.Say("it works once, in one browser; control-C ends the page, not the parcel")
 			}
 		}, true)
 	case canScreen():
-		err = tui.New(tui.Options{Sampler: meter, In: os.Stdin, Out: stdout.w, Over: over}).Run()
+		err = tui.New(tui.Options{Sampler: meter, In: os.Stdin, Out: stdout.File, Over: over}).Run()
 	default:
-		err = tui.Lines(a.ctx, stdout.w, meter, over)
+		err = tui.Lines(a.ctx, stdout.File, meter, over)
 	}
 	if ended, how := co.Ended(mount); ended {
 		a.Say("parcel %s: %s", co.State.Parcel, how)
@@ -113,7 +113,7 @@ func settled(ctx context.Context, m *dirt.Meter) (*dirt.Snapshot, error) {
 
 // canScreen reports whether there is a terminal for a screen of its own.
 func canScreen() bool {
-	return term.IsTerminal(int(os.Stdin.Fd())) && stdout.tty && os.Getenv("TERM") != "dumb"
+	return term.IsTerminal(int(os.Stdin.Fd())) && stdout.TTY && os.Getenv("TERM") != "dumb"
 }
 
 // serve shows the page until ctx ends or the run is over. say is told the
@@ -126,7 +126,7 @@ func serve(ctx context.Context, m *dirt.Meter, over func() bool, say func(url st
 	}
 	say(s.URL())
 	display := os.Getenv("DISPLAY") != "" || os.Getenv("WAYLAND_DISPLAY") != ""
-	if open && display && stdout.tty {
+	if open && display && stdout.TTY {
 		defer openBrowser(s)()
 	}
 	return s.Run(ctx)
@@ -212,7 +212,7 @@ func (w *watched) page(m *dirt.Meter) {
 }
 
 func (w *watched) onScreen(m *dirt.Meter) {
-	s := tui.New(tui.Options{Sampler: m, In: os.Stdin, Out: stdout.w, Over: func() bool { return true },
+	s := tui.New(tui.Options{Sampler: m, In: os.Stdin, Out: stdout.File, Over: func() bool { return true },
 		// As control-C does where there is no screen.
 		Suspend: func() { syscall.Kill(os.Getpid(), syscall.SIGINT) }})
 	w.mu.Lock()

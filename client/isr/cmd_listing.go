@@ -43,47 +43,57 @@ func (c *lsCmd) Run(a *app) error {
 	if err != nil {
 		a.Warn("this is the listing of %s, %s old", when(*ls[0].AsOf), age(time.Since(*ls[0].AsOf)))
 	}
+	var quota *client.Quota
+	if err == nil {
+		quota = cl.UserQuota(a.ctx, c.Parcel)
+		for i := range ls {
+			ls[i].Quota = quota
+		}
+	}
 	if c.JSON {
 		return errors.Join(err, printJSON(ls))
 	}
 	if len(ls) > 0 {
 		fmt.Fprintf(stdout, "Parcels on %s\n", ls[0].Server)
 	}
-	var w table
+	w := stdout.Table()
 	for _, l := range ls {
 		switch {
 		case l.Error != "":
-			w.rowf("%s\tdamaged\t%s", l.Parcel, l.Error)
+			w.Rowf("%s\tdamaged\t%s", l.Parcel, l.Error)
 		case l.Held != nil:
-			w.rowf("%s\tacquired\t%s\t%s\t%s", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since))
-			w.rowf("\tcontact %s", when(l.Held.Contact))
+			w.Rowf("%s\tacquired\t%s\t%s\t%s", l.Parcel, l.Held.User, l.Held.Host, when(l.Held.Since))
+			w.Rowf("\tcontact %s", when(l.Held.Contact))
 		case l.Released != nil:
-			w.rowf("%s\treleased\t%s\t%s\t%s", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
+			w.Rowf("%s\treleased\t%s\t%s\t%s", l.Parcel, l.Released.User, l.Released.Host, when(l.Released.Since))
 		default:
-			w.rowf("%s\treleased\tnever checked out", l.Parcel)
+			w.Rowf("%s\treleased\tnever checked out", l.Parcel)
 		}
 		if l.Held == nil && l.Released != nil && l.Released.BrokenBy != "" {
-			w.rowf("\tlock broken by %s", because(l.Released.BrokenBy, l.Released.Why))
+			w.Rowf("\tlock broken by %s", because(l.Released.BrokenBy, l.Released.Why))
 		}
 		if l.Here != "" {
-			w.rowf("\there: %s", l.Here)
+			w.Rowf("\there: %s", l.Here)
 		}
 		if l.Hoarded != nil {
-			w.rowf("\thoarded: version %d%s", l.Hoarded.Version, andMemory(l.Hoarded.Memory))
+			w.Rowf("\thoarded: version %d%s", l.Hoarded.Version, andMemory(l.Hoarded.Memory))
 		}
 		if c.Count == 0 {
 			continue
 		}
-		w.rowf("\tuuid %s", l.UUID)
-		w.rowf("\tvmm %s, memory %s, disk %s", l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
+		w.Rowf("\tuuid %s", l.UUID)
+		w.Rowf("\tvmm %s, memory %s, disk %s", l.VMM, bytesText(l.MemSize), bytesText(l.DiskSize))
 		for _, v := range l.Versions {
-			w.rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, marks(v.Tags, v.Pin)+v.Comment)
+			w.Rowf("\t%06d\t%s\t%s\t%s\t%s", v.Version, bytesText(v.Bytes), when(v.Time), v.Host, marks(v.Tags, v.Pin)+v.Comment)
 		}
 		if l.Total != nil {
-			w.rowf("\tin all\t%s\tin %s", bytesText(l.Total.Bytes), count(l.Total.Versions, "version"))
+			w.Rowf("\tin all\t%s\tin %s", bytesText(l.Total.Bytes), count(l.Total.Versions, "version"))
 		}
 	}
-	w.print()
+	w.Print()
+	if quota != nil {
+		fmt.Fprintf(stdout, "Quota: %s of %s used, %s\n", bytesText(quota.Used), bytesText(quota.Limit), percent(quota.Used, quota.Limit))
+	}
 	return err
 }
 

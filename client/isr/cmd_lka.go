@@ -143,7 +143,7 @@ func (a *app) listLKA(asJSON bool) error {
 	if asJSON {
 		return printJSON(list)
 	}
-	var w table
+	w := stdout.Table()
 	for _, l := range list {
 		what := "answers"
 		switch {
@@ -154,9 +154,9 @@ func (a *app) listLKA(asJSON bool) error {
 		case l.Counted:
 			what = fmt.Sprintf("%s, %s", count(l.Objects, "object"), bytesText(l.Bytes))
 		}
-		w.rowf("%s\t%s\t# %s", l.Place, what, l.From)
+		w.Rowf("%s\t%s\t# %s", l.Place, what, l.From)
 	}
-	w.print()
+	w.Print()
 	return nil
 }
 
@@ -237,9 +237,9 @@ func printRungs(rungs []client.RungStat) {
 	if len(rungs) == 0 {
 		return
 	}
-	w := table{heads: []string{"from", "objects", "bytes", "missed", "corrupt", "errors"}}
+	w := stdout.Table("from", "objects", "bytes", "missed", "corrupt", "errors")
 	for _, r := range rungs {
-		w.rowf("%s\t%d\t%s\t%d\t%d\t%d", r.Name, r.Hits, bytesText(r.Bytes), r.Misses-r.Corrupt, r.Corrupt, r.Errors)
+		w.Rowf("%s\t%d\t%s\t%d\t%d\t%d", r.Name, r.Hits, bytesText(r.Bytes), r.Misses-r.Corrupt, r.Corrupt, r.Errors)
 	}
-	w.print()
+	w.Print()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/mattn/go-runewidth"
 
+	"isr/contrib/output"
 	"isr/store/parcel"
 )
 
@@ -46,7 +47,7 @@ var groups = []struct {
 
 // printHelp is the help of a command, or of the program.
 func printHelp(o kong.HelpOptions, ctx *kong.Context) error {
-	width := stdout.width()
+	width := stdout.Width()
 	if width == 0 || width > 100 {
 		width = 80
 	}
@@ -65,7 +66,7 @@ type helpText struct {
 	width int
 }
 
-func (h *helpText) para(text string) { h.WriteString(wrap(text, h.width, "", "")) }
+func (h *helpText) para(text string) { h.WriteString(output.Wrap(text, h.width, "", "")) }
 
 func (h *helpText) program(app *kong.Application) {
 	if len(app.Children) == 0 {
@@ -161,7 +162,7 @@ func (h *helpText) flags(title string, flags []*kong.Flag) {
 // item is a term and what it means, beside it or below.
 func (h *helpText) item(term, text string) {
 	column := min(26, h.width/3)
-	lines := wrap(text, h.width, strings.Repeat(" ", column), strings.Repeat(" ", column))
+	lines := output.Wrap(text, h.width, strings.Repeat(" ", column), strings.Repeat(" ", column))
 	if runewidth.StringWidth(term) > column-4 {
 		h.WriteString("  " + term + "\n" + lines)
 		return

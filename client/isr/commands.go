@@ -101,7 +101,7 @@ func (c *resumeCmd) Run(a *app) error {
 	}
 	o := client.ResumeOptions{VMM: c.VMM, Options: c.Options,
 		Fullscreen: !c.NoFullscreen, Offline: c.Offline, Rollback: rollback}
-	if c.Dirtometer || a.conf.Bool("dirtometer") && stdout.tty {
+	if c.Dirtometer || a.conf.Bool("dirtometer") && stdout.TTY {
 		w := a.watch()
 		defer w.stop()
 		cl.UI, o.Watcher = w, w
@@ -319,11 +319,11 @@ func (c *configCmd) Run(a *app) error {
 		}
 		return nil
 	}
-	var t table
+	t := stdout.Table()
 	for _, v := range values {
-		t.row(v.Name+" = "+v.Value, "# "+v.From)
+		t.Row(v.Name+" = "+v.Value, "# "+v.From)
 	}
-	t.print()
+	t.Print()
 	return nil
 }
 

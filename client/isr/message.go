@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"isr/client"
+	"isr/contrib/output"
 	"isr/store/parcel"
 )
 
@@ -47,12 +48,12 @@ type screen struct {
 func newScreen() *screen {
 	tty := term.IsTerminal(int(os.Stderr.Fd()))
 	able := tty && os.Getenv("TERM") != "dumb"
-	return &screen{name: "isr", begun: time.Now(), tty: able, colour: able && os.Getenv("NO_COLOR") == "", ascii: tty && asciiOnly()}
+	return &screen{name: "isr", begun: time.Now(), tty: able, colour: able && os.Getenv("NO_COLOR") == "", ascii: tty && output.ASCIIOnly()}
 }
 
 func (s *screen) print(colour, format string, args ...any) {
 	// Each line says whose it is, so that a server's text cannot pass for ours.
-	line := s.name + ": " + strings.ReplaceAll(strings.TrimRight(visible(fmt.Sprintf(format, args...), s.ascii), "\n"), "\n", "\n"+s.name+": ")
+	line := s.name + ": " + strings.ReplaceAll(strings.TrimRight(output.Visible(fmt.Sprintf(format, args...), s.ascii), "\n"), "\n", "\n"+s.name+": ")
 	if s.colour && colour != "" {
 		line = "\x1b[" + colour + "m" + line + "\x1b[0m"
 	}
@@ -116,7 +117,7 @@ var hints = map[parcel.Kind]string{
 // somebody got the results.
 func (s *screen) end(err error) int {
 	if err == nil {
-		err = stdout.failed()
+		err = lostResults()
 	}
 	return s.fail(err)
 }
@@ -191,7 +192,7 @@ func (b *bar) show() {
 		count = decor.CountersKibiByte("% .1f/% .1f")
 		rate = decor.NewAverageSpeed(decor.SizeB1024(0), "% .1f", b.begun)
 	}
-	what := visible(b.what, b.s.ascii)
+	what := output.Visible(b.what, b.s.ascii)
 	left := decor.NewAverageETA(decor.ET_STYLE_GO, b.begun, nil)
 	if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil && w < narrow {
 		// No room for a bar: how far, and how long.
@@ -243,7 +244,7 @@ func (s *screen) Confirm(prompt string) (bool, error) {
 		}
 	}
 	for range attempts {
-		fmt.Fprint(ask, visible(prompt, s.ascii))
+		fmt.Fprint(ask, output.Visible(prompt, s.ascii))
 		line, err := s.in.ReadString('\n')
 		if err != nil {
 			fmt.Fprintln(ask)

@@ -8,98 +8,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
-	"github.com/mattn/go-runewidth"
 	"pgregory.net/rapid"
 
 	"isr/store/parcel"
 )
-
-func TestVisible(t *testing.T) {
-	for _, c := range []struct{ in, utf8, ascii string }{
-		{"", "", ""},
-		{"plain text\n\twith a tab", "plain text\n\twith a tab", "plain text\n\twith a tab"},
-		{"a\x1b[2Jb", "a?[2Jb", "a?[2Jb"},
-		{"\x1b]0;title\x07", "?]0;title?", "?]0;title?"},
-		{"over\rwritten\b", "over?written?", "over?written?"},
-		{"line\r\n", "line\n", "line\n"},
-		{"\u009b31m C1", "?31m C1", "?31m C1"},
-		{"Latin-1: caf\xe9", "Latin-1: caf?", "Latin-1: caf?"},
-		{"UTF-8: café 東京 …", "UTF-8: café 東京 …", "UTF-8: caf? ?? ..."},
-		{"exe\u202egnp.\u2066x\u200f", "exe?gnp.?x?", "exe?gnp.?x?"},
-		{"a\u2028b\u2029c\x00d\x7f", "a?b?c?d?", "a?b?c?d?"},
-	} {
-		if got := visible(c.in, false); got != c.utf8 {
-			t.Errorf("%q: %q, want %q", c.in, got, c.utf8)
-		}
-		if got := visible(c.in, true); got != c.ascii {
-			t.Errorf("%q in ASCII: %q, want %q", c.in, got, c.ascii)
-		}
-	}
-}
-
-func FuzzVisible(f *testing.F) {
-	f.Add("a\x1b[2J\xc3", true)
-	f.Fuzz(func(t *testing.T, s string, ascii bool) {
-		got := visible(s, ascii)
-		if !utf8.ValidString(got) || visible(got, ascii) != got {
-			t.Fatalf("%q: %q", s, got)
-		}
-		for _, c := range got {
-			if c < ' ' && c != '\n' && c != '\t' || c == 0x7f || c >= 0x80 && c < 0xa0 || ascii && c > 0x7f {
-				t.Fatalf("%q: %q", s, got)
-			}
-		}
-	})
-}
-
-func TestTable(t *testing.T) {
-	var ls table
-	ls.row("box", "acquired", "alice")
-	ls.row("", "here: suspended")
-	ls.rowf("%s\treleased", "a\tb\x1b\nc")
-	if got, want := ls.aligned(), "box     acquired  alice\n        here: suspended\na b  c  released\n"; got != want {
-		t.Errorf("aligned:\n%swant\n%s", got, want)
-	}
-	if got, want := ls.list(12), "box\n  acquired\n  alice\n  here:\n    suspended\na b  c\n  released\n"; got != want {
-		t.Errorf("list:\n%swant\n%s", got, want)
-	}
-	if got, want := ls.list(20), "box  acquired  alice\n  here: suspended\na b  c  released\n"; got != want {
-		t.Errorf("list:\n%swant\n%s", got, want)
-	}
-	stat := table{heads: []string{"", "total", "hoarded"}, right: true}
-	stat.row("disk", "8.0 MiB", "0 B")
-	if got, want := stat.aligned(), "        total  hoarded\ndisk  8.0 MiB      0 B\n"; got != want {
-		t.Errorf("aligned:\n%swant\n%s", got, want)
-	}
-	if got, want := stat.list(40), "disk  total 8.0 MiB  hoarded 0 B\n"; got != want {
-		t.Errorf("list:\n%swant\n%s", got, want)
-	}
-}
-
-// TestTableAny: whatever is in a table, its columns are aligned, and as a list
-// it fits the terminal, but for words that do not.
-func TestTableAny(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		rows := rapid.SliceOfN(rapid.SliceOfN(rapid.String(), 1, 5), 1, 5).Draw(t, "rows")
-		width := rapid.IntRange(10, 80).Draw(t, "width")
-		var tb table
-		for _, r := range rows {
-			tb.row(r...)
-		}
-		if n := strings.Count(tb.aligned(), "\n"); n != len(rows) {
-			t.Fatalf("%d rows in %d lines", len(rows), n)
-		}
-		for line := range strings.Lines(tb.list(width)) {
-			line = strings.TrimSuffix(line, "\n")
-			if runewidth.StringWidth(line) > width && len(strings.Fields(line)) > 1 {
-				t.Fatalf("%q does not fit %d", line, width)
-			}
-		}
-	})
-}
 
 func TestUsageError(t *testing.T) {
 	app, err := newParser(new(grammar), newScreen(), "isr", "")

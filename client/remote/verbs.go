@@ -52,6 +52,18 @@ func (s *Server) Ls(ctx context.Context, name string, n int) ([]proto.Listing, e
 	}
 }
 
+// Quota is what the user has stored, and may. An older server refuses to tell.
+func (s *Server) Quota(ctx context.Context) (u proto.Usage, err error) {
+	out, err := s.ask(ctx, safe, nil, proto.Quota)
+	if err != nil {
+		return u, err
+	}
+	if err := json.Unmarshal(out, &u); err != nil {
+		return proto.Usage{}, s.nonsense(proto.Quota, err)
+	}
+	return u, nil
+}
+
 // HasPassword reports whether the user has an ISR password.
 func (s *Server) HasPassword(ctx context.Context) (bool, error) {
 	out, err := s.ask(ctx, safe, nil, proto.Passwd, "--check")

@@ -122,7 +122,7 @@ func (k userKey) print(e *env, command string) {
 		command += " --parcel " + shellQuote(p)
 	}
 	options := append([]string{`command="` + strings.ReplaceAll(command, `"`, `\"`) + `"`, "restrict"}, k.SSHD()...)
-	fmt.Fprintf(e.stdout.bytes(), "%s %s\n", strings.Join(options, ","), k.Text())
+	fmt.Fprintf(e.stdout.Bytes(), "%s %s\n", strings.Join(options, ","), k.Text())
 }
 
 // keyTerms are the options of a key on the command line. They replace those

@@ -133,7 +133,7 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += ": snapshot " + snap.ID
 		if c.JSON {
-			e.stdout.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), len(snap.Lacks), time.Since(start).Seconds()})
+			e.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), len(snap.Lacks), time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %s; sent %s of %s in %s\n", snap.ID, count(len(snap.Parcels), "parcel"),
 				count(snap.Objects, "object"), store.SizeText(snap.Bytes), count(res.Sent, "object"), store.SizeText(res.Bytes), tookText(start))
@@ -225,8 +225,8 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	table := e.stdout.columns()
-	lines := e.stdout.rows()
+	table := e.stdout.Table()
+	lines := e.rows()
 	if c.Snapshot != "" {
 		id := c.Snapshot
 		if id == "latest" && len(ids) > 0 {
@@ -247,13 +247,13 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 				if l := lacksOf(s, p); l > 0 {
 					state += ", " + count(l, "version") + " not whole"
 				}
-				table.row(p.User, p.Name, fmt.Sprint("version ", p.Version), store.SizeText(p.Bytes), state)
+				table.Row(p.User, p.Name, fmt.Sprint("version ", p.Version), store.SizeText(p.Bytes), state)
 			}
 			if err != nil {
 				return err
 			}
 		}
-		return table.print()
+		return table.Print()
 	}
 	var bad error
 	for _, id := range ids {
@@ -269,13 +269,13 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 		if c.JSON {
 			err = lines.Encode(rowOfSnapshot(s))
 		} else {
-			table.row(s.ID, s.Realm, count(len(s.Parcels), "parcel"), count(s.Objects, "object"), store.SizeText(s.Bytes))
+			table.Row(s.ID, s.Realm, count(len(s.Parcels), "parcel"), count(s.Objects, "object"), store.SizeText(s.Bytes))
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if err := table.print(); err != nil {
+	if err := table.Print(); err != nil {
 		return err
 	}
 	return bad
@@ -306,7 +306,7 @@ func (c *backupVerify) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	defer t.Close()
-	lines := e.stdout.rows()
+	lines := e.rows()
 	progress, done := e.progress("verify")
 	v, err := backup.Verify(ctx, t, backup.VerifyOptions{Snapshot: c.Snapshot, Sample: float64(c.Sample), Progress: progress, Problem: func(text string) {
 		if c.JSON {
@@ -365,13 +365,13 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	lines := e.stdout.rows()
-	table := e.stdout.columns()
+	lines := e.rows()
+	table := e.stdout.Table()
 	row := func(id string, kept []string) {
 		if c.JSON {
 			lines.Encode(plannedSnapshot{id, kept, len(kept) == 0})
 		} else {
-			table.row(id, keptText(kept))
+			table.Row(id, keptText(kept))
 		}
 	}
 	for _, k := range plan.Keep {
@@ -380,7 +380,7 @@ func (c *backupPrune) Run(ctx context.Context, e *env) error {
 	for _, id := range plan.Remove {
 		row(id, nil)
 	}
-	table.print()
+	table.Print()
 	if c.DryRun {
 		return nil
 	}
@@ -493,7 +493,7 @@ func (c *restore) Run(ctx context.Context, e *env) error {
 	}
 	done()
 	if c.JSON {
-		err = e.stdout.rows().Encode(restoredRow{rowOfSnapshot(res.Snapshot), res.Parcels, res.Fetched, res.Bytes, res.Kept, res.Lacking, res.Failed, time.Since(start).Seconds()})
+		err = e.rows().Encode(restoredRow{rowOfSnapshot(res.Snapshot), res.Parcels, res.Fetched, res.Bytes, res.Kept, res.Lacking, res.Failed, time.Since(start).Seconds()})
 	} else {
 		_, err = fmt.Fprintf(e.stdout, "snapshot %s: restored %s; fetched %s of %s in %s\n", res.Snapshot.ID, count(res.Parcels, "parcel"),
 			count(res.Fetched, "object"), store.SizeText(res.Bytes), tookText(start))
@@ -560,7 +560,7 @@ func (c *mirrorTo) pass(ctx context.Context, e *env, s *store.Store, root string
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += fmt.Sprintf(": %s", count(res.Changed, "parcel"))
 		if c.JSON {
-			e.stdout.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, int64(res.Damaged), len(res.Lacks), time.Since(start).Seconds()})
+			e.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, int64(res.Damaged), len(res.Lacks), time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %s, linked %d, removed %s in %s\n", count(res.Parcels, "parcel"), res.Changed,
 				count(res.Sent, "object"), store.SizeText(res.Bytes), res.Linked, count(res.Removed, "file"), tookText(start))

@@ -53,7 +53,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 		what.Objects, what.Bytes = sum.Read, sum.ReadBytes
 		what.What = depth + ": " + summary(sum)
 		if c.JSON {
-			e.stdout.rows().Encode(sum)
+			e.rows().Encode(sum)
 		} else {
 			fmt.Fprintln(e.stdout, summary(sum))
 		}
@@ -68,7 +68,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 // tell prints a problem of the store.
 func (e *env) tell(p store.Problem, asJSON bool) {
 	if asJSON {
-		e.stdout.rows().Encode(problemRow{p.User, p.Parcel, locksrv.FindingOf(p)})
+		e.rows().Encode(problemRow{p.User, p.Parcel, locksrv.FindingOf(p)})
 	} else {
 		fmt.Fprintln(e.stdout, locksrv.ProblemLine(p))
 	}

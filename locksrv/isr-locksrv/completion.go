@@ -26,7 +26,7 @@ func (c *completionScript) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(e.stdout.bytes(), text)
+	_, err = fmt.Fprint(e.stdout.Bytes(), text)
 	return err
 }
 
@@ -93,7 +93,7 @@ func (c *complete) Run(e *env) error {
 		}
 		return known
 	})
-	_, err := fmt.Fprint(e.stdout.bytes(), answer)
+	_, err := fmt.Fprint(e.stdout.Bytes(), answer)
 	return err
 }
 

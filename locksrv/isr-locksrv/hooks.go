@@ -26,8 +26,8 @@ func (c *hooksCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	table := e.stdout.columns()
-	lines := e.stdout.rows()
+	table := e.stdout.Table()
+	lines := e.rows()
 	bad := 0
 	row := func(h hooks.Hook) error {
 		r := hookRow{Hook: parcel.Clean(h.Name), Path: h.Path}
@@ -40,7 +40,7 @@ func (c *hooksCmd) Run(e *env) error {
 		if c.JSON {
 			return lines.Encode(r)
 		}
-		table.row(r.Hook, state)
+		table.Row(r.Hook, state)
 		return nil
 	}
 	for _, h := range append(hs, idle...) {
@@ -48,7 +48,7 @@ func (c *hooksCmd) Run(e *env) error {
 			return err
 		}
 	}
-	if err := table.print(); err != nil {
+	if err := table.Print(); err != nil {
 		return err
 	}
 	if bad > 0 {

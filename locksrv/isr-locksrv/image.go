@@ -82,7 +82,7 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 			return parcel.NewError(parcel.Usage, "format %s: cannot be written to standard output", format).
 				WithHint("name a file, or convert the raw image at the other end")
 		}
-		if e.stdout.tty {
+		if e.stdout.TTY {
 			return parcel.NewError(parcel.Usage, "standard output is a terminal")
 		}
 	}
@@ -104,7 +104,7 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 		stages := &stages{e: e}
 		defer stages.end()
 		if c.File == "-" {
-			return p.Stream(ctx, e.stdout.bytes(), v.Version, stages.of(c.Parcel))
+			return p.Stream(ctx, e.stdout.Bytes(), v.Version, stages.of(c.Parcel))
 		}
 		return writeImage(ctx, p, v.Version, c.File, format, c.Force, stages)
 	})
@@ -248,7 +248,7 @@ func (c *userExport) Run(ctx context.Context, e *env) error {
 		}
 		rows = append(rows, row)
 		if c.JSON {
-			if err := e.stdout.rows().Encode(row); err != nil {
+			if err := e.rows().Encode(row); err != nil {
 				return err
 			}
 		} else {

@@ -67,7 +67,7 @@ func (c *logCommand) Run(ctx context.Context, e *env) error {
 		case !wanted(ev):
 			return nil
 		case c.JSON:
-			return e.stdout.rows().Encode(ev)
+			return e.rows().Encode(ev)
 		}
 		_, err = fmt.Fprintln(e.stdout, eventLine(ev))
 		return err

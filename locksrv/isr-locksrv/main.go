@@ -20,6 +20,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"isr/contrib/output"
 	"isr/store/parcel"
 )
 
@@ -152,7 +153,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 			if !ok {
 				panic(p)
 			}
-			if status = int(code); out.err != nil { // kong's help
+			if status = int(code); out.Err() != nil { // kong's help
 				status = (&env{stdout: out, stderr: stderr}).end(nil)
 			}
 		}
@@ -173,7 +174,7 @@ func run(argv []string, stdout, stderr *os.File) (status int) {
 	switch {
 	case err == nil:
 		err = noneEmpty(parsed)
-	case out.err == nil: // else it is not the command line that is wrong
+	case out.Err() == nil: // else it is not the command line that is wrong
 		err = usageError(err)
 	}
 	if err != nil {
@@ -249,14 +250,14 @@ func usageOf(line *kong.Context) string {
 
 // end says what has to be said of a command's end, and returns the status.
 func (e *env) end(err error) int {
-	lost := e.stdout.err
+	lost := e.stdout.Err()
 	if lost == nil {
 		return complain(e.stderr, programName, err)
 	}
 	status := int(parcel.Failed)
-	if err != nil && !errors.As(err, new(*lostOutput)) && !errors.Is(err, context.Canceled) {
+	if err != nil && !errors.As(err, new(*output.Lost)) && !errors.Is(err, context.Canceled) {
 		status = complain(e.stderr, programName, err)
-	} else if lost.gone && !e.acted {
+	} else if lost.Gone() && !e.acted {
 		return readerGone
 	}
 	unheard := parcel.NewError(parcel.Failed, "%v", lost)
@@ -316,7 +317,7 @@ func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 type env struct {
 	root   string // as --root says; "": not said
 	by     string // who works, if not who we are: see become
-	stdout *results
+	stdout *output.Results
 	stderr *os.File
 	parser *kong.Kong
 	acted  bool // something was changed
@@ -346,7 +347,7 @@ type help struct {
 
 func (h *help) Run(e *env) error {
 	_, err := e.parser.Parse(append(h.Command, "--help"))
-	if err != nil && e.stdout.err == nil {
+	if err != nil && e.stdout.Err() == nil {
 		err = usageError(err)
 	}
 	return err

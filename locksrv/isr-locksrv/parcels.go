@@ -73,8 +73,8 @@ func (c *parcelList) Run(e *env) error {
 			return err
 		}
 	}
-	table := e.stdout.columns("USER", "PARCEL", "VERSION", "KEPT", "NEW", "COMMITTED", "STATE")
-	lines := e.stdout.rows()
+	table := e.stdout.Table("USER", "PARCEL", "VERSION", "KEPT", "NEW", "COMMITTED", "STATE")
+	lines := e.rows()
 	empty := true
 	for _, user := range users {
 		names, err := s.Parcels(user)
@@ -116,13 +116,13 @@ func (c *parcelList) Run(e *env) error {
 			if !l.Committed.IsZero() {
 				committed = timeText(l.Committed)
 			}
-			table.row(user, name, fmt.Sprint(l.Version), fmt.Sprint(l.Kept), store.SizeText(l.Bytes), committed, state)
+			table.Row(user, name, fmt.Sprint(l.Version), fmt.Sprint(l.Kept), store.SizeText(l.Bytes), committed, state)
 		}
 	}
 	if empty {
 		return nil
 	}
-	return table.print()
+	return table.Print()
 }
 
 type parcelCopy struct {

@@ -45,13 +45,4 @@ func TestTexts(t *testing.T) {
 			t.Errorf("%v: got %s, want %s", d, got, want)
 		}
 	}
-	if got, want := cut("älice\n", 4, true), "...\n"; got != want && got != "ä...\n" {
-		t.Errorf("cut for ASCII: got %q", got)
-	}
-	if got, want := cut("USER  STAT   \nälice  held by älice\n", 10, false), "USER  STAT\nälice  he…\n"; got != want {
-		t.Errorf("cut: got %q, want %q", got, want)
-	}
-	if got, want := cut("a  \nb\n", 0, false), "a\nb\n"; got != want {
-		t.Errorf("not cut: got %q, want %q", got, want)
-	}
 }

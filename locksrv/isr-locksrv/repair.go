@@ -55,7 +55,7 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 			}
 			return err == nil
 		}}
-	lines := e.stdout.rows()
+	lines := e.rows()
 	objects := 0
 	run := func(ctx context.Context) (sum store.RepairSummary, err error) {
 		defer fetchedAll()

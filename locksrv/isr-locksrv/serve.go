@@ -46,7 +46,7 @@ func (c *shell) Run(e *env) error {
 	status := locksrv.NewService(s).Run(context.Background(), locksrv.Session{User: c.User, Rights: authkey.Rights{ReadOnly: c.ReadOnly, Parcels: c.Parcel},
 		Host: host, From: host, Begin: unstoppable, Log: log,
 		Warn: func(text string) { proto.WriteWarning(e.stderr, text) }},
-		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout.f, e.stderr})
+		os.Getenv("SSH_ORIGINAL_COMMAND"), streams{os.Stdin, e.stdout.File, e.stderr})
 	if status != 0 {
 		return status_(status)
 	}

@@ -167,8 +167,8 @@ func (c *parcelPrune) plan(s *store.Store, rules keep.Rules, e *env, failed *wor
 // list prints what is to stay and what to go; of all parcels, those only of
 // which something goes.
 func (c *parcelPrune) list(e *env, work []pruning) {
-	table := e.stdout.columns()
-	lines := e.stdout.rows()
+	table := e.stdout.Table()
+	lines := e.rows()
 	for _, w := range work {
 		if c.All && len(w.gone) == 0 && !c.JSON {
 			continue
@@ -178,10 +178,10 @@ func (c *parcelPrune) list(e *env, work []pruning) {
 				lines.Encode(planned{w.p.User(), w.p.Name(), v.Version, v.Time, v.Kept, len(v.Kept) == 0})
 				continue
 			}
-			table.row(w.p.User(), w.p.Name(), fmt.Sprint("version ", v.Version), timeText(v.Time), keptText(v.Kept))
+			table.Row(w.p.User(), w.p.Name(), fmt.Sprint("version ", v.Version), timeText(v.Time), keptText(v.Kept))
 		}
 	}
-	table.print()
+	table.Print()
 }
 
 // question says what is about to be done.
@@ -217,7 +217,7 @@ func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruni
 		}
 		ev.What = versionsText(gone)
 		if c.JSON {
-			e.stdout.rows().Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed})
+			e.rows().Encode(pruned{w.p.User(), w.p.Name(), gone, got.Objects, got.Freed})
 			return err
 		}
 		fmt.Fprintf(e.stdout, "%s/%s: pruned %s: %s\n", w.p.User(), w.p.Name(), ev.What, removed(got.Objects, got.Freed))
@@ -263,13 +263,14 @@ type worst struct{ err error }
 func (w *worst) add(e *env, p *store.Parcel, err error) { w.named(e, p.User(), p.Name(), err) }
 
 func (w *worst) named(e *env, user, name string, err error) {
-	fmt.Fprintf(e.stderr, "isr-locksrv: %s/%s: %s\n", user, name, parcel.Clean(strings.TrimPrefix(err.Error(), "parcel "+name+": ")))
-	var hint *parcel.Error
-	if errors.As(err, &hint) && hint.Hint != "" {
-		fmt.Fprintf(e.stderr, "isr-locksrv: hint: %s\n", parcel.Clean(hint.Hint))
+	err = explain(err)
+	told := parcel.NewError(parcel.KindOf(err), "%s/%s: %s", user, name, strings.TrimPrefix(err.Error(), "parcel "+name+": "))
+	if of := new(parcel.Error); errors.As(err, &of) {
+		told.Hint = of.Hint
 	}
+	status := complain(e.stderr, programName, told)
 	if w.err == nil {
-		w.err = status_(parcel.KindOf(err))
+		w.err = status_(status)
 	}
 }
 
@@ -311,7 +312,7 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 	slices.SortFunc(all, func(a, b store.Collected) int {
 		return cmp.Or(strings.Compare(a.User, b.User), strings.Compare(a.Parcel, b.Parcel))
 	})
-	lines := e.stdout.rows()
+	lines := e.rows()
 	var sum store.Collected
 	for _, got := range all {
 		sum.Objects, sum.Freed = sum.Objects+got.Objects, sum.Freed+got.Freed
@@ -368,9 +369,9 @@ func (c *du) Run(ctx context.Context, e *env) error {
 	}
 	ctx = e.reading(ctx)
 	var failed worst
-	table := e.stdout.columns()
-	table.right = true
-	lines := e.stdout.rows()
+	table := e.stdout.Table()
+	table.Right = true
+	lines := e.rows()
 	// Numbers first, as du(1) has it: names may be long.
 	row := func(name string, cells ...any) {
 		if rules.Empty() {
@@ -383,7 +384,7 @@ func (c *du) Run(ctx context.Context, e *env) error {
 			}
 			line = append(line, fmt.Sprint(cell))
 		}
-		table.row(append(line, name)...)
+		table.Row(append(line, name)...)
 	}
 	if !c.JSON {
 		row("PARCEL", "VERSIONS", "LOGICAL", "DATA", "UNIQUE", "OWN", "SHARED", "GARBAGE", "FREES")
@@ -427,7 +428,7 @@ func (c *du) Run(ctx context.Context, e *env) error {
 		}
 	})
 	done()
-	if perr := table.print(); err == nil {
+	if perr := table.Print(); err == nil {
 		err = perr
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"isr/contrib/output"
 	"isr/locksrv"
 	"isr/locksrv/health"
 	"isr/store"
@@ -30,7 +31,7 @@ func (c *statusCommand) Run(e *env) error {
 		st.Warnings = append(st.Warnings, err.Error())
 	}
 	if c.JSON {
-		err = e.stdout.rows().Encode(st)
+		err = e.rows().Encode(st)
 	} else {
 		err = printStatus(e.stdout, st)
 	}
@@ -40,9 +41,9 @@ func (c *statusCommand) Run(e *env) error {
 	return err
 }
 
-func printStatus(out *results, st health.Status) error {
-	t := out.columns()
-	row := func(what, format string, args ...any) { t.row(what, fmt.Sprintf(format, args...)) }
+func printStatus(out *output.Results, st health.Status) error {
+	t := out.Table()
+	row := func(what, format string, args ...any) { t.Row(what, fmt.Sprintf(format, args...)) }
 	row("realm", "%s, in %s, isr-locksrv %s", st.Realm, st.Root, st.Version)
 	if st.Standby != "" {
 		row("standby", "%s", st.Standby)
@@ -71,7 +72,7 @@ func printStatus(out *results, st health.Status) error {
 	for _, warning := range st.Warnings {
 		row("warning", "%s", warning)
 	}
-	return t.print()
+	return t.Print()
 }
 
 // lockedText says who is locked out, if anybody is.

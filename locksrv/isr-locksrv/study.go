@@ -74,7 +74,7 @@ func (c *harvest) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	if c.JSON {
-		return e.stdout.rows().Encode(struct {
+		return e.rows().Encode(struct {
 			study.Harvested
 			Imported int `json:"imported"`
 		}{done, imported})
@@ -160,7 +160,7 @@ func (c *report) Run(ctx context.Context, e *env) error {
 	case dir == "":
 		return err
 	}
-	if c.Out == "" && e.stdout.tty {
+	if c.Out == "" && e.stdout.TTY {
 		return parcel.NewError(parcel.Usage, "report: standard output is a terminal").WithHint("--out FILE.html says where the page goes")
 	}
 	d, err := study.Open(dir)
@@ -202,7 +202,7 @@ func (c *report) Run(ctx context.Context, e *env) error {
 	}
 	defer db.Close()
 	if c.Out == "" {
-		return page.Write(ctx, e.stdout.bytes(), db, o)
+		return page.Write(ctx, e.stdout.Bytes(), db, o)
 	}
 	out, err := atomicfile.Create(c.Out, 0o600)
 	if err != nil {

@@ -64,22 +64,22 @@ func (c *usage) Run(e *env) error {
 	}
 	known := c.log(e, root)
 	var failed worst
-	table := e.stdout.columns("USER", "PARCEL", "LAST LOCK", "LAST COMMIT", "VERSIONS", "BYTES", "LOCKS", "COMMITS", "HOST")
-	lines := e.stdout.rows()
+	table := e.stdout.Table("USER", "PARCEL", "LAST LOCK", "LAST COMMIT", "VERSIONS", "BYTES", "LOCKS", "COMMITS", "HOST")
+	lines := e.rows()
 	show := func(u used) {
 		if c.JSON {
 			lines.Encode(u)
 			return
 		}
 		if u.Parcel == "" {
-			table.row(u.User, "-")
+			table.Row(u.User, "-")
 			return
 		}
 		host := u.Host
 		if u.Held {
 			host += " (held)"
 		}
-		table.row(u.User, u.Parcel, date(u.LastLock), date(u.LastCommit), fmt.Sprint(u.Versions), store.SizeText(u.Bytes),
+		table.Row(u.User, u.Parcel, date(u.LastLock), date(u.LastCommit), fmt.Sprint(u.Versions), store.SizeText(u.Bytes),
 			fmt.Sprint(u.Locks), fmt.Sprint(u.Commits), host)
 	}
 	for _, user := range users {
@@ -101,7 +101,7 @@ func (c *usage) Run(e *env) error {
 		}
 	}
 	if !c.JSON {
-		if err := table.print(); err != nil {
+		if err := table.Print(); err != nil {
 			return err
 		}
 	}

@@ -132,8 +132,8 @@ func (c *userList) Run(ctx context.Context, e *env) error {
 		}
 		return nil
 	}
-	out := e.stdout.rows()
-	table := e.stdout.columns("USER", "KEYS", "PARCELS", "HELD", "USED", "QUOTA", "GROUPS", "STATE")
+	out := e.rows()
+	table := e.stdout.Table("USER", "KEYS", "PARCELS", "HELD", "USED", "QUOTA", "GROUPS", "STATE")
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -145,13 +145,13 @@ func (c *userList) Run(ctx context.Context, e *env) error {
 			}
 			continue
 		}
-		table.row(r.User, fmt.Sprint(r.Keys), fmt.Sprint(r.Parcels), fmt.Sprint(r.Held), store.SizeText(r.Bytes),
+		table.Row(r.User, fmt.Sprint(r.Keys), fmt.Sprint(r.Parcels), fmt.Sprint(r.Held), store.SizeText(r.Bytes),
 			quota(r.Quota).String(), orDash(strings.Join(r.Groups, ",")), orDash(r.state()))
 	}
 	if c.JSON || len(names) == 0 {
 		return nil
 	}
-	return table.print()
+	return table.Print()
 }
 
 // orDash shows that nothing is there.

@@ -160,7 +160,7 @@ func (c *keyList) Run(e *env) error {
 		return err
 	}
 	if c.JSON {
-		out := e.stdout.rows()
+		out := e.rows()
 		for i, l := range lines {
 			if err := out.Encode(rowOf(i+1, l)); err != nil {
 				return err
@@ -168,15 +168,15 @@ func (c *keyList) Run(e *env) error {
 		}
 		return nil
 	}
-	table := e.stdout.columns()
+	table := e.stdout.Table()
 	for i, l := range lines {
 		if l.Err != nil {
-			table.row(fmt.Sprint(i+1), "-", "-", "-", "lets nobody in: "+l.Err.Error())
+			table.Row(fmt.Sprint(i+1), "-", "-", "-", "lets nobody in: "+l.Err.Error())
 			continue
 		}
-		table.row(fmt.Sprint(i+1), ssh.FingerprintSHA256(l.Key), l.Key.Type(), orDash(l.Key.Comment), orDash(terms(l.Key)))
+		table.Row(fmt.Sprint(i+1), ssh.FingerprintSHA256(l.Key), l.Key.Type(), orDash(l.Key.Comment), orDash(terms(l.Key)))
 	}
-	return table.print()
+	return table.Print()
 }
 
 func rowOf(number int, l authkey.Line) keyRow {

@@ -34,8 +34,8 @@ func (c *parcelHistory) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	table := e.stdout.columns("VERSION", "COMMITTED", "HOST", "NEW", "OBJECTS", "STATE", "ABOUT")
-	lines := e.stdout.rows()
+	table := e.stdout.Table("VERSION", "COMMITTED", "HOST", "NEW", "OBJECTS", "STATE", "ABOUT")
+	lines := e.rows()
 	for _, v := range versions {
 		if c.JSON {
 			row := struct {
@@ -48,12 +48,12 @@ func (c *parcelHistory) Run(e *env) error {
 			}
 			continue
 		}
-		table.row(fmt.Sprint(v.Version), timeText(v.Time), v.Host, store.SizeText(v.Bytes), fmt.Sprint(v.Objects), stateOf(v), about(v))
+		table.Row(fmt.Sprint(v.Version), timeText(v.Time), v.Host, store.SizeText(v.Bytes), fmt.Sprint(v.Objects), stateOf(v), about(v))
 	}
 	if c.JSON {
 		return nil
 	}
-	return table.print()
+	return table.Print()
 }
 
 // stateOf is what the machine is in a version.
@@ -141,7 +141,7 @@ func (c *parcelDiff) Run(ctx context.Context, e *env) error {
 			line.Images = append(line.Images, imageLine{im.Name, im.FromSize, im.ToSize, im.ChunkSize, im.Changed, im.Added, im.Zeroed,
 				im.Chunks() * int64(im.ChunkSize), append(keyring.Ranges{}, im.Ranges...)})
 		}
-		return e.stdout.rows().Encode(line)
+		return e.rows().Encode(line)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: version %d to version %d\n", c.owned, v[0], v[1])

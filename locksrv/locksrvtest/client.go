@@ -238,6 +238,9 @@ func Story(t *testing.T, c *Client) {
 	if status != 0 || !strings.Contains("\n"+string(out), "\n"+c.Parcel+"\n") {
 		t.Errorf("list: status %d, %q; want %s among them", status, out, c.Parcel)
 	}
+	if out, _, status := c.Exec(proto.Quota, nil); status != 0 || !strings.HasPrefix(string(out), `{"objects":`) {
+		t.Errorf("quota: status %d, %q", status, out)
+	}
 	cfg, err := c.Config()
 	must("cat config", err)
 	head := cfg.Version

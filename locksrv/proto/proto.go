@@ -38,6 +38,7 @@ const (
 	CheckParcel = "isr_checkparcel"    // PARCEL [VERSION] [-c] [--json]: problems, one a line; a Finding a line, as JSON
 	Motd        = "isr_motd"           // the message of the day
 	PutReport   = "isr_report"         // PARCEL: a Report on stdin, as JSON
+	Quota       = "isr_quota"          // a Usage, as JSON
 	Passwd      = "isr_passwd"         // [--check]: old and new password, a line each, on stdin; with --check whether there is one: yes or no
 )
 
@@ -66,6 +67,17 @@ type Listing struct {
 	Versions []Version `json:"versions,omitempty"` // newest first, at most N
 	Error    string    `json:"error,omitempty"`    // what is wrong with this parcel; the others list all the same
 }
+
+// Usage is what isr_quota says of the user: what the objects of all her parcels
+// take, those in staging included, each parcel counted whole.
+type Usage struct {
+	Objects int64 `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+	Quota   int64 `json:"quota,omitempty"` // how many bytes she may have; 0: no bound
+}
+
+// Near reports whether a quota is nearly used up, or is.
+func (u Usage) Near() bool { return u.Quota > 0 && u.Bytes >= u.Quota-u.Quota/10 }
 
 // Holder is who holds a parcel.
 type Holder struct {

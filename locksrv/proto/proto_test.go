@@ -222,3 +222,15 @@ func TestWarnings(t *testing.T) {
 		t.Errorf("got %v: a warning is no reason", err)
 	}
 }
+
+func TestNear(t *testing.T) {
+	for _, c := range []struct {
+		bytes, quota int64
+		near         bool
+	}{{0, 0, false}, {1 << 40, 0, false}, {0, 1, false}, {1, 1, true}, {8, 9, false}, {9, 9, true}, {8, 10, false}, {9, 10, true}, {10, 10, true},
+		{11, 10, true}, {899, 1000, false}, {900, 1000, true}, {1<<62 + 1<<61, 1<<63 - 1, false}, {1<<63 - 1, 1<<63 - 1, true}} {
+		if got := (Usage{Bytes: c.bytes, Quota: c.quota}).Near(); got != c.near {
+			t.Errorf("%d of %d: %v", c.bytes, c.quota, got)
+		}
+	}
+}

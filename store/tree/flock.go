@@ -39,6 +39,15 @@ func Lock(name string, shared bool) (unlock func(), err error) {
 	}
 }
 
+// LockDir takes the flock of a directory, which needs no file in it.
+func LockDir(dir string) (unlock func(), err error) {
+	l := flock.New(dir, flock.SetFlag(os.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY))
+	if err := l.Lock(); err != nil {
+		return nil, err
+	}
+	return func() { l.Close() }, nil
+}
+
 // TryLock is Lock without waiting; unlock is nil if another has it.
 func TryLock(name string) (unlock func(), err error) {
 	l := newFlock(name)
