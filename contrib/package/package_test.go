@@ -61,7 +61,8 @@ func TestPackages(t *testing.T) {
 	if err != nil {
 		cache = t.TempDir()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	// A minute, but for a mirror that has to be asked again and again.
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "./try", filepath.Join(cache, "isr", "package"))
 	// It takes what it made away when it is told to end.

@@ -50,7 +50,7 @@ func TestDay(t *testing.T) {
 		t.Skip(err)
 	}
 	bin := t.TempDir()
-	if out, err := exec.Command("go", "build", "-o", bin, "isr/client/isr", "isr/locksrv/isr-locksrv").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", bin, "isr/client/isr").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	page := blocks(t)
@@ -131,7 +131,7 @@ func tellDay(t *testing.T, bin string, page map[string]string, told map[string]b
 					s.stop()
 					return
 				}
-				ts.Check(s.start(filepath.Join(bin, "isr-locksrv"), ts.Getenv("ISR_ROOT")))
+				ts.Check(s.start("isr-locksrv", ts.Getenv("ISR_ROOT")))
 			},
 			// tmpfs: the realm is on a disk of its own.
 			"tmpfs": func(ts *testscript.TestScript, neg bool, args []string) {

@@ -19,7 +19,6 @@ import (
 // that was tampered with may leave it. Whatever is then asked of the server,
 // by her or an administrator, it neither says what is there nor changes it.
 func TestPlanted(t *testing.T) {
-	inMemory(t)
 	r := locksrvtest.NewRealm(t)
 	p := r.AddParcel(t, "alice", "winxp")
 	if _, err := p.Acquire("alice", "thinkpad", "once"); err != nil {
@@ -168,15 +167,5 @@ func copyTree(t *testing.T, from, to string) {
 	}
 	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
-	}
-}
-
-// inMemory puts the temporary directories of a test in memory: what it asks is
-// not whether anything is durable. Call it first.
-func inMemory(t *testing.T) {
-	t.Helper()
-	if dir, err := os.MkdirTemp("/dev/shm", "isr-locksrv-test-"); err == nil {
-		t.Setenv("TMPDIR", dir)
-		t.Cleanup(func() { os.RemoveAll(dir) })
 	}
 }

@@ -78,7 +78,7 @@ func startServe(t *testing.T, r *locksrvtest.Realm, addresses int, set func(*exe
 // wait waits until the log has the text so many times.
 func (s *served) wait(t *testing.T, text string, times int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); strings.Count(s.log.String(), text) < times; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); strings.Count(s.log.String(), text) < times; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%q does not come into the log:\n%s", text, s.log)
 		}
@@ -303,7 +303,7 @@ func TestServiceManager(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer manager.Close()
-	manager.SetReadDeadline(time.Now().Add(30 * time.Second))
+	manager.SetReadDeadline(time.Now().Add(time.Minute))
 	told := func(want string) (got string) {
 		t.Helper()
 		p := make([]byte, 4096)
@@ -575,7 +575,7 @@ func TestSessionLog(t *testing.T) {
 	defer host.Close()
 	log := syslogAt("unixgram", socket)
 	log.With("user", "alice").Warn("refused", "verb", "x\ny")
-	host.SetReadDeadline(time.Now().Add(20 * time.Second))
+	host.SetReadDeadline(time.Now().Add(time.Minute))
 	p := make([]byte, 4096)
 	n, err := host.Read(p)
 	if err != nil {

@@ -59,7 +59,6 @@ var worstNames = []string{
 // argument that names something in every hostile form there is: a clear error,
 // the right status, nothing changed, nothing leaked.
 func TestSweep(t *testing.T) {
-	inMemory(t)
 	r := locksrvtest.NewRealm(t)
 	r.AddParcel(t, "alice", "winxp")
 	r.AddParcel(t, "bob", "secret")

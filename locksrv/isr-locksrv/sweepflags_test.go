@@ -78,7 +78,6 @@ func meant(path string, f *kong.Flag, v string) bool {
 // error and nothing changed, or what is meant, with nothing kept that is not
 // fit for a terminal; and without much work.
 func TestSweepFlags(t *testing.T) {
-	inMemory(t)
 	r := locksrvtest.NewRealm(t)
 	r.AddParcel(t, "alice", "winxp")
 	dir := t.TempDir()

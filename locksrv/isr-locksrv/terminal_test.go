@@ -47,7 +47,7 @@ func TestPasswordOnTerminal(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			timer := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+			timer := time.AfterFunc(3*time.Minute, func() { cmd.Process.Kill() })
 			defer timer.Stop()
 			shown := new(locksrvtest.Log)
 			all := make(chan struct{})
@@ -57,7 +57,7 @@ func TestPasswordOnTerminal(t *testing.T) {
 			}()
 			for i, line := range strings.SplitAfter(test.typed, "\n") {
 				question := []string{"New password of alice: ", "Again: ", "nothing is asked"}[i]
-				for end := time.Now().Add(30 * time.Second); line != "" && !strings.Contains(shown.String(), question); {
+				for end := time.Now().Add(time.Minute); line != "" && !strings.Contains(shown.String(), question); {
 					if time.Now().After(end) {
 						t.Fatalf("it does not ask %q: %s", question, shown)
 					}
