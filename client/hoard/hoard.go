@@ -170,9 +170,13 @@ func (h *Hoard) grew(n int64) {
 		return
 	}
 	h.tenders.Go(func() {
-		defer h.tending.Store(false)
-		if used, err := h.addUsage(); err != nil || used > h.quota {
-			_, _ = h.Evict(h.lifetime) // the next step tries again
+		used, err := h.addUsage()
+		if err != nil || used > h.quota {
+			_, err = h.Evict(h.lifetime)
+		}
+		h.tending.Store(false)
+		if err == nil { // else the next step tries again
+			h.grew(0) // what was put meanwhile found somebody at it
 		}
 	})
 }

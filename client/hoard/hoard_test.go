@@ -401,7 +401,7 @@ func TestEvictsByItself(t *testing.T) {
 	}
 	h.tenders.Wait()
 	u, err := h.Usage(bg)
-	if err != nil || u.Bytes > 5_000_000 {
+	if err != nil || u.Bytes > 100_000 {
 		t.Errorf("usage %+v %v after 10 MB were put under a quota of 100 kB", u, err)
 	}
 }
