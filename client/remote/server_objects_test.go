@@ -125,27 +125,21 @@ func TestConnections(t *testing.T) {
 func TestOneRoundTrip(t *testing.T) {
 	t.Parallel()
 	r := newRealm(t)
-	all := r.stock(8, 64<<10)
+	all := r.stock(8, 1000) // too small for the window to be moved
 	s := r.open()
 	o := s.Objects("box")
 	getAll(t, bg, o, all)
-	const rtt = 200 * time.Millisecond
-	r.RTT(rtt)
-	tags := tagsOf(all)
-	atTimes(t, len(tags), func(i int) error {
-		began := time.Now()
-		if _, err := o.Get(bg, tags[i]); err != nil {
+	best := 1 << 30 // what else goes over the connection is seldom, and counts too
+	for tag := range all {
+		before := r.Turns()
+		if _, err := o.Get(bg, tag); err != nil {
 			t.Fatal(err)
 		}
-		took := time.Since(began)
-		if took < rtt {
-			t.Fatalf("a get took %v on a link of %v", took, rtt)
-		}
-		if took > rtt*18/10 {
-			return fmt.Errorf("a get took %v on a link of %v, want one round trip", took, rtt)
-		}
-		return nil
-	})
+		best = min(best, r.Turns()-before)
+	}
+	if best != 1 {
+		t.Errorf("a get took %d round trips, want one", best)
+	}
 }
 
 // Close ends everything, whatever is under way.
