@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -241,21 +242,28 @@ func TestRaise(t *testing.T) {
 	for tag := range bulk {
 		wg.Go(func() { ladder.Get(ctx, tag) })
 	}
-	for o.queued() < len(bulk)/2 {
+	for len(o.queue()) < len(bulk)/2 {
 		time.Sleep(time.Millisecond)
 	}
 	for tag := range last {
 		wg.Go(func() { ladder.Get(ctx, tag) })
-		for !o.isQueued(tag) {
+		for !slices.Contains(o.queue(), tag) {
 			time.Sleep(time.Millisecond)
 		}
-		before := o.queued()
+		queue := o.queue()
+		before := queue[:max(0, slices.Index(queue, tag))]
 		if _, err := ladder.Get(bg, tag); err != nil {
 			t.Fatal(err)
 		}
-		// In its turn it would have been the last.
-		if left := o.queued(); left < before/10 {
-			t.Errorf("of %d prefetches before the demand %d were left behind it", before, left)
+		after, left := o.queue(), 0
+		for _, tag := range before {
+			if slices.Contains(after, tag) {
+				left++
+			}
+		}
+		// In its turn it would have left none.
+		if left < len(before)/10 {
+			t.Errorf("of %d prefetches before the demand %d were left behind it", len(before), left)
 		}
 	}
 }
@@ -264,21 +272,14 @@ type nothing struct{}
 
 func (nothing) Get(context.Context, seal.Tag) ([]byte, error) { return nil, parcel.ErrNoObject }
 
-func (o *Objects) queued() int {
-	o.bulk.mu.Lock()
-	defer o.bulk.mu.Unlock()
-	return o.bulk.waiting.Len()
-}
-
-func (o *Objects) isQueued(tag seal.Tag) bool {
+// queue is what waits to be sent, in order.
+func (o *Objects) queue() (tags []seal.Tag) {
 	o.bulk.mu.Lock()
 	defer o.bulk.mu.Unlock()
 	for e := o.bulk.waiting.Front(); e != nil; e = e.Next() {
-		if e.Value.(*request).tag == tag {
-			return true
-		}
+		tags = append(tags, e.Value.(*request).tag)
 	}
-	return false
+	return tags
 }
 
 // Whatever happens to the link, gets that are under way end with the object.
