@@ -300,7 +300,8 @@ func TestGetThroughOutage(t *testing.T) {
 				r.RTT(5 * time.Millisecond)
 				r.Rate(8<<20, 8<<20)
 				s := r.open()
-				s.stall = 300 * time.Millisecond
+				s.stall = time.Second
+				s.SetPatience(time.Hour) // a busy machine is an outage too
 				var down, up atomic.Int64
 				s.OnOutage(func(is bool, err error) {
 					if is {
@@ -546,7 +547,8 @@ func TestPutThroughOutage(t *testing.T) {
 			r.RTT(10 * time.Millisecond)
 			r.Rate(8<<20, 8<<20)
 			s := r.open()
-			s.stall = 300 * time.Millisecond
+			s.stall = time.Second
+			s.SetPatience(time.Hour) // a busy machine is an outage too
 			r.held(s)
 			all := newObjects(200, 64<<10)
 			tags := tagsOf(all)
@@ -561,7 +563,11 @@ func TestPutThroughOutage(t *testing.T) {
 					}
 				})
 			}()
-			<-third
+			select {
+			case <-third:
+			case err := <-done:
+				t.Fatalf("the upload ended before the outage: %v", err)
+			}
 			r.Refuse(true)
 			hit(r)
 			time.Sleep(200 * time.Millisecond) // some attempts fail
