@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -125,27 +126,21 @@ func TestConnections(t *testing.T) {
 func TestOneRoundTrip(t *testing.T) {
 	t.Parallel()
 	r := newRealm(t)
-	all := r.stock(8, 64<<10)
+	all := r.stock(8, 1000) // too small for the window to be moved
 	s := r.open()
 	o := s.Objects("box")
 	getAll(t, bg, o, all)
-	const rtt = 200 * time.Millisecond
-	r.RTT(rtt)
-	tags := tagsOf(all)
-	atTimes(t, len(tags), func(i int) error {
-		began := time.Now()
-		if _, err := o.Get(bg, tags[i]); err != nil {
+	best := 1 << 30 // what else goes over the connection is seldom, and counts too
+	for tag := range all {
+		before := r.Turns()
+		if _, err := o.Get(bg, tag); err != nil {
 			t.Fatal(err)
 		}
-		took := time.Since(began)
-		if took < rtt {
-			t.Fatalf("a get took %v on a link of %v", took, rtt)
-		}
-		if took > rtt*18/10 {
-			return fmt.Errorf("a get took %v on a link of %v, want one round trip", took, rtt)
-		}
-		return nil
-	})
+		best = min(best, r.Turns()-before)
+	}
+	if best != 1 {
+		t.Errorf("a get took %d round trips, want one", best)
+	}
 }
 
 // Close ends everything, whatever is under way.
@@ -247,20 +242,28 @@ func TestRaise(t *testing.T) {
 	for tag := range bulk {
 		wg.Go(func() { ladder.Get(ctx, tag) })
 	}
-	for o.queued() < len(bulk)/2 {
+	for len(o.queue()) < len(bulk)/2 {
 		time.Sleep(time.Millisecond)
 	}
 	for tag := range last {
 		wg.Go(func() { ladder.Get(ctx, tag) })
-		for !o.isQueued(tag) {
+		for !slices.Contains(o.queue(), tag) {
 			time.Sleep(time.Millisecond)
 		}
-		began := time.Now()
+		queue := o.queue()
+		before := queue[:max(0, slices.Index(queue, tag))]
 		if _, err := ladder.Get(bg, tag); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > 6*time.Second {
-			t.Errorf("the demand took %v behind %d prefetches", took, len(bulk))
+		after, left := o.queue(), 0
+		for _, tag := range before {
+			if slices.Contains(after, tag) {
+				left++
+			}
+		}
+		// In its turn it would have left none.
+		if left < len(before)/10 {
+			t.Errorf("of %d prefetches before the demand %d were left behind it", len(before), left)
 		}
 	}
 }
@@ -269,21 +272,14 @@ type nothing struct{}
 
 func (nothing) Get(context.Context, seal.Tag) ([]byte, error) { return nil, parcel.ErrNoObject }
 
-func (o *Objects) queued() int {
-	o.bulk.mu.Lock()
-	defer o.bulk.mu.Unlock()
-	return o.bulk.waiting.Len()
-}
-
-func (o *Objects) isQueued(tag seal.Tag) bool {
+// queue is what waits to be sent, in order.
+func (o *Objects) queue() (tags []seal.Tag) {
 	o.bulk.mu.Lock()
 	defer o.bulk.mu.Unlock()
 	for e := o.bulk.waiting.Front(); e != nil; e = e.Next() {
-		if e.Value.(*request).tag == tag {
-			return true
-		}
+		tags = append(tags, e.Value.(*request).tag)
 	}
-	return false
+	return tags
 }
 
 // Whatever happens to the link, gets that are under way end with the object.
@@ -304,7 +300,8 @@ func TestGetThroughOutage(t *testing.T) {
 				r.RTT(5 * time.Millisecond)
 				r.Rate(8<<20, 8<<20)
 				s := r.open()
-				s.stall = 300 * time.Millisecond
+				s.stall = time.Second
+				s.SetPatience(time.Hour) // a busy machine is an outage too
 				var down, up atomic.Int64
 				s.OnOutage(func(is bool, err error) {
 					if is {
@@ -550,7 +547,8 @@ func TestPutThroughOutage(t *testing.T) {
 			r.RTT(10 * time.Millisecond)
 			r.Rate(8<<20, 8<<20)
 			s := r.open()
-			s.stall = 300 * time.Millisecond
+			s.stall = time.Second
+			s.SetPatience(time.Hour) // a busy machine is an outage too
 			r.held(s)
 			all := newObjects(200, 64<<10)
 			tags := tagsOf(all)
@@ -565,7 +563,11 @@ func TestPutThroughOutage(t *testing.T) {
 					}
 				})
 			}()
-			<-third
+			select {
+			case <-third:
+			case err := <-done:
+				t.Fatalf("the upload ended before the outage: %v", err)
+			}
 			r.Refuse(true)
 			hit(r)
 			time.Sleep(200 * time.Millisecond) // some attempts fail

@@ -26,6 +26,8 @@ type Link struct {
 	refused  atomic.Int64
 
 	mu      sync.Mutex
+	last    *line // that carried something
+	turns   int
 	conns   map[net.Conn]bool
 	refuse  bool
 	stalled chan struct{} // nil: it flows; else closed when it does again
@@ -113,6 +115,14 @@ func (l *Link) Stall(yes bool) {
 // Bytes is what went through in each direction so far.
 func (l *Link) Bytes() (up, down int64) { return l.up.bytes.Load(), l.down.bytes.Load() }
 
+// Turns is how often something went up after something had come down: round
+// trips, whatever they took, of one who waits for each answer.
+func (l *Link) Turns() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.turns
+}
+
 // Conns is the number of connections now, and of all made so far.
 func (l *Link) Conns() (now, made int) {
 	l.mu.Lock()
@@ -199,6 +209,10 @@ func (l *Link) pump(dst, src net.Conn, way *line) {
 		}
 		time.Sleep(time.Until(p.due))
 		l.mu.Lock()
+		if way == &l.up && l.last == &l.down {
+			l.turns++
+		}
+		l.last = way
 		stalled := l.stalled
 		l.mu.Unlock()
 		if stalled != nil {
