@@ -23,6 +23,7 @@ import (
 	"isr/client/remote/sshdtest"
 	"isr/store"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 	"isr/store/keep"
@@ -707,7 +708,7 @@ func TestFailingTarget(t *testing.T) {
 		if !errors.Is(err, errFull) {
 			t.Fatal(err)
 		}
-		if ids, err := IDs(ctx, place); err != nil || len(ids) > 0 {
+		if ids, err := snapshot.IDs(ctx, place); err != nil || len(ids) > 0 {
 			t.Fatalf("put %d failed: snapshots %v, %v", n, ids, err)
 		}
 		place.Sync(ctx)
@@ -785,7 +786,7 @@ func TestLyingTarget(t *testing.T) {
 	}
 
 	// Lists and archives.
-	for name, want := range map[string]string{snapshotName(res.Snapshot.ID): "snapshot", res.Snapshot.Records.Name: "archive"} {
+	for name, want := range map[string]string{snapshot.Name(res.Snapshot.ID): "snapshot", res.Snapshot.Records.Name: "archive"} {
 		f = &flawed{Target: place, lie: func(n string) bool { return n == name }}
 		if ps := problems(f); len(ps) != 1 || !strings.Contains(ps[0], want) {
 			t.Errorf("%s changed: %v", name, ps)
@@ -876,7 +877,7 @@ func TestStrayFiles(t *testing.T) {
 // A place has one realm; a restore wants an empty one.
 func TestRefusals(t *testing.T) {
 	s, place := newRealm(t), memPlace(t)
-	if _, _, err := load(ctx, place, ""); !errors.Is(err, parcel.ErrNoVersion) {
+	if _, _, err := snapshot.Load(ctx, place, ""); !errors.Is(err, parcel.ErrNoVersion) {
 		t.Errorf("no backup: %v", err)
 	}
 	make_(t, s, place)
@@ -948,11 +949,11 @@ func TestPrune(t *testing.T) {
 	if err != nil || v.Snapshots != 2 || v.Spare != 0 {
 		t.Errorf("after: %+v, %v", v, err)
 	}
-	if l := targettest.List(t, place, snapshotsDir); len(l) != 4 {
+	if l := targettest.List(t, place, snapshot.Dir); len(l) != 4 {
 		t.Errorf("left: %v", l)
 	}
 	// A list that cannot be read keeps every object.
-	if err := place.Put(ctx, snapshotName(ids[2]), []byte("nonsense")); err != nil || place.Sync(ctx) != nil {
+	if err := place.Put(ctx, snapshot.Name(ids[2]), []byte("nonsense")); err != nil || place.Sync(ctx) != nil {
 		t.Fatal(err)
 	}
 	before = len(targettest.List(t, place, objectsDir))
@@ -965,7 +966,7 @@ func TestPrune(t *testing.T) {
 func TestPlanPrune(t *testing.T) {
 	place := memPlace(t)
 	for _, id := range []string{"20250101T000000Z-aaaaaaaa", "20251231T235959Z-bbbbbbbb", "20260101T000000Z-cccccccc", "20260102T010000Z-dddddddd"} {
-		if err := place.Put(ctx, snapshotName(id), []byte("a list")); err != nil || place.Sync(ctx) != nil {
+		if err := place.Put(ctx, snapshot.Name(id), []byte("a list")); err != nil || place.Sync(ctx) != nil {
 			t.Fatal(err)
 		}
 	}
@@ -993,10 +994,10 @@ func TestSets(t *testing.T) {
 	for i := range 4 {
 		in.Tags, in.Size = append(in.Tags, tagOf([]byte{byte(i)})), append(in.Size, int64(i+1))
 	}
-	sets := setsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
+	sets := snapshot.SetsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
 	got := make(map[string]int)
 	for _, s := range sets {
-		got[fmt.Sprint(s.parcels)] = len(s.objects)
+		got[fmt.Sprint(s.Parcels)] = len(s.Objects)
 	}
 	if !maps.Equal(got, map[string]int{"[0 1]": 2, "[1]": 1, "[2]": 1}) {
 		t.Errorf("got %v", got)

@@ -14,6 +14,7 @@ import (
 	"isr/store"
 	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 )
@@ -135,7 +136,7 @@ func TestCrash(t *testing.T) {
 	}
 	verified := func(t *testing.T, place *target.Dir, snapshots int) {
 		t.Helper()
-		if ids, err := IDs(ctx, place); err != nil || len(ids) != snapshots {
+		if ids, err := snapshot.IDs(ctx, place); err != nil || len(ids) != snapshots {
 			t.Errorf("snapshots: %v, %v; want %d", ids, err, snapshots)
 		}
 		if snapshots == 0 {
@@ -165,7 +166,7 @@ func TestCrash(t *testing.T) {
 	}
 	someSteps(t, "make", 10, backedUp, func(t *testing.T, c crash) {
 		place := dir(t, c.Place)
-		ids, err := IDs(ctx, place)
+		ids, err := snapshot.IDs(ctx, place)
 		if err != nil || len(ids) < 1 {
 			t.Errorf("%v, %v", ids, err)
 		}
@@ -177,7 +178,7 @@ func TestCrash(t *testing.T) {
 	someSteps(t, "prune", 4, func(t *testing.T) crash {
 		c := backedUp(t)
 		place := dir(t, c.Place)
-		ids, _ := IDs(ctx, place)
+		ids, _ := snapshot.IDs(ctx, place)
 		s := open(t, c.Root)
 		if err := s.DelParcel("alice", "winxp", true); err != nil {
 			t.Fatal(err)
@@ -187,7 +188,7 @@ func TestCrash(t *testing.T) {
 		return c
 	}, func(t *testing.T, c crash) {
 		place := dir(t, c.Place)
-		ids, err := IDs(ctx, place)
+		ids, err := snapshot.IDs(ctx, place)
 		if err != nil {
 			t.Error(err)
 		}

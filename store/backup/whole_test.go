@@ -10,6 +10,7 @@ import (
 	"isr/store"
 	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -245,7 +246,7 @@ func TestMissingRecords(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(res.Snapshot.Lacks, want) {
 		t.Errorf("%+v, %+v, %v", res, res.Snapshot, err)
 	}
-	if h, err := Header(ctx, place, res.Snapshot.ID); err != nil || !reflect.DeepEqual(h.Lacks, want) {
+	if h, err := snapshot.Header(ctx, place, res.Snapshot.ID); err != nil || !reflect.DeepEqual(h.Lacks, want) {
 		t.Errorf("%+v, %v", h, err)
 	}
 }
