@@ -51,7 +51,7 @@ func tagOf(b []byte) seal.Tag {
 // tested here is not the disk.
 func newRealm(t testing.TB) *store.Store {
 	t.Helper()
-	s, err := store.Init(filepath.Join(memDir(t), "root"), "test")
+	s, err := store.Init(filepath.Join(targettest.MemDir(t), "root"), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,20 +63,9 @@ func newRealm(t testing.TB) *store.Store {
 	return s
 }
 
-// memDir is a temporary directory in memory, if there is such a thing.
-func memDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "isr-backup-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func memPlace(t testing.TB) *target.Dir {
 	t.Helper()
-	d, err := target.OpenDir(filepath.Join(memDir(t), "backup"), true)
+	d, err := target.OpenDir(filepath.Join(targettest.MemDir(t), "backup"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +272,7 @@ func make_(t testing.TB, s *store.Store, place target.Target) *Result {
 func restored(t testing.TB, place target.Target, o RestoreOptions) *store.Store {
 	t.Helper()
 	o.Warn = func(text string) { t.Error("warning:", text) }
-	s, _, err := Restore(ctx, filepath.Join(memDir(t), "new"), place, o)
+	s, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -491,7 +480,7 @@ func TestSealed(t *testing.T) {
 		t.Errorf("verify: %v, %v", v, err)
 	}
 	for _, ids := range [][]age.Identity{nil, {other}} {
-		dir := filepath.Join(t.TempDir(), "new")
+		dir := filepath.Join(targettest.MemDir(t), "new")
 		if _, _, err := Restore(ctx, dir, place, RestoreOptions{Identities: ids}); !errors.Is(err, parcel.ErrDenied) {
 			t.Errorf("restore with another identity: %v", err)
 		}
@@ -747,7 +736,7 @@ func TestLyingTarget(t *testing.T) {
 		t.Errorf("lost: %v", ps)
 	}
 	var lacking []string
-	n, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{Warn: func(text string) { lacking = append(lacking, text) }})
+	n, r, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: func(text string) { lacking = append(lacking, text) }})
 	if err != nil || r.Lacking != 1 || len(lacking) != 1 || r.Parcels != 3 {
 		t.Errorf("restore: %+v, %v, %v", r, err, lacking)
 	}
@@ -773,7 +762,7 @@ func TestLyingTarget(t *testing.T) {
 	if ps := problems(f); len(ps) < 2 || !strings.Contains(ps[0], "does not match its name") {
 		t.Errorf("changed: %v", ps)
 	}
-	n, r, err = Restore(ctx, filepath.Join(t.TempDir(), "new"), f, RestoreOptions{Warn: func(string) {}})
+	n, r, err = Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), f, RestoreOptions{Warn: func(string) {}})
 	if err != nil || r.Lacking == 0 {
 		t.Errorf("restore: %+v, %v", r, err)
 	}
@@ -791,7 +780,7 @@ func TestLyingTarget(t *testing.T) {
 		if ps := problems(f); len(ps) != 1 || !strings.Contains(ps[0], want) {
 			t.Errorf("%s changed: %v", name, ps)
 		}
-		dir := filepath.Join(t.TempDir(), "new")
+		dir := filepath.Join(targettest.MemDir(t), "new")
 		if _, _, err := Restore(ctx, dir, f, RestoreOptions{Snapshot: res.Snapshot.ID}); !errors.Is(err, parcel.ErrDamaged) {
 			t.Errorf("%s changed: restore: %v", name, err)
 		}
@@ -838,7 +827,7 @@ func TestDamagedRealm(t *testing.T) {
 			t.Errorf("%s has what a link led to", name)
 		}
 	}
-	_, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{Warn: func(string) {}})
+	_, r, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: func(string) {}})
 	if err != nil || r.Parcels != 2 || r.Failed != 1 {
 		t.Errorf("restore: %+v, %v", r, err)
 	}
@@ -881,7 +870,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("no backup: %v", err)
 	}
 	make_(t, s, place)
-	other, err := store.Init(filepath.Join(t.TempDir(), "root"), "other")
+	other, err := store.Init(filepath.Join(targettest.MemDir(t), "root"), "other")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -891,7 +880,7 @@ func TestRefusals(t *testing.T) {
 	if _, _, err := Restore(ctx, s.Root(), place, RestoreOptions{}); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("restore over a realm: %v", err)
 	}
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	if err := os.WriteFile(filepath.Join(dir, "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -1025,7 +1014,7 @@ func TestByHand(t *testing.T) {
 				t.Fatalf("isr-store(5) has no lines that begin with %q", c.begins)
 			}
 			s := newRealm(t)
-			copied := filepath.Join(memDir(t), "copy")
+			copied := filepath.Join(targettest.MemDir(t), "copy")
 			if err := os.Mkdir(copied, 0o700); err != nil {
 				t.Fatal(err)
 			}

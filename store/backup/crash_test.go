@@ -16,6 +16,7 @@ import (
 	"isr/store/backup/realm"
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
@@ -159,7 +160,7 @@ func TestCrash(t *testing.T) {
 	backedUp := func(t *testing.T) crash {
 		s := newRealm(t)
 		populate(t, s)
-		c := crash{Root: s.Root(), Place: filepath.Join(memDir(t), "place")}
+		c := crash{Root: s.Root(), Place: filepath.Join(targettest.MemDir(t), "place")}
 		make_(t, s, dir(t, c.Place))
 		commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{7: "seven", 500: "five hundred"})
 		return c
@@ -205,7 +206,7 @@ func TestCrash(t *testing.T) {
 	someSteps(t, "restore", 12, func(t *testing.T) crash {
 		c := backedUp(t)
 		make_(t, open(t, c.Root), dir(t, c.Place))
-		c.Root = filepath.Join(memDir(t), "new")
+		c.Root = filepath.Join(targettest.MemDir(t), "new")
 		return c
 	}, func(t *testing.T, c crash) {
 		if _, err := store.Open(c.Root); err == nil {
@@ -242,7 +243,7 @@ func TestCrash(t *testing.T) {
 	someSteps(t, "mirror", 20, func(t *testing.T) crash {
 		s := newRealm(t)
 		populate(t, s)
-		c := crash{Root: s.Root(), Place: filepath.Join(memDir(t), "place")}
+		c := crash{Root: s.Root(), Place: filepath.Join(targettest.MemDir(t), "place")}
 		if _, err := mirror.Pass(ctx, s, dir(t, c.Place), mirror.Options{}); err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
@@ -109,7 +110,7 @@ func TestHostileArchive(t *testing.T) {
 		"a directory":         {Typeflag: tar.TypeDir, Name: "motd/"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := targettest.MemDir(t)
 			place := openNew(t, filepath.Join(dir, "place"))
 			forge(t, place, archive(t, regular("realm.cfg", hostileRealm), h), nil, nil)
 			_, _, err := Restore(ctx, filepath.Join(dir, "in/new"), place, RestoreOptions{})
@@ -120,9 +121,9 @@ func TestHostileArchive(t *testing.T) {
 		})
 	}
 	// The same twice.
-	place := openNew(t, filepath.Join(t.TempDir(), "place"))
+	place := openNew(t, filepath.Join(targettest.MemDir(t), "place"))
 	forge(t, place, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "a"), regular("motd", "b")), nil, nil)
-	if _, _, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{}); parcel.KindOf(err) != parcel.Damaged {
+	if _, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{}); parcel.KindOf(err) != parcel.Damaged {
 		t.Errorf("a file twice: %v", err)
 	}
 }
@@ -151,7 +152,7 @@ func wantNothing(t *testing.T, dir string) {
 // Modes are ours, whatever the archive says; lock sides that make no parcel
 // are left out.
 func TestHostileRecords(t *testing.T) {
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	place := openNew(t, filepath.Join(dir, "place"))
 	forge(t, place, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "x"), regular("hooks/pre-lock", "x"),
 		regular("users/alice/authorized_keys", "x"), regular("users/alice/.isr/bad/parcel.cfg", "VERSION:=99999999999\n"),
@@ -177,7 +178,7 @@ func TestHostileRoot(t *testing.T) {
 	populate(t, s)
 	place := memPlace(t)
 	id := make_(t, s, place).Snapshot.ID
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	out := filepath.Join(dir, "out")
 	if err := os.MkdirAll(filepath.Join(dir, "new", poolPrefix+id), 0o700); err != nil {
 		t.Fatal(err)

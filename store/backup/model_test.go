@@ -16,6 +16,7 @@ import (
 	"isr/store/backup/mirror"
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/keep"
 	"isr/store/parcel"
 )
@@ -104,7 +105,7 @@ func TestModel(t *testing.T) {
 		defer checks.Value.Set(checks.DefValue)
 	}
 	round := 0
-	dir := memDir(t)
+	dir := targettest.MemDir(t)
 	rapid.Check(t, func(r *rapid.T) {
 		round++
 		base := filepath.Join(dir, fmt.Sprint(round))

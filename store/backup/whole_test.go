@@ -12,6 +12,7 @@ import (
 	"isr/store/backup/realm"
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -160,7 +161,7 @@ func TestMissing(t *testing.T) {
 				}
 			}
 			told, warn := newWarnings()
-			n, r, err := Restore(ctx, filepath.Join(memDir(t), "new"), place, RestoreOptions{Warn: warn})
+			n, r, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: warn})
 			if err != nil || (r.Lacking > 0) != (test.lacks != nil) || len(*told) != len(test.lacks) || r.Parcels != 2 {
 				t.Errorf("restore: %+v, %v, %q", r, err, *told)
 			}
