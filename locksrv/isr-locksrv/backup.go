@@ -20,6 +20,7 @@ import (
 	"isr/store/backup"
 	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 )
@@ -221,7 +222,7 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	defer t.Close()
-	ids, err := backup.IDs(ctx, t)
+	ids, err := snapshot.IDs(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -232,7 +233,7 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 		if id == "latest" && len(ids) > 0 {
 			id = ids[len(ids)-1]
 		}
-		s, err := backup.Header(ctx, t, id)
+		s, err := snapshot.Header(ctx, t, id)
 		if err != nil {
 			return err
 		}
@@ -257,7 +258,7 @@ func (c *backupList) Run(ctx context.Context, e *env) error {
 	}
 	var bad error
 	for _, id := range ids {
-		s, err := backup.Header(ctx, t, id)
+		s, err := snapshot.Header(ctx, t, id)
 		if errors.Is(err, parcel.ErrDamaged) {
 			e.warning(err.Error())
 			bad = err

@@ -3,7 +3,7 @@ package main
 import (
 	"time"
 
-	"isr/store/backup"
+	"isr/store/backup/snapshot"
 )
 
 // What --json prints of backups and mirrors: an object a line.
@@ -20,7 +20,7 @@ type snapshotRow struct {
 	Bytes   int64     `json:"bytes"`
 }
 
-func rowOfSnapshot(s *backup.Snapshot) snapshotRow {
+func rowOfSnapshot(s *snapshot.Snapshot) snapshotRow {
 	return snapshotRow{s.ID, s.Realm, s.Time, s.Host, s.Sealed, len(s.Parcels), s.Objects, s.Bytes}
 }
 
@@ -36,7 +36,7 @@ type backedUpParcel struct {
 }
 
 // lacksOf is how many versions of a parcel a snapshot has not whole.
-func lacksOf(s *backup.Snapshot, p backup.ParcelEntry) (n int) {
+func lacksOf(s *snapshot.Snapshot, p snapshot.Parcel) (n int) {
 	for _, l := range s.Lacks {
 		if l.User == p.User && l.Name == p.Name {
 			n++

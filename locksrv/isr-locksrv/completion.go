@@ -11,7 +11,7 @@ import (
 	"isr/contrib/completion"
 	"isr/locksrv/event"
 	"isr/store"
-	"isr/store/backup"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/diskimage"
 )
@@ -128,7 +128,7 @@ func snapshotWords(e *env, p completion.Place) []string {
 		return nil
 	}
 	defer t.Close()
-	ids, _ := backup.IDs(context.Background(), t)
+	ids, _ := snapshot.IDs(context.Background(), t)
 	slices.Reverse(ids)
 	return append(ids, "latest")
 }

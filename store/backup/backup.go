@@ -37,10 +37,7 @@ import (
 	"isr/store/seal"
 )
 
-const (
-	objectsDir   = "objects"
-	snapshotsDir = "snapshots"
-)
+const objectsDir = "objects"
 
 // objectName is where an object is in a backup.
 func objectName(tag seal.Tag) string {

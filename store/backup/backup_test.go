@@ -24,6 +24,7 @@ import (
 	"isr/store"
 	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
 	"isr/store/keep"
@@ -51,7 +52,7 @@ func tagOf(b []byte) seal.Tag {
 // tested here is not the disk.
 func newRealm(t testing.TB) *store.Store {
 	t.Helper()
-	s, err := store.Init(filepath.Join(memDir(t), "root"), "test")
+	s, err := store.Init(filepath.Join(targettest.MemDir(t), "root"), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,20 +64,9 @@ func newRealm(t testing.TB) *store.Store {
 	return s
 }
 
-// memDir is a temporary directory in memory, if there is such a thing.
-func memDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "isr-backup-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func memPlace(t testing.TB) *target.Dir {
 	t.Helper()
-	d, err := target.OpenDir(filepath.Join(memDir(t), "backup"), true)
+	d, err := target.OpenDir(filepath.Join(targettest.MemDir(t), "backup"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +273,7 @@ func make_(t testing.TB, s *store.Store, place target.Target) *Result {
 func restored(t testing.TB, place target.Target, o RestoreOptions) *store.Store {
 	t.Helper()
 	o.Warn = func(text string) { t.Error("warning:", text) }
-	s, _, err := Restore(ctx, filepath.Join(memDir(t), "new"), place, o)
+	s, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -491,7 +481,7 @@ func TestSealed(t *testing.T) {
 		t.Errorf("verify: %v, %v", v, err)
 	}
 	for _, ids := range [][]age.Identity{nil, {other}} {
-		dir := filepath.Join(t.TempDir(), "new")
+		dir := filepath.Join(targettest.MemDir(t), "new")
 		if _, _, err := Restore(ctx, dir, place, RestoreOptions{Identities: ids}); !errors.Is(err, parcel.ErrDenied) {
 			t.Errorf("restore with another identity: %v", err)
 		}
@@ -708,7 +698,7 @@ func TestFailingTarget(t *testing.T) {
 		if !errors.Is(err, errFull) {
 			t.Fatal(err)
 		}
-		if ids, err := IDs(ctx, place); err != nil || len(ids) > 0 {
+		if ids, err := snapshot.IDs(ctx, place); err != nil || len(ids) > 0 {
 			t.Fatalf("put %d failed: snapshots %v, %v", n, ids, err)
 		}
 		place.Sync(ctx)
@@ -747,7 +737,7 @@ func TestLyingTarget(t *testing.T) {
 		t.Errorf("lost: %v", ps)
 	}
 	var lacking []string
-	n, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{Warn: func(text string) { lacking = append(lacking, text) }})
+	n, r, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: func(text string) { lacking = append(lacking, text) }})
 	if err != nil || r.Lacking != 1 || len(lacking) != 1 || r.Parcels != 3 {
 		t.Errorf("restore: %+v, %v, %v", r, err, lacking)
 	}
@@ -773,7 +763,7 @@ func TestLyingTarget(t *testing.T) {
 	if ps := problems(f); len(ps) < 2 || !strings.Contains(ps[0], "does not match its name") {
 		t.Errorf("changed: %v", ps)
 	}
-	n, r, err = Restore(ctx, filepath.Join(t.TempDir(), "new"), f, RestoreOptions{Warn: func(string) {}})
+	n, r, err = Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), f, RestoreOptions{Warn: func(string) {}})
 	if err != nil || r.Lacking == 0 {
 		t.Errorf("restore: %+v, %v", r, err)
 	}
@@ -786,12 +776,12 @@ func TestLyingTarget(t *testing.T) {
 	}
 
 	// Lists and archives.
-	for name, want := range map[string]string{snapshotName(res.Snapshot.ID): "snapshot", res.Snapshot.Records.Name: "archive"} {
+	for name, want := range map[string]string{snapshot.Name(res.Snapshot.ID): "snapshot", res.Snapshot.Records.Name: "archive"} {
 		f = &flawed{Target: place, lie: func(n string) bool { return n == name }}
 		if ps := problems(f); len(ps) != 1 || !strings.Contains(ps[0], want) {
 			t.Errorf("%s changed: %v", name, ps)
 		}
-		dir := filepath.Join(t.TempDir(), "new")
+		dir := filepath.Join(targettest.MemDir(t), "new")
 		if _, _, err := Restore(ctx, dir, f, RestoreOptions{Snapshot: res.Snapshot.ID}); !errors.Is(err, parcel.ErrDamaged) {
 			t.Errorf("%s changed: restore: %v", name, err)
 		}
@@ -838,7 +828,7 @@ func TestDamagedRealm(t *testing.T) {
 			t.Errorf("%s has what a link led to", name)
 		}
 	}
-	_, r, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{Warn: func(string) {}})
+	_, r, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: func(string) {}})
 	if err != nil || r.Parcels != 2 || r.Failed != 1 {
 		t.Errorf("restore: %+v, %v", r, err)
 	}
@@ -873,7 +863,7 @@ func TestStrayFiles(t *testing.T) {
 		t.Errorf("parcels: %v, %v", names, err)
 	}
 	// A mirror is no realm with strays in it, either.
-	dir := filepath.Join(memDir(t), "mirror")
+	dir := filepath.Join(targettest.MemDir(t), "mirror")
 	standby, err := target.OpenDir(dir, true)
 	if err != nil {
 		t.Fatal(err)
@@ -892,11 +882,11 @@ func TestStrayFiles(t *testing.T) {
 // A place has one realm; a restore wants an empty one.
 func TestRefusals(t *testing.T) {
 	s, place := newRealm(t), memPlace(t)
-	if _, _, err := load(ctx, place, ""); !errors.Is(err, parcel.ErrNoVersion) {
+	if _, _, err := snapshot.Load(ctx, place, ""); !errors.Is(err, parcel.ErrNoVersion) {
 		t.Errorf("no backup: %v", err)
 	}
 	make_(t, s, place)
-	other, err := store.Init(filepath.Join(t.TempDir(), "root"), "other")
+	other, err := store.Init(filepath.Join(targettest.MemDir(t), "root"), "other")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -906,7 +896,7 @@ func TestRefusals(t *testing.T) {
 	if _, _, err := Restore(ctx, s.Root(), place, RestoreOptions{}); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("restore over a realm: %v", err)
 	}
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	if err := os.WriteFile(filepath.Join(dir, "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -964,11 +954,11 @@ func TestPrune(t *testing.T) {
 	if err != nil || v.Snapshots != 2 || v.Spare != 0 {
 		t.Errorf("after: %+v, %v", v, err)
 	}
-	if l := targettest.List(t, place, snapshotsDir); len(l) != 4 {
+	if l := targettest.List(t, place, snapshot.Dir); len(l) != 4 {
 		t.Errorf("left: %v", l)
 	}
 	// A list that cannot be read keeps every object.
-	if err := place.Put(ctx, snapshotName(ids[2]), []byte("nonsense")); err != nil || place.Sync(ctx) != nil {
+	if err := place.Put(ctx, snapshot.Name(ids[2]), []byte("nonsense")); err != nil || place.Sync(ctx) != nil {
 		t.Fatal(err)
 	}
 	before = len(targettest.List(t, place, objectsDir))
@@ -981,7 +971,7 @@ func TestPrune(t *testing.T) {
 func TestPlanPrune(t *testing.T) {
 	place := memPlace(t)
 	for _, id := range []string{"20250101T000000Z-aaaaaaaa", "20251231T235959Z-bbbbbbbb", "20260101T000000Z-cccccccc", "20260102T010000Z-dddddddd"} {
-		if err := place.Put(ctx, snapshotName(id), []byte("a list")); err != nil || place.Sync(ctx) != nil {
+		if err := place.Put(ctx, snapshot.Name(id), []byte("a list")); err != nil || place.Sync(ctx) != nil {
 			t.Fatal(err)
 		}
 	}
@@ -1009,10 +999,10 @@ func TestSets(t *testing.T) {
 	for i := range 4 {
 		in.Tags, in.Size = append(in.Tags, tagOf([]byte{byte(i)})), append(in.Size, int64(i+1))
 	}
-	sets := setsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
+	sets := snapshot.SetsOf(&in, [][]uint32{{0, 1}, {1, 0, 2}, {3}, {}})
 	got := make(map[string]int)
 	for _, s := range sets {
-		got[fmt.Sprint(s.parcels)] = len(s.objects)
+		got[fmt.Sprint(s.Parcels)] = len(s.Objects)
 	}
 	if !maps.Equal(got, map[string]int{"[0 1]": 2, "[1]": 1, "[2]": 1}) {
 		t.Errorf("got %v", got)
@@ -1040,7 +1030,7 @@ func TestByHand(t *testing.T) {
 				t.Fatalf("isr-store(5) has no lines that begin with %q", c.begins)
 			}
 			s := newRealm(t)
-			copied := filepath.Join(memDir(t), "copy")
+			copied := filepath.Join(targettest.MemDir(t), "copy")
 			if err := os.Mkdir(copied, 0o700); err != nil {
 				t.Fatal(err)
 			}

@@ -14,7 +14,9 @@ import (
 	"isr/store"
 	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
@@ -135,7 +137,7 @@ func TestCrash(t *testing.T) {
 	}
 	verified := func(t *testing.T, place *target.Dir, snapshots int) {
 		t.Helper()
-		if ids, err := IDs(ctx, place); err != nil || len(ids) != snapshots {
+		if ids, err := snapshot.IDs(ctx, place); err != nil || len(ids) != snapshots {
 			t.Errorf("snapshots: %v, %v; want %d", ids, err, snapshots)
 		}
 		if snapshots == 0 {
@@ -158,14 +160,14 @@ func TestCrash(t *testing.T) {
 	backedUp := func(t *testing.T) crash {
 		s := newRealm(t)
 		populate(t, s)
-		c := crash{Root: s.Root(), Place: filepath.Join(memDir(t), "place")}
+		c := crash{Root: s.Root(), Place: filepath.Join(targettest.MemDir(t), "place")}
 		make_(t, s, dir(t, c.Place))
 		commit(t, mustParcel(t, s, "bob", "mine"), "", map[int64]string{7: "seven", 500: "five hundred"})
 		return c
 	}
 	someSteps(t, "make", 10, backedUp, func(t *testing.T, c crash) {
 		place := dir(t, c.Place)
-		ids, err := IDs(ctx, place)
+		ids, err := snapshot.IDs(ctx, place)
 		if err != nil || len(ids) < 1 {
 			t.Errorf("%v, %v", ids, err)
 		}
@@ -177,7 +179,7 @@ func TestCrash(t *testing.T) {
 	someSteps(t, "prune", 4, func(t *testing.T) crash {
 		c := backedUp(t)
 		place := dir(t, c.Place)
-		ids, _ := IDs(ctx, place)
+		ids, _ := snapshot.IDs(ctx, place)
 		s := open(t, c.Root)
 		if err := s.DelParcel("alice", "winxp", true); err != nil {
 			t.Fatal(err)
@@ -187,7 +189,7 @@ func TestCrash(t *testing.T) {
 		return c
 	}, func(t *testing.T, c crash) {
 		place := dir(t, c.Place)
-		ids, err := IDs(ctx, place)
+		ids, err := snapshot.IDs(ctx, place)
 		if err != nil {
 			t.Error(err)
 		}
@@ -204,7 +206,7 @@ func TestCrash(t *testing.T) {
 	someSteps(t, "restore", 12, func(t *testing.T) crash {
 		c := backedUp(t)
 		make_(t, open(t, c.Root), dir(t, c.Place))
-		c.Root = filepath.Join(memDir(t), "new")
+		c.Root = filepath.Join(targettest.MemDir(t), "new")
 		return c
 	}, func(t *testing.T, c crash) {
 		_, err := store.Open(c.Root)
@@ -243,7 +245,7 @@ func TestCrash(t *testing.T) {
 	someSteps(t, "mirror", 20, func(t *testing.T) crash {
 		s := newRealm(t)
 		populate(t, s)
-		c := crash{Root: s.Root(), Place: filepath.Join(memDir(t), "place")}
+		c := crash{Root: s.Root(), Place: filepath.Join(targettest.MemDir(t), "place")}
 		if _, err := mirror.Pass(ctx, s, dir(t, c.Place), mirror.Options{}); err != nil {
 			t.Fatal(err)
 		}

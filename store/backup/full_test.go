@@ -13,6 +13,7 @@ import (
 
 	"isr/store"
 	"isr/store/backup/mirror"
+	"isr/store/backup/snapshot"
 	"isr/store/parcel"
 )
 
@@ -48,7 +49,7 @@ func TestFull(t *testing.T) {
 	if _, err := Make(ctx, s, place, Options{}); parcel.KindOf(err) != parcel.Full {
 		t.Errorf("backup: %v; want that there is no space", err)
 	}
-	if ids, err := IDs(ctx, place); err != nil || len(ids) > 0 {
+	if ids, err := snapshot.IDs(ctx, place); err != nil || len(ids) > 0 {
 		t.Errorf("snapshots: %v, %v", ids, err)
 	}
 	grow()

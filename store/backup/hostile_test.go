@@ -12,7 +12,9 @@ import (
 	"strings"
 	"testing"
 
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/parcel"
 )
 
@@ -50,21 +52,21 @@ func regular(name, text string) *tar.Header {
 const hostileRealm = "NAME:=test\nSECRET:=" + "00112233" + "\nFORMAT:=1\n"
 
 // forge puts a snapshot with any archive, whose sums are right.
-func forge(t testing.TB, place target.Target, records []byte, parcels []ParcelEntry, sets []set) string {
+func forge(t testing.TB, place target.Target, records []byte, parcels []snapshot.Parcel, sets []snapshot.Set) string {
 	t.Helper()
-	s := &Snapshot{ID: "20261126T140311Z-0a1b2c3d", Realm: "test", Host: "h", Sum: fmt.Sprintf("%x", sha256.Sum256(records)), Parcels: parcels}
+	s := &snapshot.Snapshot{ID: "20261126T140311Z-0a1b2c3d", Realm: "test", Host: "h", Sum: fmt.Sprintf("%x", sha256.Sum256(records)), Parcels: parcels}
 	s.Records.Size = int64(len(records))
 	for _, set := range sets {
-		for _, o := range set.objects {
+		for _, o := range set.Objects {
 			s.Objects++
-			s.Bytes += o.size
+			s.Bytes += o.Size
 		}
 	}
 	var list bytes.Buffer
-	if err := writeSnapshot(&list, s, sets); err != nil {
+	if err := snapshot.Write(&list, s, sets); err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{snapshotName(s.ID): list.Bytes(), recordsName(s.ID, false): records} {
+	for name, content := range map[string][]byte{snapshot.Name(s.ID): list.Bytes(), snapshot.ArchiveName(s.ID, false): records} {
 		if err := place.Put(ctx, name, content); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +110,7 @@ func TestHostileArchive(t *testing.T) {
 		"a directory":         {Typeflag: tar.TypeDir, Name: "motd/"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := targettest.MemDir(t)
 			place := openNew(t, filepath.Join(dir, "place"))
 			forge(t, place, archive(t, regular("realm.cfg", hostileRealm), h), nil, nil)
 			_, _, err := Restore(ctx, filepath.Join(dir, "in/new"), place, RestoreOptions{})
@@ -119,9 +121,9 @@ func TestHostileArchive(t *testing.T) {
 		})
 	}
 	// The same twice.
-	place := openNew(t, filepath.Join(t.TempDir(), "place"))
+	place := openNew(t, filepath.Join(targettest.MemDir(t), "place"))
 	forge(t, place, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "a"), regular("motd", "b")), nil, nil)
-	if _, _, err := Restore(ctx, filepath.Join(t.TempDir(), "new"), place, RestoreOptions{}); parcel.KindOf(err) != parcel.Damaged {
+	if _, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{}); parcel.KindOf(err) != parcel.Damaged {
 		t.Errorf("a file twice: %v", err)
 	}
 }
@@ -150,12 +152,12 @@ func wantNothing(t *testing.T, dir string) {
 // Modes are ours, whatever the archive says; lock sides that make no parcel
 // are left out.
 func TestHostileRecords(t *testing.T) {
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	place := openNew(t, filepath.Join(dir, "place"))
 	forge(t, place, archive(t, regular("realm.cfg", hostileRealm), regular("motd", "x"), regular("hooks/pre-lock", "x"),
 		regular("users/alice/authorized_keys", "x"), regular("users/alice/.isr/bad/parcel.cfg", "VERSION:=99999999999\n"),
 		regular("users/alice/.isr/deep/keys/a/b", "x")),
-		[]ParcelEntry{{User: "alice", Name: "bad"}, {User: "alice", Name: "none"}, {User: "alice", Name: "deep"}}, nil)
+		[]snapshot.Parcel{{User: "alice", Name: "bad"}, {User: "alice", Name: "none"}, {User: "alice", Name: "deep"}}, nil)
 	s, res, err := Restore(ctx, filepath.Join(dir, "new"), place, RestoreOptions{Warn: func(string) {}})
 	if err != nil || res.Failed != 3 || res.Parcels != 0 {
 		t.Fatalf("%+v, %v", res, err)
@@ -170,75 +172,13 @@ func TestHostileRecords(t *testing.T) {
 	}
 }
 
-// Lists that lie are refused, and cost little.
-func TestHostileList(t *testing.T) {
-	defer func(old int) { maxLine = old }(maxLine)
-	maxLine = 1 << 16
-	sum := strings.Repeat("ab", 32)
-	head := "FORMAT:=1\nREALM:=test\nTIME:=2026-11-26T14:03:11Z\nHOST:=h\nSEALED:=no\nRECORDS:=" + sum + " 1\nOBJECTS:=0\nBYTES:=0\n"
-	list := func(text string) []byte {
-		var b bytes.Buffer
-		z := gzip.NewWriter(&b)
-		fmt.Fprintf(z, "%sEND %x\n", text, sha256.Sum256([]byte(text)))
-		z.Close()
-		return b.Bytes()
-	}
-	if _, _, err := readSnapshot("20261126T140311Z-0a1b2c3d", bytes.NewReader(list(head+"\n"))); err != nil {
-		t.Fatalf("a good one: %v", err)
-	}
-	objects := func(n int, size string) string {
-		return strings.Replace(head, "OBJECTS:=0\nBYTES:=0", fmt.Sprintf("OBJECTS:=%d\nBYTES:=%s", n, size), 1)
-	}
-	for name, text := range map[string]string{
-		"nothing":              "",
-		"no end of the header": head,
-		"another format":       strings.Replace(head, "FORMAT:=1", "FORMAT:=2", 1) + "\n",
-		"realm's name":         strings.Replace(head, "test", "../x", 1) + "\n",
-		"another cipher":       strings.Replace(head, ":=no", ":=rot13", 1) + "\n",
-		"size below zero":      strings.Replace(head, sum+" 1", sum+" -1", 1) + "\n",
-		"size":                 strings.Replace(head, sum+" 1", sum+" 99999999999999999999", 1) + "\n",
-		"large archive":        strings.Replace(head, sum+" 1", sum+" 9999999999999", 1) + "\n",
-		"short sum":            strings.Replace(head, sum, "abcd", 1) + "\n",
-		"parcel's name":        head + "PARCEL:=alice ../x 1 0 0\n\n",
-		"parcel twice":         head + "PARCEL:=alice x 1 0 0\nPARCEL:=alice x 1 0 0\n\n",
-		"parcel's version":     head + "PARCEL:=alice x -1 0 0\n\n",
-		"few fields":           head + "PARCEL:=alice x\n\n",
-		"set of no parcel":     head + "\n@0\n",
-		"set out of order":     head + "PARCEL:=alice x 1 0 0\nPARCEL:=alice y 1 0 0\n\n@1,0\n",
-		"set of many":          head + "PARCEL:=alice x 1 0 0\n\n@0,0,0,0\n",
-		"object of no set":     objects(1, "1") + "\n" + sum + " 1\n",
-		"object's name":        objects(1, "1") + "PARCEL:=alice x 1 0 0\n\n@0\n../../etc/passwd 1\n",
-		"object's size":        objects(1, "1") + "PARCEL:=alice x 1 0 0\n\n@0\n" + sum + " 9999999999999\n",
-		"empty object":         objects(1, "0") + "PARCEL:=alice x 1 0 0\n\n@0\n" + sum + " 0\n",
-		"fewer objects":        objects(2, "1") + "PARCEL:=alice x 1 0 0\n\n@0\n" + sum + " 1\n",
-		"a long line":          head + "\n@" + strings.Repeat("0,", maxLine) + "\n",
-	} {
-		if s, _, err := readSnapshot("20261126T140311Z-0a1b2c3d", bytes.NewReader(list(text))); err == nil {
-			t.Errorf("%s: got %+v, want an error", name, s)
-		}
-	}
-	good := list(head + "\n")
-	for _, b := range [][]byte{good[:len(good)-30], good[:20], nil, []byte(head)} {
-		if _, _, err := readSnapshot("20261126T140311Z-0a1b2c3d", bytes.NewReader(b)); err == nil {
-			t.Error("a list that ends early: no error")
-		}
-	}
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	fmt.Fprintf(z, "%s\nEND %064x\n", head, 1)
-	z.Close()
-	if _, _, err := readSnapshot("20261126T140311Z-0a1b2c3d", &b); err == nil {
-		t.Error("another sum: no error")
-	}
-}
-
 // Links planted in a restore that was begun lead nowhere.
 func TestHostileRoot(t *testing.T) {
 	s := newRealm(t)
 	populate(t, s)
 	place := memPlace(t)
 	id := make_(t, s, place).Snapshot.ID
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	out := filepath.Join(dir, "out")
 	if err := os.MkdirAll(filepath.Join(dir, "new", poolPrefix+id), 0o700); err != nil {
 		t.Fatal(err)
@@ -257,48 +197,4 @@ func TestHostileRoot(t *testing.T) {
 	if b, _ := os.ReadFile(out); string(b) != "precious" {
 		t.Errorf("written through a link: %q", b)
 	}
-}
-
-func FuzzSnapshot(f *testing.F) {
-	for _, text := range []string{"FORMAT:=1\nREALM:=test\nTIME:=2026-11-26T14:03:11Z\nHOST:=h\nSEALED:=no\nRECORDS:=" + strings.Repeat("ab", 32) +
-		" 1\nOBJECTS:=1\nBYTES:=1\nPARCEL:=alice winxp 1 1 1 alice on h\n\n@0\n" + strings.Repeat("ab", 32) + " 1\n", "", "@\n\n"} {
-		f.Add([]byte(text))
-	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		var b bytes.Buffer
-		z := gzip.NewWriter(&b)
-		z.Write(text)
-		fmt.Fprintf(z, "END %x\n", sha256.Sum256(text))
-		z.Close()
-		s, sets, err := readSnapshot("20261126T140311Z-0a1b2c3d", &b)
-		if err != nil {
-			return
-		}
-		// What is read is written and read as the same.
-		var again bytes.Buffer
-		if err := writeSnapshot(&again, s, sets); err != nil {
-			t.Fatal(err)
-		}
-		s2, sets2, err := readSnapshot(s.ID, &again)
-		if err != nil || fmt.Sprint(s2, sets2) != fmt.Sprint(s, sets) {
-			t.Fatalf("%v: %v, then %v", err, s, s2)
-		}
-	})
-}
-
-func FuzzRecords(f *testing.F) {
-	f.Add(archive(f, regular("realm.cfg", hostileRealm), regular("users/alice/.isr/winxp/keys/000001", "x"), regular("hooks/pre-lock", "x")))
-	f.Add(archive(f, regular("../x", "x")))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		files, err := readRecords(bytes.NewReader(b), false, nil)
-		if err != nil {
-			return
-		}
-		for _, file := range files {
-			if name := strings.TrimSuffix(file.Name, "/"); !filepath.IsLocal(name) || name != filepath.Clean(name) {
-				t.Fatalf("file %q", file.Name)
-			}
-		}
-		sortRecords(files)
-	})
 }

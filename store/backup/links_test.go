@@ -33,7 +33,7 @@ func TestLinkedHooks(t *testing.T) {
 			}
 			make_(t, s, place)
 			warnings, warn := newWarnings()
-			n, _, err := Restore(ctx, filepath.Join(memDir(t), "new"), place, RestoreOptions{Warn: warn})
+			n, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: warn})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +70,7 @@ func TestHostileLinks(t *testing.T) {
 		"a link and a file":    {link("hooks/d", "OUT"), regular("hooks/d", "x")},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			dir := targettest.MemDir(t)
 			out := filepath.Join(dir, "out")
 			if err := os.Mkdir(out, 0o700); err != nil {
 				t.Fatal(err)
@@ -89,7 +89,7 @@ func TestHostileLinks(t *testing.T) {
 		})
 	}
 	// What an unfinished restore left, with links in it for files and for links.
-	dir := t.TempDir()
+	dir := targettest.MemDir(t)
 	out := filepath.Join(dir, "out")
 	if err := os.WriteFile(out, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func TestMirroredLinks(t *testing.T) {
 	for kind, tree := range targettest.Trees(t) {
 		t.Run(kind, func(t *testing.T) {
 			s := newRealm(t)
-			out := t.TempDir()
+			out := targettest.MemDir(t)
 			hook := filepath.Join(s.Root(), "hooks/pre-commit.d")
 			write := func(name string) {
 				t.Helper()

@@ -15,6 +15,7 @@ import (
 
 	"isr/store"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -29,7 +30,7 @@ type Options struct {
 
 // Result is what a run did.
 type Result struct {
-	Snapshot *Snapshot
+	Snapshot *snapshot.Snapshot
 	Sent     int64 // objects
 	Bytes    int64 // of them
 	Damaged  int   // objects that are not whole here, or missing
@@ -90,12 +91,12 @@ func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Res
 // sameRealm refuses a place where another realm's backup is. last is the
 // newest snapshot there, "" if there is none.
 func sameRealm(ctx context.Context, s *store.Store, t target.Target) (last string, err error) {
-	ids, err := IDs(ctx, t)
+	ids, err := snapshot.IDs(ctx, t)
 	if err != nil || len(ids) == 0 {
 		return "", err
 	}
 	last = ids[len(ids)-1]
-	h, err := Header(ctx, t, last)
+	h, err := snapshot.Header(ctx, t, last)
 	if errors.Is(err, parcel.ErrDamaged) {
 		return last, nil // verify says what is wrong with it; it is no reason to make none
 	}
@@ -241,7 +242,7 @@ func (r *run) walk(ctx context.Context) error {
 func (r *run) publish(ctx context.Context) error {
 	now := time.Now().UTC().Truncate(time.Second)
 	host, _ := os.Hostname()
-	snap := &Snapshot{ID: newID(now, r.last), Realm: r.Store.Realm(), Time: now, Host: parcel.Clean(host), Sealed: len(r.o.Recipients) > 0, Lacks: r.lack}
+	snap := &snapshot.Snapshot{ID: snapshot.NewID(now, r.last), Realm: r.Store.Realm(), Time: now, Host: parcel.Clean(host), Sealed: len(r.o.Recipients) > 0, Lacks: r.lack}
 	c := realm.Collector{Skipped: func(name, why string) { r.o.Warn(fmt.Sprintf("%s: %s: not in the backup", name, why)) }}
 	if err := c.Realm(r.Store.Root()); err != nil {
 		return err
@@ -267,7 +268,7 @@ func (r *run) publish(ctx context.Context) error {
 	for _, key := range keys {
 		o := r.All[key]
 		c.Files = append(c.Files, o.Files...)
-		e := ParcelEntry{User: key[0], Name: key[1], Version: o.Version, Held: o.Held}
+		e := snapshot.Parcel{User: key[0], Name: key[1], Version: o.Version, Held: o.Held}
 		o.Objects = slices.DeleteFunc(o.Objects, func(id uint32) bool { return r.In.Bad[id] })
 		for _, id := range o.Objects {
 			e.Objects++
@@ -276,11 +277,11 @@ func (r *run) publish(ctx context.Context) error {
 		snap.Parcels = append(snap.Parcels, e)
 		lists = append(lists, o.Objects)
 	}
-	sets := setsOf(&r.In, lists)
+	sets := snapshot.SetsOf(&r.In, lists)
 	for _, s := range sets {
-		for _, o := range s.objects {
+		for _, o := range s.Objects {
 			snap.Objects++
-			snap.Bytes += o.size
+			snap.Bytes += o.Size
 		}
 	}
 	archive, err := spool()
@@ -288,22 +289,22 @@ func (r *run) publish(ctx context.Context) error {
 		return err
 	}
 	defer archive.Close()
-	if snap.Sum, snap.Records.Size, err = writeRecords(archive, c.Files, r.o.Recipients); err != nil {
+	if snap.Sum, snap.Records.Size, err = snapshot.WriteArchive(archive, c.Files, r.o.Recipients); err != nil {
 		return err
 	}
-	snap.Records.Name = recordsName(snap.ID, snap.Sealed)
+	snap.Records.Name = snapshot.ArchiveName(snap.ID, snap.Sealed)
 	list, err := spool()
 	if err != nil {
 		return err
 	}
 	defer list.Close()
-	if err := writeSnapshot(list, snap, sets); err != nil {
+	if err := snapshot.Write(list, snap, sets); err != nil {
 		return err
 	}
 	for _, f := range []struct {
 		name string
 		f    *os.File
-	}{{snap.Records.Name, archive}, {snapshotName(snap.ID), list}} {
+	}{{snap.Records.Name, archive}, {snapshot.Name(snap.ID), list}} {
 		size, err := f.f.Seek(0, io.SeekEnd)
 		if err == nil {
 			_, err = f.f.Seek(0, io.SeekStart)
@@ -320,34 +321,4 @@ func (r *run) publish(ctx context.Context) error {
 	}
 	r.res.Snapshot = snap
 	return nil
-}
-
-// sets are the objects of the lists, those together that are in the same
-// lists. Most parcels share most objects with many others: a list for each
-// parcel would be as many times as long.
-func setsOf(in *realm.Objects, lists [][]uint32) []set {
-	of := make([]int32, len(in.Tags)) // the set of each object so far
-	sets := []set{{}}                 // the first is that of no parcel
-	for n, list := range lists {
-		next := make(map[int32]int32)
-		for _, id := range list {
-			to, ok := next[of[id]]
-			if !ok {
-				to = int32(len(sets))
-				next[of[id]] = to
-				sets = append(sets, set{parcels: append(slices.Clip(sets[of[id]].parcels), n)})
-			}
-			of[id] = to
-		}
-	}
-	for id, s := range of {
-		if s > 0 {
-			sets[s].objects = append(sets[s].objects, object{in.Tags[id], in.Size[id]})
-		}
-	}
-	sets = slices.DeleteFunc(sets, func(s set) bool { return len(s.objects) == 0 })
-	for _, s := range sets {
-		sortObjects(s.objects)
-	}
-	return sets
 }

@@ -14,7 +14,9 @@ import (
 
 	"isr/store"
 	"isr/store/backup/mirror"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/keep"
 	"isr/store/parcel"
 )
@@ -103,7 +105,7 @@ func TestModel(t *testing.T) {
 		defer checks.Value.Set(checks.DefValue)
 	}
 	round := 0
-	dir := memDir(t)
+	dir := targettest.MemDir(t)
 	rapid.Check(t, func(r *rapid.T) {
 		round++
 		base := filepath.Join(dir, fmt.Sprint(round))
@@ -219,7 +221,7 @@ func TestModel(t *testing.T) {
 				for _, id := range plan.Remove {
 					delete(snaps, id)
 				}
-				if ids, err := IDs(ctx, place); err != nil || !slices.Equal(ids, slices.Sorted(maps.Keys(snaps))) {
+				if ids, err := snapshot.IDs(ctx, place); err != nil || !slices.Equal(ids, slices.Sorted(maps.Keys(snaps))) {
 					r.Fatalf("snapshots %v, %v; want %v", ids, err, snaps)
 				}
 				v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(text string) { r.Fatal(text) }})

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/keep"
 	"isr/store/parcel"
@@ -30,7 +31,7 @@ type Kept struct {
 // PlanPrune says which snapshots would stay and go by the rules. The newest
 // one stays in any case.
 func PlanPrune(ctx context.Context, t target.Target, k keep.Rules) (*Plan, error) {
-	ids, err := IDs(ctx, t)
+	ids, err := snapshot.IDs(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +40,7 @@ func PlanPrune(ctx context.Context, t target.Target, k keep.Rules) (*Plan, error
 	}
 	var times []time.Time
 	for _, id := range slices.Backward(ids) {
-		times = append(times, idTime(id))
+		times = append(times, snapshot.TimeOf(id))
 	}
 	why := k.Choose(times)
 	slices.Reverse(why)
@@ -72,7 +73,7 @@ func Prune(ctx context.Context, t target.Target, remove []string, progress Progr
 	res := new(Pruned)
 	for _, id := range remove {
 		// The list first: without it there is no snapshot.
-		for _, name := range []string{snapshotName(id), recordsName(id, false), recordsName(id, true)} {
+		for _, name := range []string{snapshot.Name(id), snapshot.ArchiveName(id, false), snapshot.ArchiveName(id, true)} {
 			if err := t.Remove(ctx, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, err
 			}
@@ -82,14 +83,14 @@ func Prune(ctx context.Context, t target.Target, remove []string, progress Progr
 	if err := t.Sync(ctx); err != nil {
 		return nil, err
 	}
-	ids, err := IDs(ctx, t)
+	ids, err := snapshot.IDs(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	need, _, err := needs(ctx, t, ids, func(id string, err error) error {
 		var e *parcel.Error
 		if errors.As(err, &e) && e.Kind == parcel.Damaged {
-			return e.WithHint("no object was removed; remove %s from %s if it is not to be had whole", snapshotName(id), t)
+			return e.WithHint("no object was removed; remove %s from %s if it is not to be had whole", snapshot.Name(id), t)
 		}
 		return err
 	})
@@ -97,12 +98,12 @@ func Prune(ctx context.Context, t target.Target, remove []string, progress Progr
 		return nil, err
 	}
 	// An archive without its list was left by a run that was killed.
-	for e, err := range t.List(ctx, snapshotsDir) {
+	for e, err := range t.List(ctx, snapshot.Dir) {
 		if err != nil {
 			return nil, err
 		}
-		id, _, _ := strings.Cut(e.Name[len(snapshotsDir)+1:], ".")
-		if idPattern.MatchString(id) && !slices.Contains(ids, id) && (e.Name == recordsName(id, false) || e.Name == recordsName(id, true)) {
+		id, _, _ := strings.Cut(e.Name[len(snapshot.Dir)+1:], ".")
+		if snapshot.IsID(id) && !slices.Contains(ids, id) && (e.Name == snapshot.ArchiveName(id, false) || e.Name == snapshot.ArchiveName(id, true)) {
 			if err := t.Remove(ctx, e.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, err
 			}

@@ -21,6 +21,7 @@ import (
 	"isr/store"
 	"isr/store/atomicfile"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -40,7 +41,7 @@ type RestoreOptions struct {
 
 // Restored is what a restore did.
 type Restored struct {
-	Snapshot *Snapshot
+	Snapshot *snapshot.Snapshot
 	Parcels  int
 	Fetched  int64 // objects
 	Bytes    int64 // of them
@@ -63,9 +64,9 @@ type restorer struct {
 	o    RestoreOptions
 	s    *store.Store
 	pool string
-	snap *Snapshot
-	sets []set
-	recs *realmRecords
+	snap *snapshot.Snapshot
+	sets []snapshot.Set
+	recs *snapshot.Records
 	res  Restored
 }
 
@@ -76,7 +77,7 @@ func open(ctx context.Context, t target.Target, o RestoreOptions, root string) (
 	}
 	r := &restorer{t: t, o: o}
 	var err error
-	if r.snap, r.sets, err = load(ctx, t, o.Snapshot); err != nil {
+	if r.snap, r.sets, err = snapshot.Load(ctx, t, o.Snapshot); err != nil {
 		return nil, err
 	}
 	r.res.Snapshot = r.snap
@@ -97,18 +98,18 @@ func (r *restorer) records(ctx context.Context) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	files, err := readRecords(f, r.snap.Sealed, r.o.Identities)
+	files, err := snapshot.ReadArchive(f, r.snap.Sealed, r.o.Identities)
 	if err != nil {
-		return damaged(r.snap.ID, err)
+		return snapshot.Damaged(r.snap.ID, err)
 	}
-	if r.recs, err = sortRecords(files); err != nil {
-		return damaged(r.snap.ID, err)
+	if r.recs, err = snapshot.Sort(files); err != nil {
+		return snapshot.Damaged(r.snap.ID, err)
 	}
 	return nil
 }
 
 // fetchRecords gets the archive of a snapshot, and verifies it.
-func fetchRecords(ctx context.Context, t target.Target, s *Snapshot, w io.Writer) error {
+func fetchRecords(ctx context.Context, t target.Target, s *snapshot.Snapshot, w io.Writer) error {
 	in, err := t.Get(ctx, s.Records.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.Damaged, "snapshot %s: its archive of lock sides is missing", s.ID)
@@ -151,7 +152,7 @@ func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions
 	if err := r.records(ctx); err != nil {
 		return nil, nil, err
 	}
-	cfg := slices.IndexFunc(r.recs.root, func(f realm.File) bool { return f.Name == "realm.cfg" })
+	cfg := slices.IndexFunc(r.recs.Root, func(f realm.File) bool { return f.Name == "realm.cfg" })
 	if cfg < 0 {
 		return nil, nil, parcel.NewError(parcel.Damaged, "snapshot %s: realm.cfg is missing", r.snap.ID)
 	}
@@ -162,10 +163,10 @@ func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions
 		}
 		return r.s, &r.res, err
 	}
-	if r.s, err = store.Assemble(root, r.recs.root[cfg].Data); err != nil {
-		return nil, nil, damaged(r.snap.ID, err)
+	if r.s, err = store.Assemble(root, r.recs.Root[cfg].Data); err != nil {
+		return nil, nil, snapshot.Damaged(r.snap.ID, err)
 	}
-	for user, files := range r.recs.users {
+	for user, files := range r.recs.Users {
 		if err := r.s.AdoptUser(user, files); err != nil && !errors.Is(err, parcel.ErrExists) {
 			return nil, nil, err
 		}
@@ -177,7 +178,7 @@ func Restore(ctx context.Context, root string, t target.Target, o RestoreOptions
 		return nil, nil, err
 	}
 	step("publish")
-	if err := r.s.Publish(r.recs.root[cfg].Data); err != nil {
+	if err := r.s.Publish(r.recs.Root[cfg].Data); err != nil {
 		return nil, nil, err
 	}
 	step("clear")
@@ -243,7 +244,7 @@ func RestoreInto(ctx context.Context, s *store.Store, t target.Target, o Restore
 		return nil, err
 	}
 	if _, _, err := s.UserDirs(o.User); errors.Is(err, parcel.ErrNoParcel) {
-		if err := s.AdoptUser(o.User, r.recs.users[o.User]); err != nil {
+		if err := s.AdoptUser(o.User, r.recs.Users[o.User]); err != nil {
 			return nil, err
 		}
 	}
@@ -310,16 +311,16 @@ func (r *restorer) parcels(ctx context.Context, numbers []int) error {
 // gather puts every object that the parcels todo need into the pool.
 func (r *restorer) gather(ctx context.Context, todo map[int]bool) error {
 	type want struct {
-		object
+		snapshot.Object
 		parcels []int
 	}
 	var wants []want
 	var total, done int64
 	for _, s := range r.sets {
-		if slices.ContainsFunc(s.parcels, func(n int) bool { return todo[n] }) {
-			for _, o := range s.objects {
-				wants = append(wants, want{o, s.parcels})
-				total += o.size
+		if slices.ContainsFunc(s.Parcels, func(n int) bool { return todo[n] }) {
+			for _, o := range s.Objects {
+				wants = append(wants, want{o, s.Parcels})
+				total += o.Size
 			}
 		}
 	}
@@ -330,10 +331,10 @@ func (r *restorer) gather(ctx context.Context, todo map[int]bool) error {
 	}
 	var mu sync.Mutex
 	return target.Parallel(ctx, r.t.Width(), slices.Values(wants), func(ctx context.Context, w want) error {
-		fetched, err := r.gatherOne(ctx, w.object, w.parcels)
+		fetched, err := r.gatherOne(ctx, w.Object, w.parcels)
 		mu.Lock()
 		defer mu.Unlock()
-		done += w.size
+		done += w.Size
 		switch {
 		case errors.Is(err, parcel.ErrNoObject) || errors.Is(err, parcel.ErrDamaged):
 			r.res.Lacking++
@@ -341,7 +342,7 @@ func (r *restorer) gather(ctx context.Context, todo map[int]bool) error {
 		case err != nil:
 			return err
 		case fetched:
-			r.res.Fetched, r.res.Bytes = r.res.Fetched+1, r.res.Bytes+w.size
+			r.res.Fetched, r.res.Bytes = r.res.Fetched+1, r.res.Bytes+w.Size
 		default:
 			r.res.Kept++
 		}
@@ -368,15 +369,15 @@ func (r *restorer) pooled(tag seal.Tag) string {
 
 // gatherOne puts one object into the pool: it may be there, or in a parcel of
 // the realm, or it comes from the backup.
-func (r *restorer) gatherOne(ctx context.Context, o object, parcels []int) (fetched bool, err error) {
-	path := r.pooled(o.tag)
-	if wholeFile(path, o.tag) {
+func (r *restorer) gatherOne(ctx context.Context, o snapshot.Object, parcels []int) (fetched bool, err error) {
+	path := r.pooled(o.Tag)
+	if wholeFile(path, o.Tag) {
 		return false, nil
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	name := o.tag.String()
+	name := o.Tag.String()
 	for _, n := range parcels {
 		e := r.snap.Parcels[n]
 		p, err := r.s.Parcel(e.User, e.Name)
@@ -384,11 +385,11 @@ func (r *restorer) gatherOne(ctx context.Context, o object, parcels []int) (fetc
 			continue
 		}
 		there := filepath.Join(p.ContentDir(), "hdk", name[:2], name)
-		if wholeFile(there, o.tag) && os.Link(there, path) == nil {
+		if wholeFile(there, o.Tag) && os.Link(there, path) == nil {
 			return false, nil
 		}
 	}
-	b, err := getObject(ctx, r.t, o.tag)
+	b, err := getObject(ctx, r.t, o.Tag)
 	if err != nil {
 		return false, err
 	}
@@ -422,22 +423,22 @@ func (r *restorer) adopt(ctx context.Context, n int) error {
 	e := r.snap.Parcels[n]
 	key := [2]string{e.User, e.Name}
 	a := store.Adoption{Files: make(map[string][]byte), Another: r.o.As != "" && r.o.As != e.Name}
-	for _, f := range r.recs.parcels[key] {
+	for _, f := range r.recs.Parcels[key] {
 		if f.Name != "nonce" || !r.o.Free {
 			a.Files[f.Name] = f.Data
 		}
 	}
 	a.Objects = func(ctx context.Context, add func(tag seal.Tag, file string) error) error {
 		for _, s := range r.sets {
-			if !slices.Contains(s.parcels, n) {
+			if !slices.Contains(s.Parcels, n) {
 				continue
 			}
-			for _, o := range s.objects {
-				path := r.pooled(o.tag)
+			for _, o := range s.Objects {
+				path := r.pooled(o.Tag)
 				if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 					continue // lacking, as was said
 				}
-				if err := add(o.tag, path); err != nil {
+				if err := add(o.Tag, path); err != nil {
 					return err
 				}
 			}
@@ -451,7 +452,7 @@ func (r *restorer) adopt(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	if contact, ok := r.recs.nonce[key]; ok {
+	if contact, ok := r.recs.Nonce[key]; ok {
 		os.Chtimes(filepath.Join(p.LockDir(), "nonce"), contact, contact)
 	}
 	return nil
@@ -467,7 +468,7 @@ func (r *restorer) rootFiles(root string) error {
 	}
 	defer dir.Close()
 	for _, links := range []bool{false, true} {
-		for _, f := range r.recs.root {
+		for _, f := range r.recs.Root {
 			if f.Name == "realm.cfg" || f.IsLink() != links {
 				continue
 			}
@@ -476,7 +477,7 @@ func (r *restorer) rootFiles(root string) error {
 			}
 		}
 	}
-	for _, f := range r.recs.root {
+	for _, f := range r.recs.Root {
 		if !f.IsLink() {
 			continue
 		}

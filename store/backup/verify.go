@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -34,11 +35,11 @@ type Verified struct {
 
 // needs are the objects that snapshots need. One that cannot be read is told
 // to bad.
-func needs(ctx context.Context, t target.Target, ids []string, bad func(id string, err error) error) (map[seal.Tag]int64, []*Snapshot, error) {
+func needs(ctx context.Context, t target.Target, ids []string, bad func(id string, err error) error) (map[seal.Tag]int64, []*snapshot.Snapshot, error) {
 	need := make(map[seal.Tag]int64)
-	var snaps []*Snapshot
+	var snaps []*snapshot.Snapshot
 	for _, id := range ids {
-		s, sets, err := load(ctx, t, id)
+		s, sets, err := snapshot.Load(ctx, t, id)
 		if err != nil {
 			if err := bad(id, err); err != nil {
 				return nil, nil, err
@@ -47,8 +48,8 @@ func needs(ctx context.Context, t target.Target, ids []string, bad func(id strin
 		}
 		snaps = append(snaps, s)
 		for _, set := range sets {
-			for _, o := range set.objects {
-				need[o.tag] = o.size
+			for _, o := range set.Objects {
+				need[o.Tag] = o.Size
 			}
 		}
 	}
@@ -70,7 +71,7 @@ func Verify(ctx context.Context, t target.Target, o VerifyOptions) (*Verified, e
 	ids := []string{o.Snapshot}
 	if o.Snapshot == "" {
 		var err error
-		if ids, err = IDs(ctx, t); err != nil {
+		if ids, err = snapshot.IDs(ctx, t); err != nil {
 			return nil, err
 		}
 		if len(ids) == 0 {

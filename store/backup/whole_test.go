@@ -10,7 +10,9 @@ import (
 	"isr/store"
 	"isr/store/backup/mirror"
 	"isr/store/backup/realm"
+	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
+	"isr/store/backup/target/targettest"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -159,7 +161,7 @@ func TestMissing(t *testing.T) {
 				}
 			}
 			told, warn := newWarnings()
-			n, r, err := Restore(ctx, filepath.Join(memDir(t), "new"), place, RestoreOptions{Warn: warn})
+			n, r, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: warn})
 			if err != nil || (r.Lacking > 0) != (test.lacks != nil) || len(*told) != len(test.lacks) || r.Parcels != 2 {
 				t.Errorf("restore: %+v, %v, %q", r, err, *told)
 			}
@@ -245,7 +247,7 @@ func TestMissingRecords(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(res.Snapshot.Lacks, want) {
 		t.Errorf("%+v, %+v, %v", res, res.Snapshot, err)
 	}
-	if h, err := Header(ctx, place, res.Snapshot.ID); err != nil || !reflect.DeepEqual(h.Lacks, want) {
+	if h, err := snapshot.Header(ctx, place, res.Snapshot.ID); err != nil || !reflect.DeepEqual(h.Lacks, want) {
 		t.Errorf("%+v, %v", h, err)
 	}
 }

@@ -29,7 +29,7 @@ import (
 const StandbyFile = "standby"
 
 // File is a file of the lock side of a realm, by its path below the root; of a
-// symbolic link, data is where it leads.
+// symbolic link, Data is where it leads.
 type File struct {
 	Name string
 	Mode fs.FileMode
@@ -37,6 +37,7 @@ type File struct {
 	Data []byte
 }
 
+// IsLink reports whether it is a symbolic link.
 func (f File) IsLink() bool { return f.Mode&fs.ModeSymlink != 0 }
 
 // Directories of a realm's root that are kept whole. What else is there (the

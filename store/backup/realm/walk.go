@@ -38,12 +38,10 @@ func objectsText(n int64) string {
 	return fmt.Sprintf("%d objects", n)
 }
 
-// walker finds out what versions need that is not there. Each block is opened
+// Walker finds out what versions need that is not there. Each block is opened
 // once, however many versions and parcels share it.
-type walker struct {
-	in *Objects
-	// spare gets an object that a parcel has not, or not whole, from where its
-	// copies are; parcel.ErrNoObject or parcel.ErrDamaged if it is not there.
+type Walker struct {
+	in    *Objects
 	spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)
 
 	blocks map[levelRef]*node
@@ -65,12 +63,15 @@ type node struct {
 	lack []uint32   // what is not there of all below
 }
 
-func NewWalker(in *Objects, spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)) *walker {
-	return &walker{in: in, spare: spare, blocks: make(map[levelRef]*node)}
+// NewWalker is a walker of parcels with objects of in, which it adds to. spare gets
+// an object that a parcel has not, or not whole, from where its copies are;
+// parcel.ErrNoObject or parcel.ErrDamaged if it is not there.
+func NewWalker(in *Objects, spare func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error)) *Walker {
+	return &Walker{in: in, spare: spare, blocks: make(map[levelRef]*node)}
 }
 
-// missing is what a parcel has not whole of what its versions need.
-type missing struct {
+// Missing is what a parcel has not whole of what its versions need.
+type Missing struct {
 	Lacks  []Lack
 	Absent map[uint32]bool // objects that are not there, the spare ones too; false for one that is there and not whole
 	spared int             // objects that spare had: they count as the parcel's now
@@ -78,8 +79,8 @@ type missing struct {
 
 // Parcel walks the versions of a parcel, and adds to its objects those that
 // spare has.
-func (w *walker) Parcel(ctx context.Context, key [2]string, o *Parcel) (*missing, error) {
-	m := &missing{Absent: make(map[uint32]bool)}
+func (w *Walker) Parcel(ctx context.Context, key [2]string, o *Parcel) (*Missing, error) {
+	m := &Missing{Absent: make(map[uint32]bool)}
 	side := LockSide(key[0], key[1])
 	cfg, err := parcel.ParseConfig(Find(o.Files, side+"/parcel.cfg"))
 	if err != nil {
@@ -93,7 +94,7 @@ func (w *walker) Parcel(ctx context.Context, key [2]string, o *Parcel) (*missing
 			w.of[id] = w.n
 		}
 	}
-	at := &walk{walker: w, missing: m, ctx: ctx, key: key, o: o, sealer: cfg.Sealer()}
+	at := &walk{Walker: w, Missing: m, ctx: ctx, key: key, o: o, sealer: cfg.Sealer()}
 	for v, record := range Recorded(o.Files, side, cfg.Version) {
 		r, err := parcel.ParseRecord(record)
 		var keyroot seal.Ref
@@ -122,7 +123,7 @@ func (w *walker) Parcel(ctx context.Context, key [2]string, o *Parcel) (*missing
 }
 
 // Tell warns of what is missing in the parcel, and in its copy of that kind.
-func (m *missing) Tell(warn func(string), key [2]string, kind string) {
+func (m *Missing) Tell(warn func(string), key [2]string, kind string) {
 	for _, l := range m.Lacks {
 		warn(fmt.Sprintf("%s: not whole in the %s", l, kind))
 	}
@@ -145,12 +146,12 @@ func Recorded(files []File, side string, head int) map[int][]byte {
 }
 
 // grow makes room for what was interned.
-func (w *walker) grow() { w.of = append(w.of, make([]int32, len(w.in.Tags)-len(w.of))...) }
+func (w *Walker) grow() { w.of = append(w.of, make([]int32, len(w.in.Tags)-len(w.of))...) }
 
 // walk is a walker at work on a parcel.
 type walk struct {
-	*walker
-	*missing
+	*Walker
+	*Missing
 	ctx    context.Context
 	key    [2]string
 	o      *Parcel

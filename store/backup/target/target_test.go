@@ -207,7 +207,7 @@ func TestRefusedPlaces(t *testing.T) {
 			t.Errorf("S3 endpoint %s: %v", bad, err)
 		}
 	}
-	if _, err := target.OpenDir(filepath.Join(t.TempDir(), "a/b"), true); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := target.OpenDir(filepath.Join(targettest.MemDir(t), "a/b"), true); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("directory without a parent: %v", err)
 	}
 	sshdtest.Require(t, "ssh")
@@ -221,7 +221,7 @@ func TestRefusedPlaces(t *testing.T) {
 func TestLostConnection(t *testing.T) {
 	sshdtest.Require(t, "ssh")
 	s := sshdtest.Start(t, sshdtest.Options{})
-	f, err := target.OpenSFTP(ctx, s.Host+":"+filepath.Join(t.TempDir(), "backup"), target.Way{SSH: targettest.SSH(t, s)}, true)
+	f, err := target.OpenSFTP(ctx, s.Host+":"+filepath.Join(targettest.MemDir(t), "backup"), target.Way{SSH: targettest.SSH(t, s)}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestLostConnection(t *testing.T) {
 // A link in a directory does not lead out of it.
 func TestDirLinks(t *testing.T) {
 	d := targettest.Dir(t)
-	out := t.TempDir()
+	out := targettest.MemDir(t)
 	if err := os.WriteFile(filepath.Join(out, "secret"), []byte("s"), 0o600); err != nil {
 		t.Fatal(err)
 	}

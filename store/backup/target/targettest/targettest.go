@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,10 +35,25 @@ func Trees(t testing.TB) map[string]target.Tree {
 	return map[string]target.Tree{"dir": Dir(t), "sftp": SFTP(t)}
 }
 
+// MemDir is a temporary directory in memory, if there is such a thing, but of a
+// benchmark: a test that waits for the disk waits for all who use it.
+func MemDir(t testing.TB) string {
+	t.Helper()
+	if _, ok := t.(*testing.B); ok {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "isr-backup-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // Dir is a directory of this host.
 func Dir(t testing.TB) *target.Dir {
 	t.Helper()
-	d, err := target.OpenDir(filepath.Join(t.TempDir(), "backup"), true)
+	d, err := target.OpenDir(filepath.Join(MemDir(t), "backup"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +74,7 @@ func SFTP(t testing.TB) *target.SFTP {
 	t.Helper()
 	sshdtest.Require(t, "ssh")
 	s := sshdtest.Start(t, sshdtest.Options{})
-	f, err := target.OpenSFTP(context.Background(), s.Host+":"+filepath.Join(t.TempDir(), "backup"), target.Way{SSH: SSH(t, s)}, true)
+	f, err := target.OpenSFTP(context.Background(), s.Host+":"+filepath.Join(MemDir(t), "backup"), target.Way{SSH: SSH(t, s)}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,11 @@
-package backup
+// Package snapshot is the format of a backup's snapshots: the list of the objects
+// that each parcel had, and the archive of the lock sides. isr-store(5) has both.
+//
+// What is read is taken for hostile: a list that is not what its sum says, or
+// says of itself what is not so, is refused, and so is an archive with a file
+// that has no place in a realm, or with one below a link; and neither costs more
+// memory than its size allows. The package does not look at objects.
+package snapshot
 
 import (
 	"bufio"
@@ -36,14 +43,14 @@ type Snapshot struct {
 	Sealed  bool         // the archive of the lock sides is encrypted
 	Records target.Entry // that archive: below snapshots/
 	Sum     string       // its SHA-256
-	Parcels []ParcelEntry
+	Parcels []Parcel
 	Lacks   []realm.Lack
 	Objects int64 // each once
 	Bytes   int64
 }
 
-// ParcelEntry is one parcel of a Snapshot.
-type ParcelEntry struct {
+// Parcel is one parcel of a Snapshot.
+type Parcel struct {
 	User, Name string
 	Version    int    // the head
 	Held       string // by whom on which host; "": by nobody
@@ -51,34 +58,41 @@ type ParcelEntry struct {
 	Bytes      int64
 }
 
-// set is the objects that exactly these parcels of a snapshot have.
-type set struct {
-	parcels []int
-	objects []object
+// Dir is where snapshots are in a backup.
+const Dir = "snapshots"
+
+// Set is the objects that exactly these parcels of a snapshot have.
+type Set struct {
+	Parcels []int // by their number in the Snapshot, ascending
+	Objects []Object
 }
 
-type object struct {
-	tag  seal.Tag
-	size int64
+// Object is one that a snapshot needs.
+type Object struct {
+	Tag  seal.Tag
+	Size int64 // bytes
 }
 
 const snapshotFormat = 1
 
 var idPattern = regexp.MustCompile(`^\d{8}T\d{6}Z-[0-9a-f]{8}$`)
 
-// newID names a snapshot made now. It sorts after last, the newest that is
+// IsID reports whether text names a snapshot.
+func IsID(text string) bool { return idPattern.MatchString(text) }
+
+// NewID names a snapshot made now. It sorts after last, the newest that is
 // there, even within a second and after a clock was set back.
-func newID(now time.Time, last string) string {
-	if last != "" && !now.After(idTime(last)) {
-		now = idTime(last).Add(time.Second)
+func NewID(now time.Time, last string) string {
+	if last != "" && !now.After(TimeOf(last)) {
+		now = TimeOf(last).Add(time.Second)
 	}
 	return now.UTC().Format(idLayout) + "-" + parcel.NewID()[:8]
 }
 
 const idLayout = "20060102T150405Z"
 
-// idTime is when a snapshot was made, UTC.
-func idTime(id string) time.Time {
+// TimeOf is when a snapshot was made, UTC.
+func TimeOf(id string) time.Time {
 	t, _ := time.Parse(idLayout, id[:len(idLayout)])
 	return t
 }
@@ -91,10 +105,10 @@ const (
 	maxHeader  = 1 << 28 // bytes of a list before the objects
 )
 
-// writeSnapshot writes the list of a snapshot: records, an empty line, then
+// Write writes the list of a snapshot: records, an empty line, then
 // for each set a line "@0,3" with its parcels and a line "TAG SIZE" for each
 // object, and in the end the SHA-256 of all that.
-func writeSnapshot(w io.Writer, s *Snapshot, sets []set) error {
+func Write(w io.Writer, s *Snapshot, sets []Set) error {
 	// Only Huffman's part of gzip: tags are random, and half of each byte is
 	// all there is to gain.
 	z, err := gzip.NewWriterLevel(w, gzip.HuffmanOnly)
@@ -110,17 +124,17 @@ func writeSnapshot(w io.Writer, s *Snapshot, sets []set) error {
 	b.Write(append(header, '\n'))
 	for _, set := range sets {
 		b.WriteByte('@')
-		for i, p := range set.parcels {
+		for i, p := range set.Parcels {
 			if i > 0 {
 				b.WriteByte(',')
 			}
 			b.WriteString(strconv.Itoa(p))
 		}
 		b.WriteByte('\n')
-		for _, o := range set.objects {
-			b.WriteString(o.tag.String())
+		for _, o := range set.Objects {
+			b.WriteString(o.Tag.String())
 			b.WriteByte(' ')
-			b.WriteString(strconv.FormatInt(o.size, 10))
+			b.WriteString(strconv.FormatInt(o.Size, 10))
 			b.WriteByte('\n')
 		}
 	}
@@ -176,11 +190,11 @@ func parseHeader(id string, text []byte) (*Snapshot, error) {
 	if s.Time, err = time.Parse(time.RFC3339, r.Get("TIME")); err != nil {
 		return nil, fmt.Errorf("TIME: %w", err)
 	}
-	s.Records.Name = recordsName(id, false)
+	s.Records.Name = ArchiveName(id, false)
 	switch sealed := r.Get("SEALED"); sealed {
 	case "no":
 	case "age":
-		s.Sealed, s.Records.Name = true, recordsName(id, true)
+		s.Sealed, s.Records.Name = true, ArchiveName(id, true)
 	default:
 		return nil, fmt.Errorf("SEALED: %q: this program knows no and age", sealed)
 	}
@@ -196,7 +210,7 @@ func parseHeader(id string, text []byte) (*Snapshot, error) {
 		if len(f) < 5 || len(s.Parcels) == maxParcels {
 			return nil, fmt.Errorf("PARCEL: %q", line)
 		}
-		p := ParcelEntry{User: f[0], Name: f[1], Version: int(number("PARCEL", f[2])), Objects: number("PARCEL", f[3]), Bytes: number("PARCEL", f[4])}
+		p := Parcel{User: f[0], Name: f[1], Version: int(number("PARCEL", f[2])), Objects: number("PARCEL", f[3]), Bytes: number("PARCEL", f[4])}
 		if len(f) == 6 {
 			p.Held = f[5]
 		}
@@ -222,10 +236,12 @@ func parseHeader(id string, text []byte) (*Snapshot, error) {
 	return s, err
 }
 
-func snapshotName(id string) string { return snapshotsDir + "/" + id }
+// Name is where the list of a snapshot is in a backup.
+func Name(id string) string { return Dir + "/" + id }
 
-func recordsName(id string, sealed bool) string {
-	name := snapshotName(id) + ".tar.gz"
+// ArchiveName is where its archive is.
+func ArchiveName(id string, sealed bool) string {
+	name := Name(id) + ".tar.gz"
 	if sealed {
 		name += ".age"
 	}
@@ -297,8 +313,8 @@ func (l *listReader) header(id string) (*Snapshot, error) {
 	}
 }
 
-// readSnapshot reads all of a snapshot's list.
-func readSnapshot(id string, r io.Reader) (*Snapshot, []set, error) {
+// Read reads all of a snapshot's list.
+func Read(id string, r io.Reader) (*Snapshot, []Set, error) {
 	l, err := newListReader(r)
 	if err != nil {
 		return nil, nil, err
@@ -307,7 +323,7 @@ func readSnapshot(id string, r io.Reader) (*Snapshot, []set, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var sets []set
+	var sets []Set
 	var count, bytes int64
 	for {
 		line, err := l.line()
@@ -326,7 +342,7 @@ func readSnapshot(id string, r io.Reader) (*Snapshot, []set, error) {
 			if err != nil {
 				return nil, nil, err
 			}
-			sets = append(sets, set{parcels: parcels})
+			sets = append(sets, Set{Parcels: parcels})
 			continue
 		}
 		text, size, _ := strings.Cut(string(line), " ")
@@ -336,7 +352,7 @@ func readSnapshot(id string, r io.Reader) (*Snapshot, []set, error) {
 			return nil, nil, fmt.Errorf("object %q", parcel.Clean(string(line[:min(len(line), 100)])))
 		}
 		last := &sets[len(sets)-1]
-		last.objects = append(last.objects, object{tag, n})
+		last.Objects = append(last.Objects, Object{tag, n})
 		count++
 		bytes += n
 	}
@@ -365,11 +381,11 @@ func parseSet(text string, n int) ([]int, error) {
 // IDs are the snapshots of a backup, oldest first.
 func IDs(ctx context.Context, t target.Target) ([]string, error) {
 	var ids []string
-	for e, err := range t.List(ctx, snapshotsDir) {
+	for e, err := range t.List(ctx, Dir) {
 		if err != nil {
 			return nil, err
 		}
-		if id := path.Base(e.Name); idPattern.MatchString(id) && e.Name == snapshotName(id) {
+		if id := path.Base(e.Name); IsID(id) && e.Name == Name(id) {
 			ids = append(ids, id)
 		}
 	}
@@ -377,8 +393,8 @@ func IDs(ctx context.Context, t target.Target) ([]string, error) {
 	return ids, nil
 }
 
-// damaged says that a snapshot cannot be read.
-func damaged(id string, err error) error {
+// Damaged says that a snapshot cannot be read.
+func Damaged(id string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return parcel.NewError(parcel.NoVersion, "snapshot %s: no such snapshot", id)
 	}
@@ -391,27 +407,27 @@ func damaged(id string, err error) error {
 
 // Header is what a snapshot says of itself.
 func Header(ctx context.Context, t target.Target, id string) (*Snapshot, error) {
-	if !idPattern.MatchString(id) {
+	if !IsID(id) {
 		return nil, parcel.NewError(parcel.Usage, "snapshot %q: want a name as 20261126T140311Z-0a1b2c3d", parcel.Clean(id))
 	}
-	r, err := t.Get(ctx, snapshotName(id))
+	r, err := t.Get(ctx, Name(id))
 	if err != nil {
-		return nil, damaged(id, err)
+		return nil, Damaged(id, err)
 	}
 	defer r.Close()
 	l, err := newListReader(r)
 	if err != nil {
-		return nil, damaged(id, err)
+		return nil, Damaged(id, err)
 	}
 	s, err := l.header(id)
 	if err != nil {
-		return nil, damaged(id, err)
+		return nil, Damaged(id, err)
 	}
 	return s, nil
 }
 
-// load reads a snapshot, "" or latest for the newest.
-func load(ctx context.Context, t target.Target, id string) (*Snapshot, []set, error) {
+// Load reads a snapshot, "" or latest for the newest.
+func Load(ctx context.Context, t target.Target, id string) (*Snapshot, []Set, error) {
 	if id == "" || id == "latest" {
 		ids, err := IDs(ctx, t)
 		if err != nil {
@@ -422,22 +438,52 @@ func load(ctx context.Context, t target.Target, id string) (*Snapshot, []set, er
 		}
 		id = ids[len(ids)-1]
 	}
-	if !idPattern.MatchString(id) {
+	if !IsID(id) {
 		return nil, nil, parcel.NewError(parcel.Usage, "snapshot %q: want a name as 20261126T140311Z-0a1b2c3d", parcel.Clean(id))
 	}
-	r, err := t.Get(ctx, snapshotName(id))
+	r, err := t.Get(ctx, Name(id))
 	if err != nil {
-		return nil, nil, damaged(id, err)
+		return nil, nil, Damaged(id, err)
 	}
 	defer r.Close()
-	s, sets, err := readSnapshot(id, r)
+	s, sets, err := Read(id, r)
 	if err != nil {
-		return nil, nil, damaged(id, err)
+		return nil, nil, Damaged(id, err)
 	}
 	return s, sets, nil
 }
 
 // sortObjects puts a set in order, so that the same content is the same list.
-func sortObjects(objects []object) {
-	slices.SortFunc(objects, func(a, b object) int { return cmp.Compare(a.tag, b.tag) })
+func sortObjects(objects []Object) {
+	slices.SortFunc(objects, func(a, b Object) int { return cmp.Compare(a.Tag, b.Tag) })
+}
+
+// SetsOf are the objects of the lists, those together that are in the same
+// lists. Most parcels share most objects with many others: a list for each
+// parcel would be as many times as long.
+func SetsOf(in *realm.Objects, lists [][]uint32) []Set {
+	of := make([]int32, len(in.Tags)) // the set of each object so far
+	sets := []Set{{}}                 // the first is that of no parcel
+	for n, list := range lists {
+		next := make(map[int32]int32)
+		for _, id := range list {
+			to, ok := next[of[id]]
+			if !ok {
+				to = int32(len(sets))
+				next[of[id]] = to
+				sets = append(sets, Set{Parcels: append(slices.Clip(sets[of[id]].Parcels), n)})
+			}
+			of[id] = to
+		}
+	}
+	for id, s := range of {
+		if s > 0 {
+			sets[s].Objects = append(sets[s].Objects, Object{in.Tags[id], in.Size[id]})
+		}
+	}
+	sets = slices.DeleteFunc(sets, func(s Set) bool { return len(s.Objects) == 0 })
+	for _, s := range sets {
+		sortObjects(s.Objects)
+	}
+	return sets
 }

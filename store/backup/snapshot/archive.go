@@ -1,4 +1,4 @@
-package backup
+package snapshot
 
 import (
 	"archive/tar"
@@ -33,8 +33,8 @@ func (s *summed) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// writeRecords writes the archive: tar, gzip, and if it is for recipients, age.
-func writeRecords(w io.Writer, files []realm.File, to []age.Recipient) (sum string, size int64, err error) {
+// WriteArchive writes the archive: tar, gzip, and if it is for recipients, age.
+func WriteArchive(w io.Writer, files []realm.File, to []age.Recipient) (sum string, size int64, err error) {
 	out := &summed{w: w, sum: sha256.New()}
 	var sealed io.WriteCloser
 	var next io.Writer = out
@@ -78,10 +78,10 @@ func writeRecords(w io.Writer, files []realm.File, to []age.Recipient) (sum stri
 	return hex.EncodeToString(out.sum.Sum(nil)), out.size, nil
 }
 
-// readRecords reads an archive. Of what may be in a tar only files and
+// ReadArchive reads an archive. Of what may be in a tar only files and
 // directories with a plain path below the root are taken, and links among the
 // hooks.
-func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]realm.File, error) {
+func ReadArchive(r io.Reader, sealed bool, identities []age.Identity) ([]realm.File, error) {
 	if sealed {
 		if len(identities) == 0 {
 			return nil, parcel.NewError(parcel.Denied, "backup: its lock sides are sealed").
@@ -138,39 +138,39 @@ func readRecords(r io.Reader, sealed bool, identities []age.Identity) ([]realm.F
 	}
 }
 
-// realmRecords are the files of an archive, taken apart.
-type realmRecords struct {
-	root    []realm.File                 // beside users
-	users   map[string]map[string][]byte // files of each
-	parcels map[[2]string][]realm.File   // by user and name; names are those of the lock side
-	nonce   map[[2]string]time.Time      // the last contact of each that is held
+// Records are the files of an archive, taken apart.
+type Records struct {
+	Root    []realm.File                 // beside users
+	Users   map[string]map[string][]byte // files of each
+	Parcels map[[2]string][]realm.File   // by user and name; names are those of the lock side
+	Nonce   map[[2]string]time.Time      // the last contact of each that is held
 }
 
-// sortRecords takes the files of an archive apart.
-func sortRecords(files []realm.File) (*realmRecords, error) {
-	r := &realmRecords{users: make(map[string]map[string][]byte), parcels: make(map[[2]string][]realm.File), nonce: make(map[[2]string]time.Time)}
+// Sort takes the files of an archive apart.
+func Sort(files []realm.File) (*Records, error) {
+	r := &Records{Users: make(map[string]map[string][]byte), Parcels: make(map[[2]string][]realm.File), Nonce: make(map[[2]string]time.Time)}
 	for _, f := range files {
 		parts := strings.Split(strings.TrimSuffix(f.Name, "/"), "/")
 		if parts[0] != "users" {
-			r.root = append(r.root, f)
+			r.Root = append(r.Root, f)
 			continue
 		}
 		user := parts[1]
-		if r.users[user] == nil {
-			r.users[user] = make(map[string][]byte)
+		if r.Users[user] == nil {
+			r.Users[user] = make(map[string][]byte)
 		}
 		switch len(parts) {
 		case 2:
 		case 3:
-			r.users[user][parts[2]] = f.Data
+			r.Users[user][parts[2]] = f.Data
 		default:
 			key := [2]string{user, parts[3]}
 			name := strings.Join(parts[4:], "/")
 			if name == "nonce" {
-				r.nonce[key] = f.Time
+				r.Nonce[key] = f.Time
 			}
 			f.Name = name
-			r.parcels[key] = append(r.parcels[key], f)
+			r.Parcels[key] = append(r.Parcels[key], f)
 		}
 	}
 	return r, r.checkLinks()
@@ -178,14 +178,14 @@ func sortRecords(files []realm.File) (*realmRecords, error) {
 
 // checkLinks refuses what is below a link: it would be written to where that
 // leads.
-func (r *realmRecords) checkLinks() error {
+func (r *Records) checkLinks() error {
 	links := make(map[string]bool)
-	for _, f := range r.root {
+	for _, f := range r.Root {
 		if f.IsLink() {
 			links[f.Name] = true
 		}
 	}
-	for _, f := range r.root {
+	for _, f := range r.Root {
 		for dir := path.Dir(f.Name); dir != "."; dir = path.Dir(dir) {
 			if links[dir] {
 				return fmt.Errorf("file %q: is below a link", f.Name)
