@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/repair"
 	"isr/store/seal"
 	"isr/store/storetest"
 	"isr/store/tree"
@@ -76,8 +78,8 @@ func crashed(c storetest.Crash) error {
 			_, _, err = p.Prune(ctx, store.Prunable(plan))
 		}
 	case "repair":
-		_, err = s.Repair(ctx, store.RepairOptions{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
-			func(store.Mending) {}, func(store.Problem) {})
+		_, err = repair.Run(ctx, s, repair.Options{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
+			func(repair.Mending) {}, func(check.Problem) {})
 	case "user":
 		err = s.AddUser("carol", nil)
 	case "lock user":
@@ -241,7 +243,7 @@ func TestCrash(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if ps := storetest.WantSound(t, s); slices.ContainsFunc(ps, func(p store.Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
+				if ps := storetest.WantSound(t, s); slices.ContainsFunc(ps, func(p check.Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
 					t.Errorf("not finished: %v", ps)
 				}
 			}

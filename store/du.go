@@ -104,19 +104,19 @@ func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), tota
 // diskTally adds up parcels, and counts what they share once.
 type diskTally struct {
 	sum  DiskSum
-	seen map[inode]*sharedInode // with more than one link
+	seen map[tree.Inode]*sharedInode // with more than one link
 }
 
 type sharedInode struct{ links, seen, going uint64 }
 
-func newDiskTally() *diskTally { return &diskTally{seen: make(map[inode]*sharedInode)} }
+func newDiskTally() *diskTally { return &diskTally{seen: make(map[tree.Inode]*sharedInode)} }
 
 // object counts one link of an object; going says that a prune removes it.
 func (t *diskTally) object(tag seal.Tag, st *unix.Stat_t, going bool) {
 	disk := st.Blocks * 512
 	shared := &sharedInode{links: 1}
 	if st.Nlink > 1 {
-		id := inode{uint64(st.Dev), st.Ino, tag}
+		id := tree.InodeOf(st.Dev, st.Ino, tag)
 		if t.seen[id] == nil {
 			t.seen[id] = &sharedInode{links: uint64(st.Nlink)}
 		}

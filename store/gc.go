@@ -51,7 +51,7 @@ func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) err
 			return err
 		}
 	}
-	g := &collector{dry: o.DryRun, cache: newBlockCache(), going: make(map[inode]uint64)}
+	g := &collector{dry: o.DryRun, cache: newBlockCache(), going: make(map[tree.Inode]uint64)}
 	var mu sync.Mutex
 	each := func(yield func(*Parcel, struct{}) bool) {
 		for _, u := range users {
@@ -147,8 +147,8 @@ type collector struct {
 	dry   bool
 	cache *blockCache
 
-	mu    sync.Mutex       // while an object is looked at and removed
-	going map[inode]uint64 // of a dry run: links that would be removed
+	mu    sync.Mutex            // while an object is looked at and removed
+	going map[tree.Inode]uint64 // of a dry run: links that would be removed
 }
 
 // sweepBatch bounds the objects that are removed under one hold of the flock.
@@ -301,7 +301,7 @@ func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := fi.Sys().(*syscall.Stat_t)
-	id := inode{uint64(st.Dev), st.Ino, tag}
+	id := tree.InodeOf(st.Dev, st.Ino, tag)
 	c.Objects++
 	n := g.going[id] + 1
 	if st.Nlink > 1 {

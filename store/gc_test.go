@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -401,8 +402,8 @@ func TestGCModel(t *testing.T) {
 		if held != "" {
 			release()
 		}
-		sum, err := s.Check(ctx, store.CheckOptions{User: "alice", Parcel: name, Content: true}, func(p store.Problem) {
-			if p.Severity == store.Bad {
+		sum, err := check.Run(ctx, s, check.Options{User: "alice", Parcel: name, Content: true}, func(p check.Problem) {
+			if p.Severity == check.Bad {
 				r.Errorf("%s", p)
 			}
 		})

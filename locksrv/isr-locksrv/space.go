@@ -273,13 +273,13 @@ func (w *worst) named(e *env, user, name string, err error) {
 	}
 }
 
-type gc struct {
+type gcCommand struct {
 	some
 	DryRun bool `short:"n" help:"Say what would be removed, and change nothing."`
 	JSON   bool `name:"json" help:"Print an object a line."`
 }
 
-func (c *gc) Run(ctx context.Context, e *env) error {
+func (c *gcCommand) Run(ctx context.Context, e *env) error {
 	s, _, err := e.open()
 	if err != nil {
 		return err
@@ -346,14 +346,14 @@ func removed(objects, freed int64) string {
 	return fmt.Sprintf("%s removed, %s freed", count(objects, "object"), store.SizeText(freed))
 }
 
-type du struct {
+type duCommand struct {
 	some
 	keepRules
 	Summary bool `short:"s" help:"Print users and the total only."`
 	JSON    bool `name:"json" help:"Print an object a line, sizes in bytes."`
 }
 
-func (c *du) Run(ctx context.Context, e *env) error {
+func (c *duCommand) Run(ctx context.Context, e *env) error {
 	rules, err := c.rules()
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/keep"
 	"isr/store/parcel"
 )
@@ -81,8 +82,8 @@ func (m model) matches(r *rapid.T, t *testing.T, s *store.Store, locks bool) {
 	if count != len(m) {
 		r.Fatalf("%d parcels, want %d", count, len(m))
 	}
-	if _, err := s.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) {
-		if p.Severity == store.Bad {
+	if _, err := check.Run(ctx, s, check.Options{Content: true}, func(p check.Problem) {
+		if p.Severity == check.Bad {
 			r.Fatal(p)
 		}
 	}); err != nil {
