@@ -202,7 +202,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		at := levelKey{keyOf(ref.Tag), int8(level)}
+		at := levelKey{ref.Tag.MapKey(), int8(level)}
 		if walked[at] {
 			return true, nil
 		}

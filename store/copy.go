@@ -110,7 +110,7 @@ func copied(src *Parcel, o CopyOptions) fill {
 		walked := make(map[levelKey]bool)
 		for _, im := range root.Images {
 			err := keyring.Walk(ctx, cfg.Sealer(), made.before(src), im, func(level int, n int64, ref seal.Ref) error {
-				if at := (levelKey{keyOf(ref.Tag), int8(level)}); level > 0 {
+				if at := (levelKey{ref.Tag.MapKey(), int8(level)}); level > 0 {
 					if walked[at] {
 						return keyring.SkipBelow
 					}

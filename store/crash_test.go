@@ -11,8 +11,10 @@ import (
 
 	"isr/store"
 	"isr/store/check"
+	"isr/store/gc"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/prune"
 	"isr/store/repair"
 	"isr/store/seal"
 	"isr/store/storetest"
@@ -71,11 +73,11 @@ func crashed(c storetest.Crash) error {
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
 	case "gc":
-		err = s.GC(ctx, store.GCOptions{}, func(c store.Collected) { err = errors.Join(err, c.Error) })
+		err = gc.Run(ctx, s, gc.Options{}, func(c gc.Collected) { err = errors.Join(err, c.Error) })
 	case "prune":
-		var plan []store.Plan
-		if plan, err = p.Plan(keep.Rules{Last: 2}); err == nil {
-			_, _, err = p.Prune(ctx, store.Prunable(plan))
+		var plan []prune.Plan
+		if plan, err = prune.Choose(p, keep.Rules{Last: 2}); err == nil {
+			_, _, err = prune.Run(ctx, p, prune.Prunable(plan))
 		}
 	case "repair":
 		_, err = repair.Run(ctx, s, repair.Options{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
@@ -371,7 +373,7 @@ func TestCrash(t *testing.T) {
 		if err := c.Run(); err != nil {
 			t.Error(err)
 		}
-		collect(t, s, store.GCOptions{})
+		storetest.Collect(t, s, gc.Options{})
 		if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
 			t.Error("hdk has what no version needs")
 		}

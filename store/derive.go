@@ -2,9 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -187,4 +190,54 @@ func (p *Parcel) Derive(ctx context.Context, made func(version int)) error {
 		p.repair(cfg, head)
 		return nil
 	})
+}
+
+// Tidy removes what killed processes left in a parcel, and makes what is
+// derived. The caller has the flock.
+func (p *Parcel) Tidy(ctx context.Context, content *os.Root) error {
+	if p.Unfinished() {
+		return p.ErrAbsent()
+	}
+	head, cfg, err := p.Published(0)
+	if err != nil {
+		return err
+	}
+	p.repair(cfg, head)
+	if lock, err := p.held(); lock == nil && err == nil {
+		// A directory may be one of a repair at work, which needs no lock.
+		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !tree.IsTemp(e.Name()) })
+	}
+	recorded, err := p.Recorded()
+	if err != nil {
+		return err
+	}
+	entries, err := tree.ReadDir(content, ".")
+	if err != nil {
+		return p.Wrap(err)
+	}
+	for _, e := range entries {
+		// Of a commit that was killed before it wrote its record.
+		if v, ok := parcel.ParseVersionDir(e.Name()); ok && v > cfg.Version && !slices.Contains(recorded, v) {
+			tree.Step("directory")
+			if err := content.RemoveAll(e.Name()); err != nil {
+				return p.Wrap(err)
+			}
+		}
+	}
+	for _, v := range recorded {
+		if v >= cfg.Version {
+			continue
+		}
+		if _, err := content.Lstat(parcel.VersionDir(v)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		// Of a prune that was killed: the version is there, whole.
+		if rec, err := p.Record(v); err == nil {
+			if root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot); err == nil {
+				tree.Step("directory")
+				p.writeVersionDir(rec, root)
+			}
+		}
+	}
+	return nil
 }
