@@ -24,6 +24,7 @@ import (
 
 	"isr/store"
 	"isr/store/check"
+	"isr/store/export"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -348,7 +349,7 @@ func WantDisk(t testing.TB, p *store.Parcel, v int, image string) {
 	}
 	defer out.Close()
 	out.WriteString("what was there before")
-	if err := p.Export(bg, out, v, nil); err != nil {
+	if err := export.Disk(bg, p, out, v, nil); err != nil {
 		t.Fatal(err)
 	}
 	in, err := os.Open(image)
