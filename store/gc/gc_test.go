@@ -30,16 +30,6 @@ import (
 
 var ctx = context.Background()
 
-func TestMain(m *testing.M) {
-	storetest.Main(m, func(c storetest.Crash) error {
-		s, err := store.Open(c.Root)
-		if err == nil {
-			err = gc.Run(ctx, s, gc.Options{}, func(c gc.Collected) { err = errors.Join(err, c.Error) })
-		}
-		return err
-	})
-}
-
 func TestGC(t *testing.T) {
 	s := storetest.New(t)
 	p := storetest.NewParcel(t, s)

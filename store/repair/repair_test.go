@@ -26,7 +26,7 @@ import (
 
 var ctx = context.Background()
 
-// tree is all there is below dir: content of files, targets of links. Flocks
+// treeOf is all there is below dir: content of files, targets of links. Flocks
 // and what staging areas are for do not count.
 func treeOf(t testing.TB, dir string) map[string]string {
 	t.Helper()

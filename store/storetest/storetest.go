@@ -93,6 +93,16 @@ func NewParcel(t testing.TB, s *store.Store) *store.Parcel {
 	return p
 }
 
+// Parcel is what NewParcel made, opened again.
+func Parcel(t testing.TB, s *store.Store) *store.Parcel {
+	t.Helper()
+	p, err := s.Parcel("alice", "winxp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // Reopen is p by another Store, as another process sees it.
 func Reopen(t testing.TB, p *store.Parcel) *store.Parcel {
 	t.Helper()
