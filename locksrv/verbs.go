@@ -17,6 +17,7 @@ import (
 	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -554,14 +555,14 @@ func checkParcel(name string, version int, content, asJSON bool) runner {
 		if _, err := c.Store.Parcel(c.User, name); err != nil {
 			return err
 		}
-		o := store.CheckOptions{User: c.User, Parcel: name, Version: version, Content: content}
+		o := check.Options{User: c.User, Parcel: name, Version: version, Content: content}
 		var werr error
 		unseen := 0
-		sum, err := c.Store.Check(ctx, o, func(p store.Problem) {
+		sum, err := check.Run(ctx, c.Store, o, func(p check.Problem) {
 			p = inside(c.Store, p)
 			switch {
 			case p.Parcel != name && c.Rights.Parcels != nil:
-				if p.Severity == store.Bad { // the user's, or another parcel's
+				if p.Severity == check.Bad { // the user's, or another parcel's
 					unseen++
 				}
 			case werr != nil:
@@ -592,7 +593,7 @@ func errorCount(n int) string {
 
 // inside is a problem as it is said to a user: where the realm is on the server
 // is not hers to know, so paths are those in her directory.
-func inside(s *store.Store, p store.Problem) store.Problem {
+func inside(s *store.Store, p check.Problem) check.Problem {
 	own, _, err := s.UserDirs(p.User)
 	if err != nil {
 		return p
@@ -607,7 +608,7 @@ func inside(s *store.Store, p store.Problem) store.Problem {
 
 // FindingOf is a problem as it is said to a client: what is wrong with an
 // object of an image, without the words for the place.
-func FindingOf(p store.Problem) proto.Finding {
+func FindingOf(p check.Problem) proto.Finding {
 	f := proto.Finding{Severity: string(p.Severity), Version: p.Version, Image: p.Image, Chunks: p.Chunks,
 		What: p.Msg, Do: p.Hint}
 	if p.Tag != "" {
@@ -620,7 +621,7 @@ func FindingOf(p store.Problem) proto.Finding {
 }
 
 // ProblemLine prints a finding on one line.
-func ProblemLine(p store.Problem) string {
+func ProblemLine(p check.Problem) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: ", p.Severity)
 	switch {

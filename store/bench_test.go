@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 	"isr/store/storetest"
@@ -85,7 +86,7 @@ func BenchmarkCheck(b *testing.B) {
 		b.Run(fmt.Sprint("content=", content), func(b *testing.B) {
 			b.SetBytes(size)
 			for b.Loop() {
-				if _, err := s.Check(ctx, store.CheckOptions{Content: content}, func(store.Problem) {}); err != nil {
+				if _, err := check.Run(ctx, s, check.Options{Content: content}, func(check.Problem) {}); err != nil {
 					b.Fatal(err)
 				}
 			}

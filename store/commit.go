@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 
 	"isr/store/atomicfile"
 	"isr/store/keyring"
@@ -201,7 +200,7 @@ func (p *Parcel) verify(ctx context.Context, cfg *parcel.Config, parent, root *k
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		at := levelKey{keyOf(ref.Tag), int8(level)}
+		at := levelKey{ref.Tag.MapKey(), int8(level)}
 		if walked[at] {
 			return true, nil
 		}
@@ -381,114 +380,6 @@ func (p *Parcel) publish(cfg *parcel.Config, rec *VersionRecord, root *keyring.R
 	tree.Step("derived")
 	p.repair(&c, rec)
 	return nil
-}
-
-// writeVersionDir makes the directory of a version, instead of one that a
-// killed commit left. Nothing in it is secret, and all of it is derived.
-func (p *Parcel) writeVersionDir(rec *VersionRecord, root *keyring.Root) error {
-	temp, err := os.MkdirTemp(p.content, atomicfile.TempPrefix+"*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(temp)
-	if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag)), filepath.Join(temp, "keyring.enc")); err != nil {
-		return err
-	}
-	if !root.Cfg.IsNil() {
-		if err := os.Symlink(filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag)), filepath.Join(temp, "cfg.tgz.enc")); err != nil {
-			return err
-		}
-	}
-	b, err := info(rec, root)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(temp, "info"), b, tree.FileMode); err != nil {
-		return err
-	}
-	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	return os.Rename(temp, dir)
-}
-
-// info is the content of a version's file of that name.
-func info(rec *VersionRecord, root *keyring.Root) ([]byte, error) {
-	r := append(parcel.Record{{Key: "VERSION", Value: strconv.Itoa(rec.Version)}}, rec.Public()...)
-	r = append(r, parcel.Field{Key: "KEYRING", Value: rec.Keyroot.Tag.String()})
-	if !root.Cfg.IsNil() {
-		r = append(r, parcel.Field{Key: "CFG", Value: root.Cfg.Tag.String()})
-	}
-	for _, im := range root.Images {
-		r = append(r, parcel.Field{Key: "IMAGE", Value: fmt.Sprintf("%s %d %d", im.Name, im.Size, im.ChunkSize)})
-	}
-	return r.Encode()
-}
-
-// repair makes what is derived from the head and the lock agree with them,
-// and removes what killed writers left. The caller has the flock. What cannot
-// be repaired now (a full disk, say) is left to the next call, and to Check.
-func (p *Parcel) repair(cfg *parcel.Config, head *VersionRecord) {
-	for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, filepath.Join(p.content, "keys")} {
-		tree.RemoveTemps(dir)
-	}
-	dir := parcel.VersionDir(head.Version)
-	if !tree.IsLink(filepath.Join(p.content, dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(head.Keyroot.Tag))) {
-		if root, err := p.OpenRoot(context.Background(), p, cfg, head.Keyroot); err == nil {
-			p.writeVersionDir(head, root)
-		}
-	}
-	for _, dir := range []string{p.StagingDir(), filepath.Join(p.content, "keys")} {
-		os.Mkdir(dir, tree.DirMode)
-	}
-	for _, l := range p.links(head) {
-		switch path := filepath.Join(p.content, l.name); {
-		case tree.IsLink(path, l.target):
-		case l.target == "":
-			os.Remove(path)
-		default:
-			tree.Step("link")
-			atomicfile.Symlink(l.target, path)
-		}
-	}
-	rewrite(filepath.Join(p.lock, "keys", "keyroot"), parcel.Record{{Key: "VERSION", Value: strconv.Itoa(head.Version)},
-		{Key: "KEYROOT", Value: head.Keyroot.String()}}.Encode)
-	if l, err := p.held(); err == nil {
-		if l == nil {
-			os.Remove(filepath.Join(p.lock, tree.HolderFile))
-		} else {
-			public := l.Public()
-			rewrite(filepath.Join(p.lock, tree.HolderFile), public.Encode)
-		}
-	}
-	os.Remove(filepath.Join(p.lock, tree.UnfinishedFile))
-}
-
-// link is a symbolic link of the content side; no target means no link.
-type link struct{ name, target string }
-
-// links are those that follow the head: for SFTP clients of the pilot.
-func (p *Parcel) links(head *VersionRecord) []link {
-	cfg := link{"cfg.tgz.enc", "last/cfg.tgz.enc"}
-	dir := parcel.VersionDir(head.Version)
-	if _, err := os.Lstat(filepath.Join(p.content, dir, "cfg.tgz.enc")); err != nil {
-		cfg.target = ""
-	}
-	return []link{{"last", dir}, {"keys/keyring.enc", "../last/keyring.enc"}, cfg}
-}
-
-// rewrite writes a derived file if it is not as it should be.
-func rewrite(path string, encode func() ([]byte, error)) {
-	want, err := encode()
-	if err != nil {
-		return
-	}
-	if got, err := tree.ReadOwn(path); err == nil && string(got) == string(want) {
-		return
-	}
-	tree.Step("rewrite")
-	atomicfile.Write(path, want, tree.FileMode)
 }
 
 // clearStaging removes all that waits in the staging area. Who is still

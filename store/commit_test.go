@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -282,7 +283,7 @@ func TestRollback(t *testing.T) {
 			t.Errorf("to %d: got %v", v, err)
 		}
 	}
-	before, _ := storetest.Check(t, s, store.CheckOptions{})
+	before, _ := storetest.Check(t, s, check.Options{})
 	for range 2 { // the second finds it done
 		if v, err := p.Rollback(ctx, l.Nonce, 2); v != 4 || err != nil {
 			t.Fatalf("got %d, %v, want 4", v, err)
@@ -334,11 +335,11 @@ func TestCommitOnDamagedParent(t *testing.T) {
 		t.Fatalf("got %d, %v, want 3", v, err)
 	}
 	storetest.WantChunk(t, p, 3, 1, "A")
-	_, sum := storetest.Check(t, s, store.CheckOptions{Version: 3, User: "alice", Parcel: "winxp"})
+	_, sum := storetest.Check(t, s, check.Options{Version: 3, User: "alice", Parcel: "winxp"})
 	if sum.Errors != 0 {
 		t.Errorf("version 3 is not sound")
 	}
-	if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors == 0 {
+	if _, sum := storetest.Check(t, s, check.Options{}); sum.Errors == 0 {
 		t.Errorf("version 2 is sound?")
 	}
 }

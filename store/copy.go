@@ -76,7 +76,7 @@ func copied(src *Parcel, o CopyOptions) fill {
 			b.comment = copied.Comment
 		}
 		keyroot := head.Keyroot
-		made := memory{}
+		made := keyring.Scratch{}
 		resized, err := src.resized(ctx, made, &copied, root, o)
 		if err != nil {
 			return nil, seal.Ref{}, err
@@ -109,8 +109,8 @@ func copied(src *Parcel, o CopyOptions) fill {
 		// A block may be referred to any number of times.
 		walked := make(map[levelKey]bool)
 		for _, im := range root.Images {
-			err := keyring.Walk(ctx, cfg.Sealer(), made.before(src), im, func(level int, n int64, ref seal.Ref) error {
-				if at := (levelKey{keyOf(ref.Tag), int8(level)}); level > 0 {
+			err := keyring.Walk(ctx, cfg.Sealer(), made.Before(src), im, func(level int, n int64, ref seal.Ref) error {
+				if at := (levelKey{ref.Tag.MapKey(), int8(level)}); level > 0 {
 					if walked[at] {
 						return keyring.SkipBelow
 					}

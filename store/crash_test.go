@@ -10,9 +10,10 @@ import (
 	"time"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/keep"
 	"isr/store/parcel"
-	"isr/store/seal"
+	"isr/store/prune"
 	"isr/store/storetest"
 	"isr/store/tree"
 )
@@ -68,16 +69,11 @@ func crashed(c storetest.Crash) error {
 		_, err = p.RollbackFree(ctx, "server", 1, "why")
 	case "delete":
 		err = s.DelParcel("alice", "winxp", true)
-	case "gc":
-		err = s.GC(ctx, store.GCOptions{}, func(c store.Collected) { err = errors.Join(err, c.Error) })
 	case "prune":
-		var plan []store.Plan
-		if plan, err = p.Plan(keep.Rules{Last: 2}); err == nil {
-			_, _, err = p.Prune(ctx, store.Prunable(plan))
+		var plan []prune.Plan
+		if plan, err = prune.Choose(p, keep.Rules{Last: 2}); err == nil {
+			_, _, err = prune.Run(ctx, p, prune.Prunable(plan))
 		}
-	case "repair":
-		_, err = s.Repair(ctx, store.RepairOptions{From: []string{c.Image}, Discard: func(string, string, int) bool { return true }},
-			func(store.Mending) {}, func(store.Problem) {})
 	case "user":
 		err = s.AddUser("carol", nil)
 	case "lock user":
@@ -100,15 +96,8 @@ func TestCrash(t *testing.T) {
 		p := storetest.NewParcel(t, s)
 		return storetest.Crash{Request: storetest.Holding(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})}
 	}
-	parcelOf := func(t *testing.T, s *store.Store) *store.Parcel {
-		p, err := s.Parcel("alice", "winxp")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
 	storetest.EveryStep(t, "commit", 12, staged, func(t *testing.T, s *store.Store, c storetest.Crash) {
-		p := parcelOf(t, s)
+		p := storetest.Parcel(t, s)
 		switch v := storetest.Head(t, p); v {
 		case 1:
 			storetest.WantChunk(t, p, 0, 1, "")
@@ -134,7 +123,7 @@ func TestCrash(t *testing.T) {
 		storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one")})
 		return storetest.Crash{Request: storetest.Holding(t, p, nil)}
 	}, func(t *testing.T, s *store.Store, c storetest.Crash) {
-		p := parcelOf(t, s)
+		p := storetest.Parcel(t, s)
 		if v := storetest.Head(t, p); v != 2 && v != 3 {
 			t.Errorf("head: got %d", v)
 		}
@@ -149,7 +138,7 @@ func TestCrash(t *testing.T) {
 		return storetest.Crash{}
 	},
 		func(t *testing.T, s *store.Store, c storetest.Crash) {
-			p := parcelOf(t, s)
+			p := storetest.Parcel(t, s)
 			before, err := p.Holder()
 			if err != nil {
 				t.Error(err)
@@ -166,7 +155,7 @@ func TestCrash(t *testing.T) {
 		})
 	for _, op := range []string{"release", "break"} {
 		storetest.EveryStep(t, op, 3, staged, func(t *testing.T, s *store.Store, c storetest.Crash) {
-			p := parcelOf(t, s)
+			p := storetest.Parcel(t, s)
 			if _, err := p.Release(c.Request.Nonce, op == "break"); err != nil {
 				t.Error(err)
 			}
@@ -241,7 +230,7 @@ func TestCrash(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if ps := storetest.WantSound(t, s); slices.ContainsFunc(ps, func(p store.Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
+				if ps := storetest.WantSound(t, s); slices.ContainsFunc(ps, func(p check.Problem) bool { return strings.Contains(p.Msg, "renamed") }) {
 					t.Errorf("not finished: %v", ps)
 				}
 			}
@@ -280,7 +269,7 @@ func TestCrash(t *testing.T) {
 	}
 	for _, op := range []string{"tag", "untag", "pin", "comment", "rollback free"} {
 		storetest.EveryStep(t, op, 1, versions, func(t *testing.T, s *store.Store, c storetest.Crash) {
-			p := parcelOf(t, s)
+			p := storetest.Parcel(t, s)
 			_, err := p.Resolve("gold")
 			if op != "untag" && err != nil {
 				t.Errorf("the tag is on no version: %v", err)
@@ -353,80 +342,6 @@ func TestCrash(t *testing.T) {
 			}
 			storetest.NewParcel(t, s)
 		})
-	// Four versions, of which a prune leaves two.
-	full := func(t *testing.T, s *store.Store) storetest.Crash {
-		p := storetest.NewParcel(t, s)
-		for _, v := range []string{"two", "three", "four"} {
-			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf(v), 300: storetest.ChunkOf("shared")})
-		}
-		if _, err := s.Copy(ctx, "alice", "winxp", "bob", "copy"); err != nil {
-			t.Fatal(err)
-		}
-		return storetest.Crash{}
-	}
-	left := func(t *testing.T, s *store.Store, c storetest.Crash) {
-		p := parcelOf(t, s)
-		if err := c.Run(); err != nil {
-			t.Error(err)
-		}
-		collect(t, s, store.GCOptions{})
-		if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
-			t.Error("hdk has what no version needs")
-		}
-		storetest.WantChunk(t, p, 4, 1, "four")
-		storetest.WantChunk(t, p, 4, 300, "shared")
-		storetest.WantChunk(t, p, 3, 1, "three")
-	}
-	storetest.EveryStep(t, "prune", 8, full, func(t *testing.T, s *store.Store, c storetest.Crash) {
-		left(t, s, c)
-		vs, err := parcelOf(t, s).Versions(0)
-		if len(vs) != 2 || err != nil {
-			t.Errorf("versions: %v, %v", vs, err)
-		}
-	})
-	storetest.EveryStep(t, "gc", 7, func(t *testing.T, s *store.Store) storetest.Crash {
-		c := full(t, s)
-		p := parcelOf(t, s)
-		for _, v := range []int{1, 2} {
-			os.RemoveAll(p.VersionDir(v))
-			os.Remove(p.VersionFile(v))
-		}
-		os.RemoveAll(p.VersionDir(3))    // as of a prune that was killed
-		os.Mkdir(p.VersionDir(5), 0o700) // as of a commit that was killed
-		os.WriteFile(filepath.Join(p.StagingDir(), "left"), nil, 0o600)
-		return c
-	}, left)
-	storetest.EveryStepOf(t, "repair", 12, false, func(t *testing.T, s *store.Store) storetest.Crash {
-		p := storetest.NewParcel(t, s)
-		storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("one"), 300: storetest.ChunkOf("three hundred")})
-		c := storetest.Crash{Image: storetest.Replica(t, s)}
-		for level, tags := range storetest.TagsOf(t, p, 2) {
-			if level < 2 {
-				os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tags[0])))
-			} else {
-				storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(tags[0])))
-			}
-		}
-		useless := filepath.Join(p.HdkDir(), tree.ObjectName(seal.Tag(storetest.Random(32, 9))))
-		os.MkdirAll(filepath.Dir(useless), 0o700)
-		os.WriteFile(useless, []byte("x"), 0o400)
-		os.Remove(p.VersionFile(1))
-		os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
-		os.RemoveAll(filepath.Join(p.ContentDir(), "000001"))
-		os.RemoveAll(p.StagingDir())
-		return c
-	}, func(t *testing.T, s *store.Store, c storetest.Crash) {
-		if err := c.Run(); err != nil {
-			t.Error(err)
-		}
-		p := parcelOf(t, s)
-		storetest.WantChunk(t, p, 0, 300, "three hundred")
-		if l, err := p.Acquire("alice", "h", "id"); err != nil { // for what a kill left in staging
-			t.Error(err)
-		} else if _, err := p.Release(l.Nonce, false); err != nil {
-			t.Error(err)
-		}
-	})
 	storetest.EveryStep(t, "user", 2, func(t *testing.T, s *store.Store) storetest.Crash { return storetest.Crash{} },
 		func(t *testing.T, s *store.Store, c storetest.Crash) {
 			if err := c.Run(); err != nil && !errors.Is(err, parcel.ErrExists) {

@@ -486,3 +486,35 @@ func (b *building) putRoot(ctx context.Context, c *parcel.Config, root *keyring.
 	}
 	return keyroot, b.Put(ctx, keyroot.Tag, sealed)
 }
+
+// ClearLeftovers removes half-made and half-removed parcels, and what killed
+// processes left beside those users and their parcels.
+func (s *Store) ClearLeftovers(users []string) error {
+	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	tree.RemoveTemps(filepath.Join(s.root, tree.UsersDir))
+	for _, name := range users {
+		u := s.UserAt(name)
+		tree.RemoveTemps(u.LockRoot)
+		names, err := tree.Subdirs(u.LockRoot)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if p := u.At(n); p.Unfinished() {
+				// An import that was killed may be gone on with.
+				unlock, err := p.clearUnfinished(true)
+				if err != nil && !errors.Is(err, parcel.ErrBusy) {
+					return err
+				}
+				if unlock != nil {
+					unlock()
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"isr/store"
+	"isr/store/export"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -264,7 +265,7 @@ func TestImportSparse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	if err := p.Export(ctx, out, 1, nil); err != nil {
+	if err := export.Disk(ctx, p, out, 1, nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("export: %v", time.Since(start))
@@ -327,7 +328,7 @@ func TestCopy(t *testing.T) {
 	if err := s.DelParcel("alice", "gold", false); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Export(ctx, mustCreate(t), 0, nil); err != nil {
+	if err := export.Disk(ctx, r, mustCreate(t), 0, nil); err != nil {
 		t.Error(err)
 	}
 	storetest.WantDisk(t, q, 1, image)

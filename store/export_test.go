@@ -10,7 +10,6 @@ import (
 // What the tests of this package, which are not in it, reach into.
 var (
 	NoteEvery       = &noteEvery
-	SweepBatch      = &sweepBatch
 	WrongPause      = &wrongPause
 	NobodysHash     = &nobodysHash
 	NewNobodysHash  = newNobodysHash

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"testing"
 
-	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/storetest"
 )
@@ -73,7 +73,7 @@ func TestFork(t *testing.T) {
 		t.Fatal(err)
 	}
 	storetest.WantChunk(t, q, 0, 1, "one")
-	sum, err := s.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) { t.Log(p) })
+	sum, err := check.Run(ctx, s, check.Options{Content: true}, func(p check.Problem) { t.Log(p) })
 	if err != nil || sum.Errors > 0 {
 		t.Errorf("check: %+v, %v", sum, err)
 	}

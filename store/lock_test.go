@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/storetest"
 	"isr/store/tree"
@@ -129,7 +129,7 @@ func TestLockGarbled(t *testing.T) {
 				t.Errorf("nonce %q: got %v, want damaged", content, err)
 			}
 		}
-		if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors != 1 {
+		if _, sum := storetest.Check(t, s, check.Options{}); sum.Errors != 1 {
 			t.Errorf("nonce %q: check: got %d errors, want 1", content, sum.Errors)
 		}
 		if r, err := p.Release("", true); err != nil || r.User != "unknown" {

@@ -227,7 +227,7 @@ func (p *Parcel) change(v int, f func(*VersionRecord)) error {
 	if err := atomicfile.Write(p.VersionFile(v), b, tree.FileMode); err != nil {
 		return p.Wrap(err)
 	}
-	// Check says so if this fails; another change of the version repairs it.
+	// A check says so if this fails; another change of the version repairs it.
 	dir := filepath.Join(p.content, parcel.VersionDir(v))
 	if root, err := p.OpenRoot(context.Background(), p, cfg, rec.Keyroot); err == nil && tree.IsDir(dir) {
 		tree.RemoveTemps(dir)

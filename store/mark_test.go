@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/storetest"
 )
@@ -281,8 +282,8 @@ func TestMarksModel(t *testing.T) {
 				}
 			},
 		})
-		var ps []store.Problem
-		if _, err := s.Check(ctx, store.CheckOptions{User: p.User(), Parcel: p.Name(), Content: true}, func(p store.Problem) { ps = append(ps, p) }); err != nil || len(ps) > 0 {
+		var ps []check.Problem
+		if _, err := check.Run(ctx, s, check.Options{User: p.User(), Parcel: p.Name(), Content: true}, func(p check.Problem) { ps = append(ps, p) }); err != nil || len(ps) > 0 {
 			r.Fatalf("check: %v: %v", err, ps)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/storetest"
 )
@@ -153,8 +154,8 @@ func TestModel(t *testing.T) {
 				storetest.WantChunk(t, p, i+1, n, content)
 			}
 		}
-		var ps []store.Problem
-		sum, err := s.Check(ctx, store.CheckOptions{User: "alice", Parcel: name, Content: true}, func(p store.Problem) { ps = append(ps, p) })
+		var ps []check.Problem
+		sum, err := check.Run(ctx, s, check.Options{User: "alice", Parcel: name, Content: true}, func(p check.Problem) { ps = append(ps, p) })
 		if err != nil || sum.Errors > 0 {
 			r.Fatalf("check: %v: %v", err, ps)
 		}

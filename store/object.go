@@ -196,3 +196,9 @@ func (w *Staged) Abort() {
 	os.Remove(w.f.Name())
 	w.f = nil
 }
+
+// levelKey is a block at a level; it opens at one level only.
+type levelKey struct {
+	tag   seal.TagKey
+	level int8
+}

@@ -392,3 +392,28 @@ func (p *Parcel) Recorded() ([]int, error) {
 	slices.Sort(numbers)
 	return numbers, nil
 }
+
+// SelectUsers is the user of that name, who must be there, or with no name all
+// users.
+func (s *Store) SelectUsers(name string) ([]string, error) {
+	if name == "" {
+		return s.Users()
+	}
+	_, err := s.User(name)
+	return []string{name}, err
+}
+
+// Select is the user's parcel of that name, which must be there, or with no
+// name all her parcels.
+func (s *Store) Select(userName, name string) ([]*Parcel, error) {
+	if name != "" {
+		p, err := s.Parcel(userName, name)
+		return []*Parcel{p}, err
+	}
+	names, err := s.Parcels(userName)
+	var all []*Parcel
+	for _, n := range names {
+		all = append(all, s.UserAt(userName).At(n))
+	}
+	return all, err
+}

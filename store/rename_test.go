@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/storetest"
 	"isr/store/tree"
@@ -224,10 +225,10 @@ func TestRenamePlanted(t *testing.T) {
 		if _, err := os.Lstat(p.ContentDir()); err != nil {
 			t.Fatalf("mark %q took alice's content", mark)
 		}
-		if _, sum := storetest.Check(t, s, store.CheckOptions{User: "alice"}); sum.Errors > 0 {
+		if _, sum := storetest.Check(t, s, check.Options{User: "alice"}); sum.Errors > 0 {
 			t.Errorf("mark %q: alice's is not sound", mark)
 		}
-		if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors == 0 {
+		if _, sum := storetest.Check(t, s, check.Options{}); sum.Errors == 0 {
 			t.Errorf("mark %q: check finds all well", mark)
 		}
 		os.RemoveAll(dir)

@@ -8,33 +8,9 @@ import (
 	"isr/store/seal"
 )
 
-// memory keeps the few objects that are made before it is known which are
-// needed. It is a keyring.Putter.
-type memory map[seal.Tag][]byte
-
-func (m memory) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
-	m[tag] = sealed
-	return nil
-}
-
-// before gets from m what m has, the rest from g.
-func (m memory) before(g keyring.Getter) keyring.Getter { return overlay{m, g} }
-
-type overlay struct {
-	memory
-	below keyring.Getter
-}
-
-func (o overlay) Get(ctx context.Context, tag seal.Tag) ([]byte, error) {
-	if b, ok := o.memory[tag]; ok {
-		return b, nil
-	}
-	return o.below.Get(ctx, tag)
-}
-
 // resized is root, of a version of p, with the sizes that o asks for, its new
 // blocks put into made, and its new sizes in cfg; nil if it has them already.
-func (p *Parcel) resized(ctx context.Context, made memory, cfg *parcel.Config, root *keyring.Root, o CopyOptions) (*keyring.Root, error) {
+func (p *Parcel) resized(ctx context.Context, made keyring.Scratch, cfg *parcel.Config, root *keyring.Root, o CopyOptions) (*keyring.Root, error) {
 	disk, ok := root.Image(keyring.Disk)
 	if !ok {
 		return nil, p.Errorf(parcel.Damaged, "root block names no disk")
@@ -71,8 +47,8 @@ func (p *Parcel) resized(ctx context.Context, made memory, cfg *parcel.Config, r
 
 // resizedImage is im with another size. What the last chunk has beyond the new
 // end is cleared, so that it is not found there if the image grows again.
-func (p *Parcel) resizedImage(ctx context.Context, made memory, s seal.Sealer, im keyring.Image, size int64) (keyring.Image, error) {
-	get := made.before(p)
+func (p *Parcel) resizedImage(ctx context.Context, made keyring.Scratch, s seal.Sealer, im keyring.Image, size int64) (keyring.Image, error) {
+	get := made.Before(p)
 	old := im.Size
 	im, err := keyring.Resize(ctx, s, get, made, im, size)
 	chunk := int64(im.ChunkSize)

@@ -7,6 +7,11 @@
 // undone or finished by the next call. Every change to a parcel happens under
 // that parcel's flock, with the nonce checked under the same flock.
 //
+// It is the core, that the verbs of a lock server need. What an administrator
+// asks of a whole tree is in packages beside it: check, repair, gc, prune, du,
+// diff, export, backup. They use what anybody may ask of a Store and a Parcel,
+// and take the same flocks.
+//
 // It authenticates nobody and speaks to no network: that is locksrv's part.
 // It needs Linux 5.8 or later, where syncfs(2) reports failed writes.
 package store

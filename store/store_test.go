@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/storetest"
 	"isr/store/tree"
@@ -112,7 +113,7 @@ func TestUsers(t *testing.T) {
 	if u, err := ownerOf(s, key1); u != "" || !errors.Is(err, parcel.ErrDenied) || !strings.Contains(err.Error(), "bob and carol") {
 		t.Errorf("shared key: got %q, %v", u, err)
 	}
-	if _, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Errors != 1 {
+	if _, sum := storetest.Check(t, s, check.Options{}); sum.Errors != 1 {
 		t.Errorf("check with a shared key: got %d errors, want 1", sum.Errors)
 	}
 	// A line with an option that is not kept lets nobody in.

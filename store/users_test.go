@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 	"isr/store/storetest"
@@ -102,7 +103,7 @@ func TestHostileUserFiles(t *testing.T) {
 		if u, err := ownerOf(s, key); u != "carol" || err != nil {
 			t.Errorf("carol's key: got %q, %v", u, err)
 		}
-		if _, sum := storetest.Check(t, s, store.CheckOptions{User: "alice"}); sum.Errors == 0 {
+		if _, sum := storetest.Check(t, s, check.Options{User: "alice"}); sum.Errors == 0 {
 			t.Error("check does not see it")
 		}
 	}
@@ -116,7 +117,7 @@ func TestHostileUserFiles(t *testing.T) {
 		if err := s.Admit("alice"); !errors.Is(err, parcel.ErrDamaged) {
 			t.Errorf("%q: got %v; want that nobody is let in by it", text, err)
 		}
-		if _, sum := storetest.Check(t, s, store.CheckOptions{User: "alice"}); sum.Errors != 1 {
+		if _, sum := storetest.Check(t, s, check.Options{User: "alice"}); sum.Errors != 1 {
 			t.Errorf("%q: check counts %d errors", text, sum.Errors)
 		}
 		if err := s.ChangeUser("alice", func(*store.UserConfig) error { return nil }); err == nil {
@@ -275,7 +276,7 @@ func TestUsage(t *testing.T) {
 	u := after
 	u.Bytes++
 	p.RecordUsage(u, state)
-	if ps, sum := storetest.Check(t, s, store.CheckOptions{}); sum.Notes != 1 || !strings.Contains(ps[0].Msg, "usage says") {
+	if ps, sum := storetest.Check(t, s, check.Options{}); sum.Notes != 1 || !strings.Contains(ps[0].Msg, "usage says") {
 		t.Errorf("check of a record that lies: %v", ps)
 	}
 	// What goes otherwise is seen too.

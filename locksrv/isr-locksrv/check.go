@@ -8,10 +8,11 @@ import (
 	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 )
 
-type check struct {
+type checkCommand struct {
 	User    string  `arg:"" optional:"" help:"Only the parcels of one user."`
 	Parcel  string  `arg:"" optional:"" help:"Only this one of them."`
 	Content bool    `short:"c" help:"Read and hash every object too."`
@@ -19,8 +20,8 @@ type check struct {
 	JSON    bool    `name:"json" help:"Print an object a line."`
 }
 
-func (c *check) Run(ctx context.Context, e *env) error {
-	o := store.CheckOptions{User: c.User, Parcel: c.Parcel, Content: c.Content || c.Sample != nil}
+func (c *checkCommand) Run(ctx context.Context, e *env) error {
+	o := check.Options{User: c.User, Parcel: c.Parcel, Content: c.Content || c.Sample != nil}
 	depth := "structure"
 	switch {
 	case c.Content && c.Sample != nil:
@@ -29,7 +30,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 		depth = "every byte"
 	case c.Sample != nil:
 		var err error
-		if o.Sample, err = store.ParseSample(*c.Sample); err != nil {
+		if o.Sample, err = check.ParseSample(*c.Sample); err != nil {
 			return err
 		}
 		depth = "sample of " + *c.Sample
@@ -38,7 +39,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	var sum store.CheckSummary
+	var sum check.Summary
 	ctx = e.reading(ctx)
 	what := &event.Event{Op: event.Check, User: c.User, Parcel: c.Parcel, What: depth}
 	return e.actOn(ctx, s, what, func(ctx context.Context) error {
@@ -46,7 +47,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 		defer stages.end()
 		o.Progress = stages.of("reading")
 		var err error
-		if sum, err = s.Check(ctx, o, func(p store.Problem) { e.tell(p, c.JSON) }); err != nil {
+		if sum, err = check.Run(ctx, s, o, func(p check.Problem) { e.tell(p, c.JSON) }); err != nil {
 			return err
 		}
 		stages.end()
@@ -66,7 +67,7 @@ func (c *check) Run(ctx context.Context, e *env) error {
 }
 
 // tell prints a problem of the store.
-func (e *env) tell(p store.Problem, asJSON bool) {
+func (e *env) tell(p check.Problem, asJSON bool) {
 	if asJSON {
 		e.rows().Encode(problemRow{p.User, p.Parcel, locksrv.FindingOf(p)})
 	} else {
@@ -82,7 +83,7 @@ type problemRow struct {
 }
 
 // summary is what was looked at, and what was found, on one line.
-func summary(s store.CheckSummary) string {
+func summary(s check.Summary) string {
 	line := fmt.Sprintf("%s, %s, %s, %s: %s, %s", count(s.Parcels, "parcel"), count(s.Versions, "version"),
 		count(s.Objects, "object"), store.SizeText(s.Bytes), count(s.Errors, "error"), count(s.Notes, "note"))
 	if s.Read > 0 && s.Bytes > 0 {

@@ -16,6 +16,7 @@ import (
 	"isr/store"
 	"isr/store/atomicfile"
 	"isr/store/diskimage"
+	"isr/store/export"
 	"isr/store/parcel"
 )
 
@@ -104,7 +105,7 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 		stages := &stages{e: e}
 		defer stages.end()
 		if c.File == "-" {
-			return p.Stream(ctx, e.stdout.Bytes(), v.Version, stages.of(c.Parcel))
+			return export.Stream(ctx, p, e.stdout.Bytes(), v.Version, stages.of(c.Parcel))
 		}
 		return writeImage(ctx, p, v.Version, c.File, format, c.Force, stages)
 	})
@@ -150,7 +151,7 @@ func writeImage(ctx context.Context, p *store.Parcel, v int, file, format string
 	}
 	defer out.Abort()
 	if format == "raw" {
-		err = p.Export(ctx, out.File, v, stages.of(p.Name()))
+		err = export.Disk(ctx, p, out.File, v, stages.of(p.Name()))
 	} else {
 		err = convertInto(ctx, p, v, out.Name(), format, stages)
 	}
@@ -175,7 +176,7 @@ func convertInto(ctx context.Context, p *store.Parcel, v int, out, format string
 	}
 	defer os.Remove(raw.Name())
 	defer raw.Close()
-	if err := p.Export(ctx, raw, v, stages.of(p.Name())); err != nil {
+	if err := export.Disk(ctx, p, raw, v, stages.of(p.Name())); err != nil {
 		return err
 	}
 	return diskimage.Write(ctx, raw.Name(), out, format, stages.of("converting"))

@@ -67,10 +67,10 @@ type cli struct {
 		Prune    parcelPrune    `cmd:"" group:"Versions of a parcel:" help:"Remove old versions, by rules that say which are kept."`
 	} `cmd:"" group:"Parcels:" help:"What there is to check out."`
 
-	Check  check  `cmd:"" group:"The store:" help:"Verify the store; exit status 0 only if it is sound."`
-	Repair repair `cmd:"" group:"The store:" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
-	GC     gc     `cmd:"" group:"The store:" name:"gc" help:"Remove what no version needs."`
-	Du     du     `cmd:"" group:"The store:" help:"Say what parcels and users take of the disk."`
+	Check  checkCommand  `cmd:"" group:"The store:" help:"Verify the store; exit status 0 only if it is sound."`
+	Repair repairCommand `cmd:"" group:"The store:" help:"Put back what check finds missing or damaged, from a replica, a hoard or another directory of objects."`
+	GC     gcCommand     `cmd:"" group:"The store:" name:"gc" help:"Remove what no version needs."`
+	Du     duCommand     `cmd:"" group:"The store:" help:"Say what parcels and users take of the disk."`
 
 	Status statusCommand `cmd:"" group:"What happens:" help:"Say how the realm is doing."`
 	Log    logCommand    `cmd:"" group:"What happens:" help:"Print what happened: who took and broke which lock, committed, administered."`

@@ -7,10 +7,12 @@ import (
 
 	"isr/locksrv/event"
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
+	"isr/store/repair"
 )
 
-type repair struct {
+type repairCommand struct {
 	User   string   `arg:"" optional:"" help:"Only the parcels of one user."`
 	Parcel string   `arg:"" optional:"" help:"Only this one of them."`
 	From   []string `help:"A directory that may have what is lacking: a copy of the realm, a parcel, a hoard, any with objects; may come more than once." placeholder:"PLACE" type:"path" sep:"none"`
@@ -34,7 +36,7 @@ type mendingRow struct {
 	Bytes   int64  `json:"bytes,omitempty"`
 }
 
-func (c *repair) Run(ctx context.Context, e *env) error {
+func (c *repairCommand) Run(ctx context.Context, e *env) error {
 	s, _, err := e.open()
 	if err != nil {
 		return err
@@ -42,7 +44,7 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 	stages := &stages{e: e}
 	var declined error
 	fetched, fetchedAll := e.counter("putting back objects")
-	o := store.RepairOptions{User: c.User, Parcel: c.Parcel, From: c.From, DryRun: c.DryRun, Progress: stages.of("reading"),
+	o := repair.Options{User: c.User, Parcel: c.Parcel, From: c.From, DryRun: c.DryRun, Progress: stages.of("reading"),
 		Fetched: func(done, total int64) {
 			stages.end()
 			fetched(done, total)
@@ -57,10 +59,10 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 		}}
 	lines := e.rows()
 	objects := 0
-	run := func(ctx context.Context) (sum store.RepairSummary, err error) {
+	run := func(ctx context.Context) (sum repair.Summary, err error) {
 		defer fetchedAll()
 		defer stages.end()
-		sum, err = s.Repair(ctx, o, func(m store.Mending) {
+		sum, err = repair.Run(ctx, s, o, func(m repair.Mending) {
 			if !c.JSON {
 				if m.Tag != "" {
 					objects++
@@ -75,7 +77,7 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 				row.Object = m.Tag.String()
 			}
 			lines.Encode(row)
-		}, func(p store.Problem) { e.tell(p, c.JSON) })
+		}, func(p check.Problem) { e.tell(p, c.JSON) })
 		if err != nil {
 			return sum, err
 		}
@@ -120,7 +122,7 @@ func (c *repair) Run(ctx context.Context, e *env) error {
 	})
 }
 
-func (c *repair) did() string {
+func (c *repairCommand) did() string {
 	if c.DryRun {
 		return "would mend"
 	}

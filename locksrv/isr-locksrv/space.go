@@ -11,8 +11,11 @@ import (
 
 	"isr/locksrv/event"
 	"isr/store"
+	"isr/store/du"
+	"isr/store/gc"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/prune"
 )
 
 // some names all parcels, one user's, or one.
@@ -61,7 +64,7 @@ type parcelPrune struct {
 // pruning is one parcel on its way to fewer versions.
 type pruning struct {
 	p    *store.Parcel
-	plan []store.Plan
+	plan []prune.Plan
 	gone []int
 }
 
@@ -151,7 +154,7 @@ func (c *parcelPrune) plan(s *store.Store, rules keep.Rules, e *env, failed *wor
 	}
 	var work []pruning
 	for _, p := range parcels {
-		plan, err := p.Plan(rules)
+		plan, err := prune.Choose(p, rules)
 		if err != nil {
 			if !c.All {
 				return nil, err
@@ -159,7 +162,7 @@ func (c *parcelPrune) plan(s *store.Store, rules keep.Rules, e *env, failed *wor
 			failed.add(e, p, err)
 			continue
 		}
-		work = append(work, pruning{p, plan, store.Prunable(plan)})
+		work = append(work, pruning{p, plan, prune.Prunable(plan)})
 	}
 	return work, nil
 }
@@ -187,8 +190,8 @@ func (c *parcelPrune) list(e *env, work []pruning) {
 // question says what is about to be done.
 func (c *parcelPrune) question(ctx context.Context, s *store.Store, rules keep.Rules, work []pruning) (string, error) {
 	var frees int64
-	o := store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: rules}
-	err := s.Disk(ctx, o, func(store.Disk) {}, func(user string, sum store.DiskSum) {
+	o := du.Options{User: c.User, Parcel: c.Parcel, Keep: rules}
+	err := du.Run(ctx, s, o, func(du.Disk) {}, func(user string, sum du.Sum) {
 		if user == c.User {
 			frees = sum.Frees
 		}
@@ -210,7 +213,7 @@ func (c *parcelPrune) question(ctx context.Context, s *store.Store, rules keep.R
 func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruning) error {
 	ev := event.Event{Op: event.ParcelPrune, User: w.p.User(), Parcel: w.p.Name(), What: versionsText(w.gone)}
 	return e.actOn(ctx, s, &ev, func(ctx context.Context) error {
-		gone, got, err := w.p.Prune(ctx, w.gone)
+		gone, got, err := prune.Run(ctx, w.p, w.gone)
 		ev.Objects, ev.Bytes = got.Objects, got.Freed
 		if len(gone) == 0 {
 			return err
@@ -274,13 +277,13 @@ func (w *worst) named(e *env, user, name string, err error) {
 	}
 }
 
-type gc struct {
+type gcCommand struct {
 	some
 	DryRun bool `short:"n" help:"Say what would be removed, and change nothing."`
 	JSON   bool `name:"json" help:"Print an object a line."`
 }
 
-func (c *gc) Run(ctx context.Context, e *env) error {
+func (c *gcCommand) Run(ctx context.Context, e *env) error {
 	s, _, err := e.open()
 	if err != nil {
 		return err
@@ -290,12 +293,12 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	var failed worst
-	var all []store.Collected
+	var all []gc.Collected
 	ev := event.Event{Op: event.GC, User: c.User, Parcel: c.Parcel}
 	collect := func(ctx context.Context) error {
 		report, done := e.eachParcel("gc", len(parcels))
 		defer done()
-		err := s.GC(ctx, store.GCOptions{User: c.User, Parcel: c.Parcel, DryRun: c.DryRun}, func(got store.Collected) {
+		err := gc.Run(ctx, s, gc.Options{User: c.User, Parcel: c.Parcel, DryRun: c.DryRun}, func(got gc.Collected) {
 			all = append(all, got)
 			ev.Objects += got.Objects
 			ev.Bytes += got.Freed
@@ -309,17 +312,17 @@ func (c *gc) Run(ctx context.Context, e *env) error {
 		err = e.actOn(ctx, s, &ev, collect)
 	}
 	// What was done is told, however it ended.
-	slices.SortFunc(all, func(a, b store.Collected) int {
+	slices.SortFunc(all, func(a, b gc.Collected) int {
 		return cmp.Or(strings.Compare(a.User, b.User), strings.Compare(a.Parcel, b.Parcel))
 	})
 	lines := e.rows()
-	var sum store.Collected
+	var sum gc.Collected
 	for _, got := range all {
 		sum.Objects, sum.Freed = sum.Objects+got.Objects, sum.Freed+got.Freed
 		switch {
 		case c.JSON:
 			lines.Encode(struct {
-				store.Collected
+				gc.Collected
 				Error string `json:"error,omitempty"`
 			}{got, errorText(got.Error)})
 		case got.Objects > 0:
@@ -347,14 +350,14 @@ func removed(objects, freed int64) string {
 	return fmt.Sprintf("%s removed, %s freed", count(objects, "object"), store.SizeText(freed))
 }
 
-type du struct {
+type duCommand struct {
 	some
 	keepRules
 	Summary bool `short:"s" help:"Print users and the total only."`
 	JSON    bool `name:"json" help:"Print an object a line, sizes in bytes."`
 }
 
-func (c *du) Run(ctx context.Context, e *env) error {
+func (c *duCommand) Run(ctx context.Context, e *env) error {
 	rules, err := c.rules()
 	if err != nil {
 		return err
@@ -390,13 +393,13 @@ func (c *du) Run(ctx context.Context, e *env) error {
 		row("PARCEL", "VERSIONS", "LOGICAL", "DATA", "UNIQUE", "OWN", "SHARED", "GARBAGE", "FREES")
 	}
 	report, done := e.eachParcel("du", len(parcels))
-	err = s.Disk(ctx, store.DiskOptions{User: c.User, Parcel: c.Parcel, Keep: rules}, func(d store.Disk) {
+	err = du.Run(ctx, s, du.Options{User: c.User, Parcel: c.Parcel, Keep: rules}, func(d du.Disk) {
 		report()
 		switch {
 		case c.Summary:
 		case c.JSON:
 			lines.Encode(struct {
-				store.Disk
+				du.Disk
 				Error string `json:"error,omitempty"`
 			}{d, errorText(d.Error)})
 		default:
@@ -415,13 +418,13 @@ func (c *du) Run(ctx context.Context, e *env) error {
 		if d.Error != nil {
 			failed.named(e, d.User, d.Parcel, d.Error)
 		}
-	}, func(user string, sum store.DiskSum) {
+	}, func(user string, sum du.Sum) {
 		switch {
 		case c.Parcel != "":
 		case c.JSON:
 			lines.Encode(struct {
-				User string        `json:"user,omitempty"`
-				Sum  store.DiskSum `json:"sum"`
+				User string `json:"user,omitempty"`
+				Sum  du.Sum `json:"sum"`
 			}{user, sum})
 		case user == "" || c.Summary || sum.Parcels > 1:
 			row(cmp.Or(user, "total"), sum.Versions, sum.Logical, sum.Data, sum.Alone, "", sum.Disk-sum.Alone, "", sum.Frees)

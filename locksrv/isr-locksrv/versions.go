@@ -9,6 +9,7 @@ import (
 	"isr/locksrv/event"
 	"isr/locksrv/proto"
 	"isr/store"
+	"isr/store/diff"
 	"isr/store/keyring"
 	"isr/store/parcel"
 )
@@ -130,7 +131,7 @@ func (c *parcelDiff) Run(ctx context.Context, e *env) error {
 			return err
 		}
 	}
-	d, err := p.Diff(ctx, v[0], v[1])
+	d, err := diff.Versions(ctx, p, v[0], v[1])
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ import (
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
+	"isr/store/check"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
@@ -250,8 +251,8 @@ func forget(t testing.TB, p *store.Parcel, v int) {
 // WantSound fails unless all of a realm is sound, content included.
 func wantSound(t testing.TB, s *store.Store, notes bool) {
 	t.Helper()
-	_, err := s.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) {
-		if p.Severity == store.Bad || !notes && !strings.Contains(p.Msg, ": removed") {
+	_, err := check.Run(ctx, s, check.Options{Content: true}, func(p check.Problem) {
+		if p.Severity == check.Bad || !notes && !strings.Contains(p.Msg, ": removed") {
 			t.Errorf("%s: %s", s.Root(), p)
 		}
 	})
@@ -741,7 +742,7 @@ func TestLyingTarget(t *testing.T) {
 	if err != nil || r.Lacking != 1 || len(lacking) != 1 || r.Parcels != 3 {
 		t.Errorf("restore: %+v, %v, %v", r, err, lacking)
 	}
-	sum, err := n.Check(ctx, store.CheckOptions{Content: true}, func(store.Problem) {})
+	sum, err := check.Run(ctx, n, check.Options{Content: true}, func(check.Problem) {})
 	if err != nil || sum.Errors == 0 {
 		t.Errorf("check of what lacks an object: %+v, %v", sum, err)
 	}
@@ -767,7 +768,7 @@ func TestLyingTarget(t *testing.T) {
 	if err != nil || r.Lacking == 0 {
 		t.Errorf("restore: %+v, %v", r, err)
 	}
-	if _, err := n.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) {
+	if _, err := check.Run(ctx, n, check.Options{Content: true}, func(p check.Problem) {
 		if strings.Contains(p.Msg, "does not match") {
 			t.Errorf("damaged content was restored: %s", p)
 		}

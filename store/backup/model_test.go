@@ -17,6 +17,7 @@ import (
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
+	"isr/store/check"
 	"isr/store/keep"
 	"isr/store/parcel"
 )
@@ -85,8 +86,8 @@ func (m model) matches(r *rapid.T, t *testing.T, s *store.Store, locks bool) {
 	if count != len(m) {
 		r.Fatalf("%d parcels, want %d", count, len(m))
 	}
-	if _, err := s.Check(ctx, store.CheckOptions{Content: true}, func(p store.Problem) {
-		if p.Severity == store.Bad {
+	if _, err := check.Run(ctx, s, check.Options{Content: true}, func(p check.Problem) {
+		if p.Severity == check.Bad {
 			r.Fatal(p)
 		}
 	}); err != nil {

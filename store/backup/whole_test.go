@@ -13,6 +13,7 @@ import (
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/backup/target/targettest"
+	"isr/store/check"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -165,7 +166,7 @@ func TestMissing(t *testing.T) {
 			if err != nil || (r.Lacking > 0) != (test.lacks != nil) || len(*told) != len(test.lacks) || r.Parcels != 2 {
 				t.Errorf("restore: %+v, %v, %q", r, err, *told)
 			}
-			sum, err := n.Check(ctx, store.CheckOptions{Content: true}, func(store.Problem) {})
+			sum, err := check.Run(ctx, n, check.Options{Content: true}, func(check.Problem) {})
 			if err != nil || (sum.Errors > 0) != (test.lacks != nil) {
 				t.Errorf("check of what was restored: %+v, %v", sum, err)
 			}

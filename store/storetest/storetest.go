@@ -23,6 +23,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"isr/store"
+	"isr/store/check"
+	"isr/store/export"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -91,6 +93,16 @@ func NewParcel(t testing.TB, s *store.Store) *store.Parcel {
 	return p
 }
 
+// Parcel is what NewParcel made, opened again.
+func Parcel(t testing.TB, s *store.Store) *store.Parcel {
+	t.Helper()
+	p, err := s.Parcel("alice", "winxp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // Reopen is p by another Store, as another process sees it.
 func Reopen(t testing.TB, p *store.Parcel) *store.Parcel {
 	t.Helper()
@@ -107,9 +119,9 @@ func Reopen(t testing.TB, p *store.Parcel) *store.Parcel {
 
 // WantSound fails unless the whole store is sound, content included; it
 // returns the notes.
-func WantSound(t testing.TB, s *store.Store) []store.Problem {
+func WantSound(t testing.TB, s *store.Store) []check.Problem {
 	t.Helper()
-	ps, sum := Check(t, s, store.CheckOptions{Content: true})
+	ps, sum := Check(t, s, check.Options{Content: true})
 	if sum.Errors > 0 {
 		t.Errorf("store is not sound:")
 		for _, p := range ps {
@@ -120,10 +132,10 @@ func WantSound(t testing.TB, s *store.Store) []store.Problem {
 }
 
 // Check is all that a check tells.
-func Check(t testing.TB, s *store.Store, o store.CheckOptions) ([]store.Problem, store.CheckSummary) {
+func Check(t testing.TB, s *store.Store, o check.Options) ([]check.Problem, check.Summary) {
 	t.Helper()
-	var ps []store.Problem
-	sum, err := s.Check(bg, o, func(p store.Problem) { ps = append(ps, p) })
+	var ps []check.Problem
+	sum, err := check.Run(bg, s, o, func(p check.Problem) { ps = append(ps, p) })
 	if err != nil {
 		t.Fatalf("check: %v", err)
 	}
@@ -347,7 +359,7 @@ func WantDisk(t testing.TB, p *store.Parcel, v int, image string) {
 	}
 	defer out.Close()
 	out.WriteString("what was there before")
-	if err := p.Export(bg, out, v, nil); err != nil {
+	if err := export.Disk(bg, p, out, v, nil); err != nil {
 		t.Fatal(err)
 	}
 	in, err := os.Open(image)

@@ -158,3 +158,13 @@ func CopyObject(from, to string, tag seal.Tag) (int64, error) {
 	}
 	return n, VerifyFile(dst, tag)
 }
+
+// Inode tells the file of an object from others, whatever links to it are
+// called, to count it once.
+type Inode struct {
+	dev, ino uint64
+	tag      seal.Tag
+}
+
+// InodeOf is the Inode of an object, from its stat.
+func InodeOf(dev, ino uint64, tag seal.Tag) Inode { return Inode{dev, ino, tag} }

@@ -1,6 +1,7 @@
-package store_test
+package repair_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,13 +16,17 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
+	"isr/store/repair"
 	"isr/store/seal"
 	"isr/store/storetest"
 	"isr/store/tree"
 )
 
-// tree is all there is below dir: content of files, targets of links. Flocks
+var ctx = context.Background()
+
+// treeOf is all there is below dir: content of files, targets of links. Flocks
 // and what staging areas are for do not count.
 func treeOf(t testing.TB, dir string) map[string]string {
 	t.Helper()
@@ -71,11 +76,11 @@ func wantEqualTrees(t testing.TB, got, want map[string]string) {
 }
 
 // mend repairs, and returns what was mended and what is left.
-func mend(t testing.TB, s *store.Store, o store.RepairOptions) (store.RepairSummary, []store.Mending, []store.Problem) {
+func mend(t testing.TB, s *store.Store, o repair.Options) (repair.Summary, []repair.Mending, []check.Problem) {
 	t.Helper()
-	var ms []store.Mending
-	var ps []store.Problem
-	sum, err := s.Repair(ctx, o, func(m store.Mending) { ms = append(ms, m) }, func(p store.Problem) { ps = append(ps, p) })
+	var ms []repair.Mending
+	var ps []check.Problem
+	sum, err := repair.Run(ctx, s, o, func(m repair.Mending) { ms = append(ms, m) }, func(p check.Problem) { ps = append(ps, p) })
 	if err != nil {
 		t.Fatalf("repair: %v", err)
 	}
@@ -126,41 +131,41 @@ func TestRepairFrom(t *testing.T) {
 	} {
 		// All objects of the head's tree, and one that has other bytes.
 		os.RemoveAll(p.HdkDir())
-		if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{place}}); sum.Left.Errors > 0 {
+		if sum, _, ps := mend(t, s, repair.Options{From: []string{place}}); sum.Left.Errors > 0 {
 			t.Errorf("%s: left: %v", name, ps)
 		}
 		storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 2)[1][0])))
-		sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{place}})
+		sum, ms, ps := mend(t, s, repair.Options{From: []string{place}})
 		if sum.Left.Errors > 0 || sum.Left.Notes > 0 || sum.Mended != 1 || ms[0].From != place || ms[0].Bytes == 0 {
 			t.Errorf("%s: mended %v, left %v", name, ms, ps)
 		}
 		wantEqualTrees(t, treeOf(t, s.Root()), want)
 	}
 	// Nothing wrong: nothing done.
-	if sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Mended != 0 || len(ps) > 0 {
+	if sum, ms, ps := mend(t, s, repair.Options{From: []string{replica}}); sum.Mended != 0 || len(ps) > 0 {
 		t.Errorf("of a sound store: mended %v, left %v", ms, ps)
 	}
 	// No place at all has it.
 	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 3)[0][0])))
 	before := treeOf(t, s.Root())
-	sum, _, ps := mend(t, s, store.RepairOptions{From: []string{storetest.TempDir(t)}})
+	sum, _, ps := mend(t, s, repair.Options{From: []string{storetest.TempDir(t)}})
 	if sum.Mended != 0 || sum.Left.Errors != 2 || ps[0].Version != 3 || ps[0].Chunks.String() != "chunk 1" {
 		t.Errorf("nowhere to be had: %+v, %v", sum, ps)
 	}
 	wantEqualTrees(t, treeOf(t, s.Root()), before)
 	// What would be: nothing is changed.
-	sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{replica}, DryRun: true})
+	sum, ms, _ := mend(t, s, repair.Options{From: []string{replica}, DryRun: true})
 	if sum.Mended != 1 || sum.Left.Errors != 2 || !strings.Contains(ms[0].String(), "alice/winxp: version 3: disk: chunk 1: object ") {
 		t.Errorf("dry run: %+v, %v", sum, ms)
 	}
 	wantEqualTrees(t, treeOf(t, s.Root()), before)
-	for _, o := range []store.RepairOptions{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, tree.RealmFile)}}} {
-		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrUsage) {
+	for _, o := range []repair.Options{{From: []string{"/nowhere"}}, {From: []string{filepath.Join(replica, tree.RealmFile)}}} {
+		if _, err := repair.Run(ctx, s, o, nil, nil); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("%v: got %v", o.From, err)
 		}
 	}
-	for _, o := range []store.RepairOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "bob", Parcel: "winxp"}} {
-		if _, err := s.Repair(ctx, o, nil, nil); !errors.Is(err, parcel.ErrNoParcel) {
+	for _, o := range []repair.Options{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "bob", Parcel: "winxp"}} {
+		if _, err := repair.Run(ctx, s, o, nil, nil); !errors.Is(err, parcel.ErrNoParcel) {
 			t.Errorf("%v: got %v", o, err)
 		}
 	}
@@ -213,7 +218,7 @@ func TestRepairRecords(t *testing.T) {
 				from = nil
 			}
 			c.damage(p)
-			sum, ms, ps := mend(t, s, store.RepairOptions{From: from})
+			sum, ms, ps := mend(t, s, repair.Options{From: from})
 			if sum.Left.Errors != c.errors {
 				t.Errorf("mended %v, left %v; want %d errors", ms, ps, c.errors)
 			}
@@ -242,7 +247,7 @@ func TestRepairRecords(t *testing.T) {
 	old := storetest.Replica(t, s)
 	storetest.Commit(t, p, storetest.Change{7: storetest.ChunkOf("since")})
 	os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
-	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{old}}); sum.Left.Errors > 0 {
+	if sum, _, ps := mend(t, s, repair.Options{From: []string{old}}); sum.Left.Errors > 0 {
 		t.Errorf("older replica: left %v", ps)
 	}
 	if storetest.Head(t, p) != 4 {
@@ -255,7 +260,7 @@ func TestRepairRecords(t *testing.T) {
 	p = storetest.NewParcel(t, s)
 	os.Remove(p.VersionFile(1))
 	os.Remove(filepath.Join(p.LockDir(), "keys/keyroot"))
-	if sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{old}}); sum.Mended != 0 || sum.Left.Errors == 0 {
+	if sum, ms, _ := mend(t, s, repair.Options{From: []string{old}}); sum.Mended != 0 || sum.Left.Errors == 0 {
 		t.Errorf("another parcel's replica: mended %v", ms)
 	}
 }
@@ -271,7 +276,7 @@ func TestRepairOfRenamed(t *testing.T) {
 	p = storetest.NewParcel(t, s)
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("another")})
 	os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
-	if sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors == 0 || sum.Mended != 0 {
+	if sum, ms, _ := mend(t, s, repair.Options{From: []string{replica}}); sum.Left.Errors == 0 || sum.Mended != 0 {
 		t.Errorf("another of that name: mended %v", ms)
 	}
 
@@ -284,11 +289,11 @@ func TestRepairOfRenamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, q.WithContent(p), 3)[0][0])))
-	mend(t, s, store.RepairOptions{From: []string{replica}, DryRun: true})
+	mend(t, s, repair.Options{From: []string{replica}, DryRun: true})
 	if tree.Exists(p.LockDir()) || tree.Exists(q.ContentDir()) {
 		t.Error("the dry run made a side of it")
 	}
-	if sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 {
+	if sum, ms, ps := mend(t, s, repair.Options{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 {
 		t.Errorf("half renamed: mended %v, left %v", ms, ps)
 	}
 	if names, err := s.Parcels("alice"); len(names) != 1 || names[0] != "xp" || tree.Exists(p.ContentDir()) {
@@ -308,10 +313,13 @@ func TestRepairSweptUnder(t *testing.T) {
 	tree.Step = func(name string) {
 		if name == "sync" && sweeps == 0 {
 			sweeps++
-			p.ClearStaging()
+			entries, _ := os.ReadDir(p.StagingDir())
+			for _, e := range entries {
+				os.RemoveAll(filepath.Join(p.StagingDir(), e.Name()))
+			}
 		}
 	}
-	if sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 || sweeps != 1 {
+	if sum, ms, ps := mend(t, s, repair.Options{From: []string{replica}}); sum.Left.Errors > 0 || sum.Mended != 1 || sweeps != 1 {
 		t.Errorf("swept %d times: mended %v, left %v", sweeps, ms, ps)
 	}
 }
@@ -353,7 +361,7 @@ func TestRepairHostilePlace(t *testing.T) {
 	os.MkdirAll(filepath.Join(place, "users/alice/.isr"), 0o700)
 	os.Symlink(filepath.Join(s.Root(), "users/alice/.isr/winxp"), filepath.Join(place, "users/alice/.isr/winxp"))
 	before := treeOf(t, s.Root())
-	sum, ms, _ := mend(t, s, store.RepairOptions{From: []string{place}})
+	sum, ms, _ := mend(t, s, repair.Options{From: []string{place}})
 	if sum.Mended != 0 || sum.Left.Errors == 0 {
 		t.Errorf("mended %v", ms)
 	}
@@ -365,7 +373,7 @@ func TestRepairHostilePlace(t *testing.T) {
 	os.WriteFile(filepath.Join(lock, tree.ConfigFile), []byte(strings.Replace(string(cfg), "VERSION:=3", "VERSION:=2000000000", 1)), 0o600)
 	os.WriteFile(filepath.Join(lock, "keys/1999999999"), []byte("KEYROOT:=nonsense\n"), 0o600)
 	os.Remove(filepath.Join(p.LockDir(), tree.ConfigFile))
-	mend(t, s, store.RepairOptions{From: []string{replica, elsewhere}})
+	mend(t, s, repair.Options{From: []string{replica, elsewhere}})
 	if ps := storetest.WantSound(t, s); len(ps) > 0 {
 		t.Errorf("notes: %v", ps)
 	}
@@ -385,18 +393,18 @@ func TestRepairHostileTree(t *testing.T) {
 	// In the object's place a link, or a directory; its directory a link out.
 	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 	os.Symlink(precious, filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
-	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+	if sum, _, ps := mend(t, s, repair.Options{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a link for an object: left %v", ps)
 	}
 	os.Remove(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 	os.MkdirAll(filepath.Join(p.HdkDir(), tree.ObjectName(tag), "deep"), 0o700)
-	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+	if sum, _, ps := mend(t, s, repair.Options{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a directory for an object: left %v", ps)
 	}
 	dir := filepath.Dir(filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 	os.RemoveAll(dir)
 	os.Symlink(outside, dir)
-	if sum, _, ps := mend(t, s, store.RepairOptions{From: []string{replica}}); sum.Left.Errors > 0 {
+	if sum, _, ps := mend(t, s, repair.Options{From: []string{replica}}); sum.Left.Errors > 0 {
 		t.Errorf("a link for a directory of objects: left %v", ps)
 	}
 	// The staging area leads out: that parcel is left alone, others are not.
@@ -408,10 +416,10 @@ func TestRepairHostileTree(t *testing.T) {
 	os.RemoveAll(dir)
 	os.RemoveAll(p.StagingDir())
 	os.Symlink(outside, p.StagingDir())
-	if _, err := s.Repair(ctx, store.RepairOptions{From: []string{replica}}, func(store.Mending) {}, func(store.Problem) {}); err == nil || !strings.Contains(err.Error(), "winxp") {
+	if _, err := repair.Run(ctx, s, repair.Options{From: []string{replica}}, func(repair.Mending) {}, func(check.Problem) {}); err == nil || !strings.Contains(err.Error(), "winxp") {
 		t.Errorf("a staging area that leads out: got %v", err)
 	}
-	if ps, _ := storetest.Check(t, s, store.CheckOptions{User: "bob", Content: true}); len(ps) > 0 {
+	if ps, _ := storetest.Check(t, s, check.Options{User: "bob", Content: true}); len(ps) > 0 {
 		t.Errorf("bob's parcel: %v", ps)
 	}
 	entries, _ := os.ReadDir(outside)
@@ -438,12 +446,12 @@ func TestRepairShares(t *testing.T) {
 		t.Fatal("not shared to begin with")
 	}
 	os.Remove(two)
-	if sum, ms, ps := mend(t, s, store.RepairOptions{User: "bob"}); sum.Left.Errors > 0 || !shared() {
+	if sum, ms, ps := mend(t, s, repair.Options{User: "bob"}); sum.Left.Errors > 0 || !shared() {
 		t.Errorf("from the copy: mended %v, left %v, shared: %v", ms, ps, shared())
 	}
 	replica := storetest.Replica(t, s)
 	storetest.Flip(t, one) // both are damaged
-	sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}})
+	sum, ms, ps := mend(t, s, repair.Options{From: []string{replica}})
 	if sum.Left.Errors > 0 || sum.Mended != 2 || !shared() {
 		t.Errorf("from a replica: mended %v, left %v, shared: %v", ms, ps, shared())
 	}
@@ -458,12 +466,12 @@ func TestRepairDiscards(t *testing.T) {
 	os.MkdirAll(filepath.Dir(name), 0o700)
 	os.WriteFile(name, []byte("x"), 0o400)
 	for _, c := range []struct {
-		o     store.RepairOptions
+		o     repair.Options
 		gone  bool
 		asked int
-	}{{store.RepairOptions{}, false, 0}, {store.RepairOptions{Discard: func(string, string, int) bool { return false }}, false, 1},
-		{store.RepairOptions{DryRun: true, Discard: func(string, string, int) bool { return true }}, false, 0},
-		{store.RepairOptions{Discard: func(string, string, int) bool { return true }}, true, 1}} {
+	}{{repair.Options{}, false, 0}, {repair.Options{Discard: func(string, string, int) bool { return false }}, false, 1},
+		{repair.Options{DryRun: true, Discard: func(string, string, int) bool { return true }}, false, 0},
+		{repair.Options{Discard: func(string, string, int) bool { return true }}, true, 1}} {
 		asked := 0
 		if answer := c.o.Discard; answer != nil {
 			c.o.Discard = func(user, name string, n int) bool {
@@ -551,7 +559,7 @@ func TestRepairProperty(t *testing.T) {
 				os.Remove(name)
 			}
 		}
-		sum, ms, ps := mend(t, s, store.RepairOptions{From: []string{replica}})
+		sum, ms, ps := mend(t, s, repair.Options{From: []string{replica}})
 		if sum.Left.Errors > 0 || sum.Left.Notes > 0 {
 			r.Fatalf("mended %v\nleft %v", ms, ps)
 		}

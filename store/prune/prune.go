@@ -1,4 +1,7 @@
-package store
+// Package prune removes old versions of a parcel for ever: those that rules of
+// package keep do not keep, and that nothing else keeps either. What only they
+// led to goes as package gc does it.
+package prune
 
 import (
 	"context"
@@ -10,7 +13,9 @@ import (
 	"slices"
 	"time"
 
+	"isr/store"
 	"isr/store/atomicfile"
+	"isr/store/gc"
 	"isr/store/keep"
 	"isr/store/parcel"
 	"isr/store/tree"
@@ -18,7 +23,7 @@ import (
 
 // Plan is what a prune would do to one version: it goes if nothing keeps it.
 type Plan struct {
-	VersionInfo
+	store.VersionInfo
 	Kept []string // the rules that keep it; and head, held, broken, pinned, tagged, which no prune removes
 }
 
@@ -34,8 +39,8 @@ func Prunable(plan []Plan) []int {
 	return gone
 }
 
-// Plan says for each version, newest first, whether and why k keeps it.
-func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
+// Choose says for each version, newest first, whether and why k keeps it.
+func Choose(p *store.Parcel, k keep.Rules) ([]Plan, error) {
 	if err := k.Check(); err != nil {
 		return nil, err
 	}
@@ -47,13 +52,13 @@ func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	held, err := p.held()
+	held, err := p.Holder()
 	if err != nil {
 		return nil, err
 	}
 	// Whoever lost the lock may yet save her work as a fork of the version
 	// she had; a lock that was given back, not broken, left its nonce.
-	released, err := readLock(filepath.Join(p.lock, tree.ReleasedFile))
+	released, err := lastRelease(p)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, p.Errorf(parcel.Damaged, "record of the last release: %v", err)
 	}
@@ -85,11 +90,11 @@ func (p *Parcel) Plan(k keep.Rules) ([]Plan, error) {
 	return plan, nil
 }
 
-// Prune removes versions for ever, but those that no prune may remove, which
+// Run removes versions for ever, but those that no prune may remove, which
 // may be others by now than when they were planned; and then what only they
-// led to, as GC does. It returns the versions that are gone. Killed in the
+// led to, as gc.One does. It returns the versions that are gone. Killed in the
 // middle, it is finished by the same call again.
-func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Collected, err error) {
+func Run(ctx context.Context, p *store.Parcel, versions []int) (gone []int, c gc.Collected, err error) {
 	content, err := p.OpenContent()
 	if err != nil {
 		return nil, c, err
@@ -102,7 +107,7 @@ func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Colle
 	defer lock.Close()
 	err = p.Exclusive(func() error {
 		// All rules would be at work again: only what always stays is asked for.
-		plan, err := p.Plan(keep.Rules{})
+		plan, err := Choose(p, keep.Rules{})
 		if err != nil {
 			return err
 		}
@@ -113,13 +118,12 @@ func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Colle
 			}
 		}
 		slices.Sort(gone)
-		return p.forget(content, lock, gone)
+		return forget(p, content, lock, gone)
 	})
 	if err != nil || len(gone) == 0 {
 		return nil, c, err
 	}
-	g := &collector{cache: newBlockCache()}
-	if c, err = g.parcel(ctx, p); err != nil && ctx.Err() == nil {
+	if c, err = gc.One(ctx, p); err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w; the versions are gone, what only they led to is not", err)
 	}
 	return gone, c, err
@@ -128,7 +132,7 @@ func (p *Parcel) Prune(ctx context.Context, versions []int) (gone []int, c Colle
 // forget removes versions: the directories, which are derived, then the
 // records. So a directory without a record is always damage. The caller has
 // the flock.
-func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
+func forget(p *store.Parcel, content, lock *os.Root, versions []int) error {
 	if len(versions) == 0 {
 		return nil
 	}
@@ -143,7 +147,7 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 			return p.Wrap(err)
 		}
 	}
-	if err := atomicfile.SyncDir(p.content); err != nil {
+	if err := atomicfile.SyncDir(p.ContentDir()); err != nil {
 		return p.Wrap(err)
 	}
 	for _, v := range versions {
@@ -152,7 +156,7 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 			return p.Wrap(err)
 		}
 	}
-	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
+	if err := atomicfile.SyncDir(filepath.Join(p.LockDir(), "keys")); err != nil {
 		return p.Wrap(err)
 	}
 	for _, temp := range temps {
@@ -162,4 +166,14 @@ func (p *Parcel) forget(content, lock *os.Root, versions []int) error {
 		}
 	}
 	return nil
+}
+
+// lastRelease is the record of the lock that was given back or broken last,
+// with its nonce, whoever holds the parcel by now.
+func lastRelease(p *store.Parcel) (*parcel.Lock, error) {
+	text, err := tree.ReadOwn(filepath.Join(p.LockDir(), tree.ReleasedFile))
+	if err != nil {
+		return nil, err
+	}
+	return parcel.ParseLock(text)
 }

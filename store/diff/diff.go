@@ -1,25 +1,30 @@
-package store
+// Package diff says how one version of a parcel differs from another: which
+// chunks of which images, and how much that is in objects.
+//
+// It reads only what differs of the two keyrings, and changes nothing.
+package diff
 
 import (
 	"context"
 
+	"isr/store"
 	"isr/store/keyring"
 	"isr/store/seal"
 )
 
 // Diff is how one version differs from another.
 type Diff struct {
-	From   VersionInfo
-	To     VersionInfo
+	From   store.VersionInfo
+	To     store.VersionInfo
 	Cfg    bool // the cfg archive is another one
-	Images []ImageDiff
+	Images []Image
 	// Of those that To has and From has not where the two differ: keyring
 	// blocks included.
 	Objects, Bytes int64
 }
 
-// ImageDiff is how one image differs. Numbers count chunks.
-type ImageDiff struct {
+// Image is how one image differs. Numbers count chunks.
+type Image struct {
 	Name      string
 	FromSize  int64 // bytes
 	ToSize    int64
@@ -31,10 +36,10 @@ type ImageDiff struct {
 }
 
 // Chunks is the number of chunks that differ.
-func (d ImageDiff) Chunks() int64 { return d.Changed + d.Added + d.Zeroed }
+func (d Image) Chunks() int64 { return d.Changed + d.Added + d.Zeroed }
 
-// Diff compares two versions, and reads only what differs of their keyrings.
-func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
+// Versions compares two versions, and reads only what differs of their keyrings.
+func Versions(ctx context.Context, p *store.Parcel, from, to int) (*Diff, error) {
 	d := new(Diff)
 	var roots [2]*keyring.Root
 	seen := [2]map[seal.Tag]bool{{}, {}}
@@ -47,7 +52,7 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 		if roots[i], err = p.OpenRoot(ctx, p, cfg, rec.Keyroot); err != nil {
 			return nil, err
 		}
-		*[]*VersionInfo{&d.From, &d.To}[i] = rec.VersionInfo
+		*[]*store.VersionInfo{&d.From, &d.To}[i] = rec.VersionInfo
 		sealer = cfg.Sealer()
 		seen[i][rec.Keyroot.Tag] = true
 		seen[i][roots[i].Cfg.Tag] = true
@@ -65,7 +70,7 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 			continue
 		}
 		done[name] = true
-		im, err := p.diffImage(ctx, sealer, name, roots, seen)
+		im, err := diffImage(ctx, p, sealer, name, roots, seen)
 		if err != nil {
 			return nil, p.Wrap(err)
 		}
@@ -75,7 +80,7 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 		if seen[0][tag] {
 			continue
 		}
-		// What Diff made itself is not there.
+		// What Versions made itself is not there.
 		if _, size, _, err := p.Where(tag); err == nil {
 			d.Objects++
 			d.Bytes += size
@@ -85,7 +90,7 @@ func (p *Parcel) Diff(ctx context.Context, from, to int) (*Diff, error) {
 }
 
 // diffImage compares the images of that name. The tags it meets go into seen.
-func (p *Parcel) diffImage(ctx context.Context, s seal.Sealer, name string, roots [2]*keyring.Root, seen [2]map[seal.Tag]bool) (ImageDiff, error) {
+func diffImage(ctx context.Context, p *store.Parcel, s seal.Sealer, name string, roots [2]*keyring.Root, seen [2]map[seal.Tag]bool) (Image, error) {
 	old, hadIt := roots[0].Image(name)
 	cur, hasIt := roots[1].Image(name)
 	switch {
@@ -94,10 +99,10 @@ func (p *Parcel) diffImage(ctx context.Context, s seal.Sealer, name string, root
 	case !hasIt:
 		cur = keyring.NewImage(name, 0, old.ChunkSize)
 	}
-	d := ImageDiff{Name: name, FromSize: old.Size, ToSize: cur.Size, ChunkSize: cur.ChunkSize}
+	d := Image{Name: name, FromSize: old.Size, ToSize: cur.Size, ChunkSize: cur.ChunkSize}
 	// Made as long as each other, their trees have the same shape.
-	made := memory{}
-	get := made.before(p)
+	made := keyring.Scratch{}
+	get := made.Before(p)
 	if old.ChunkSize == cur.ChunkSize {
 		for _, im := range []*keyring.Image{&old, &cur} {
 			var err error

@@ -1,4 +1,4 @@
-package store
+package repair
 
 import (
 	"errors"
@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"isr/store"
 	"isr/store/parcel"
 	"isr/store/seal"
 	"isr/store/tree"
@@ -214,7 +215,7 @@ func (p *supply) versions(user, name string, head int) (numbers []int) {
 }
 
 // VersionRecord is the record of a version of a parcel in a replica of the realm.
-func (p *supply) version(user, name string, v int) (*VersionRecord, error) {
+func (p *supply) version(user, name string, v int) (*store.VersionRecord, error) {
 	dir := p.records(user, name)
 	if dir == "" {
 		return nil, fs.ErrNotExist
@@ -223,7 +224,7 @@ func (p *supply) version(user, name string, v int) (*VersionRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ParseVersion(text, v)
+	return store.ParseVersion(text, v)
 }
 
 // within is the path of file below the place, if it is.

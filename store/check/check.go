@@ -1,4 +1,11 @@
-package store
+// Package check finds out whether a realm's tree is sound, or what in it is
+// not: its structure, that every version is whole, and with Options.Content
+// that every object is what its name says.
+//
+// It changes nothing, takes no lock and disturbs nobody: what is in the middle
+// of a change is told from what is damaged. It mends nothing either: that is
+// package repair's.
+package check
 
 import (
 	"context"
@@ -10,7 +17,7 @@ import (
 	"slices"
 	"strings"
 
-	"isr/store/authkey"
+	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -27,7 +34,7 @@ const (
 	Note Severity = "note"
 )
 
-// Problem is one finding of Check.
+// Problem is one finding.
 type Problem struct {
 	User, Parcel string // empty: of the store, of the user
 	Version      int    // 0: of the parcel
@@ -56,8 +63,8 @@ func (p Problem) String() string {
 	return b.String()
 }
 
-// CheckOptions choose what Check looks at.
-type CheckOptions struct {
+// Options choose what is looked at.
+type Options struct {
 	User, Parcel string // empty: all
 	Version      int    // 0: all; else what only other versions need is passed over
 	Content      bool   // hash every object of Sample too
@@ -65,9 +72,8 @@ type CheckOptions struct {
 	Progress     func(done, total int64) // bytes hashed; may be nil
 }
 
-// CheckSummary counts what Check saw. What it looked at is sound if Errors is
-// 0.
-type CheckSummary struct {
+// Summary counts what was seen. What was looked at is sound if Errors is 0.
+type Summary struct {
 	Parcels   int   `json:"parcels"`
 	Versions  int   `json:"versions"`
 	Objects   int64 `json:"objects"` // files below hdk, each parcel's counted
@@ -78,38 +84,75 @@ type CheckSummary struct {
 	Notes     int   `json:"notes"`
 }
 
-// Check looks at all that o names and reports every problem, in the order of
+// Run looks at all that o names and reports every problem, in the order of
 // the tree. The error says why it could not look; that there are problems is
 // no error. It changes nothing and needs no lock: a parcel in use is sound.
-func (s *Store) Check(ctx context.Context, o CheckOptions, report func(Problem)) (CheckSummary, error) {
-	c := &checker{store: s, opts: o, report: report, whole: make(map[inode]bool), onTheWay: s.OnTheWay()}
-	err := c.all(ctx)
-	return c.sum, err
+func Run(ctx context.Context, s *store.Store, o Options, report func(Problem)) (Summary, error) {
+	c := New(s, o)
+	if o.Content && o.Progress != nil {
+		if err := c.Expect(); err != nil {
+			return Summary{}, err
+		}
+	}
+	return c.Run(ctx, report)
 }
 
-type checker struct {
-	store    *Store
-	opts     CheckOptions
+// Checker is Run for who looks again and again, and mends in between: what it
+// hashed and found whole it does not hash again.
+type Checker struct {
+	Progress func(done, total int64) // bytes hashed; may be nil
+
+	store    *store.Store
+	opts     Options
 	report   func(Problem)
-	sum      CheckSummary
-	where    Problem        // User, Parcel, Version of what is looked at
-	whole    map[inode]bool // objects hashed: links of copied parcels are hashed once
+	sum      Summary
+	where    Problem             // User, Parcel, Version of what is looked at
+	whole    map[tree.Inode]bool // objects hashed: links of copied parcels are hashed once
 	onTheWay map[string]bool
 	total    int64 // bytes to hash, for Progress
 }
 
-type inode struct {
-	dev, ino uint64
-	tag      seal.Tag
+// New is a Checker of what o names.
+func New(s *store.Store, o Options) *Checker {
+	return &Checker{Progress: o.Progress, store: s, opts: o, whole: make(map[tree.Inode]bool), onTheWay: s.OnTheWay()}
 }
 
-func (c *checker) problem(s Severity, hint, format string, args ...any) {
+// Expect finds out how many bytes there are to be hashed, for Progress.
+func (c *Checker) Expect() error {
+	users, err := c.users()
+	for _, name := range users {
+		c.total += c.toRead(c.store.UserAt(name))
+	}
+	return err
+}
+
+func (c *Checker) users() ([]string, error) {
+	if c.opts.User != "" {
+		return []string{c.opts.User}, nil
+	}
+	return c.store.Users()
+}
+
+// Run looks at all there is to look at, as the function does.
+func (c *Checker) Run(ctx context.Context, report func(Problem)) (Summary, error) {
+	c.sum, c.report = Summary{}, report
+	err := c.all(ctx)
+	return c.sum, err
+}
+
+// Parcel looks at one parcel only.
+func (c *Checker) Parcel(ctx context.Context, p *store.Parcel, report func(Problem)) error {
+	c.where, c.report = Problem{User: p.User(), Parcel: p.Name()}, report
+	return c.parcel(ctx, p)
+}
+
+func (c *Checker) problem(s Severity, hint, format string, args ...any) {
 	p := c.where
 	p.Severity, p.Hint, p.Msg = s, hint, fmt.Sprintf(format, args...)
 	c.tell(p)
 }
 
-func (c *checker) tell(p Problem) {
+func (c *Checker) tell(p Problem) {
 	if p.Severity == Bad {
 		c.sum.Errors++
 	} else {
@@ -119,7 +162,7 @@ func (c *checker) tell(p Problem) {
 }
 
 // bad reports err as found.
-func (c *checker) bad(err error) {
+func (c *Checker) bad(err error) {
 	var e *parcel.Error
 	hint := ""
 	if errors.As(err, &e) {
@@ -128,23 +171,17 @@ func (c *checker) bad(err error) {
 	c.problem(Bad, hint, "%s", strings.TrimPrefix(err.Error(), "parcel "+c.where.Parcel+": "))
 }
 
-func (c *checker) all(ctx context.Context) error {
-	users := []string{c.opts.User}
-	if c.opts.User == "" {
-		c.private(filepath.Join(c.store.root, tree.RealmFile))
-		c.private(filepath.Join(c.store.root, tree.UsersDir))
-		// The last are the server's, and of backups and mirrors.
-		c.known(c.store.root, tree.RealmFile, tree.UsersDir, tree.FlockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
-		c.known(filepath.Join(c.store.root, tree.UsersDir), "*")
-		var err error
-		if users, err = c.store.Users(); err != nil {
-			return err
-		}
+func (c *Checker) all(ctx context.Context) error {
+	users, err := c.users()
+	if err != nil {
+		return err
 	}
-	if c.opts.Content && c.opts.Progress != nil {
-		for _, name := range users {
-			c.total += c.toRead(c.store.UserAt(name))
-		}
+	if c.opts.User == "" {
+		c.private(filepath.Join(c.store.Root(), tree.RealmFile))
+		c.private(filepath.Join(c.store.Root(), tree.UsersDir))
+		// The last are the server's, and of backups and mirrors.
+		c.known(c.store.Root(), tree.RealmFile, tree.UsersDir, tree.FlockFile, "hostkeys", "motd", "hooks", "hooks.conf", "log", "study", "study.key", "backup.flock", "standby")
+		c.known(filepath.Join(c.store.Root(), tree.UsersDir), "*")
 	}
 	owner := make(map[string]string) // of each key
 	for _, name := range users {
@@ -168,7 +205,7 @@ func (c *checker) all(ctx context.Context) error {
 		for _, n := range names {
 			c.where = Problem{User: name, Parcel: n}
 			p := u.At(n)
-			if from, err := c.store.RenamedFrom(p); err == nil && from != nil && !tree.Exists(p.content) {
+			if from, err := c.store.RenamedFrom(p); err == nil && from != nil && !tree.Exists(p.ContentDir()) {
 				p = p.WithContent(from)
 			}
 			if err := c.parcel(ctx, p); err != nil {
@@ -181,7 +218,7 @@ func (c *checker) all(ctx context.Context) error {
 
 // toRead is how many bytes of a user's are going to be hashed; what cannot be
 // found out now is not counted.
-func (c *checker) toRead(u User) (sum int64) {
+func (c *Checker) toRead(u store.User) (sum int64) {
 	names, _ := tree.Subdirs(u.LockRoot)
 	for _, n := range names {
 		if c.opts.Parcel != "" && c.opts.Parcel != n {
@@ -204,16 +241,16 @@ func (c *checker) toRead(u User) (sum int64) {
 
 // read counts an object whose content was looked at. The caller has the lock
 // of what it counts.
-func (c *checker) read(size int64) {
+func (c *Checker) read(size int64) {
 	c.sum.Read++
 	c.sum.ReadBytes += size
-	if c.opts.Progress != nil {
-		c.opts.Progress(c.sum.ReadBytes, max(c.total, c.sum.ReadBytes))
+	if c.Progress != nil {
+		c.Progress(c.sum.ReadBytes, max(c.total, c.sum.ReadBytes))
 	}
 }
 
 // private reports a file or directory that others can read.
-func (c *checker) private(path string) {
+func (c *Checker) private(path string) {
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type()&fs.ModeSymlink == 0 && fi.Mode().Perm()&0o077 != 0 {
 		c.problem(Bad, "chmod go= "+path, "%s: mode %04o lets others in", path, fi.Mode().Perm())
 	}
@@ -221,7 +258,7 @@ func (c *checker) private(path string) {
 
 // known reports entries of dir that have no business there; "*" allows
 // directories that can be a user's or parcel's, "0*" those of versions.
-func (c *checker) known(dir string, names ...string) {
+func (c *Checker) known(dir string, names ...string) {
 	if err := tree.OwnDirs(dir); err != nil {
 		c.bad(err)
 		return
@@ -245,28 +282,28 @@ func (c *checker) known(dir string, names ...string) {
 	}
 }
 
-func (c *checker) user(u User, owner map[string]string) {
+func (c *Checker) user(u store.User, owner map[string]string) {
 	for _, dir := range []string{u.Dir, u.LockRoot, u.ContentRoot, filepath.Join(u.Dir, tree.KeysFile)} {
 		c.private(dir)
 	}
 	c.known(u.Dir, tree.KeysFile, filepath.Base(u.LockRoot), filepath.Base(u.ContentRoot), tree.PasswordFile, tree.UserFile)
-	if _, err := u.config(); err != nil {
+	if _, err := c.store.UserConfig(u.Name); err != nil {
 		c.bad(err)
 	} else {
 		c.private(filepath.Join(u.Dir, tree.UserFile))
 	}
-	if _, err := u.passwordHash(); err != nil {
+	if _, err := c.store.HasPassword(u.Name); err != nil {
 		c.bad(err)
 	} else if _, err := os.Lstat(filepath.Join(u.Dir, tree.PasswordFile)); err == nil {
 		c.private(filepath.Join(u.Dir, tree.PasswordFile))
 	}
 	c.known(u.LockRoot, "*")
 	c.known(u.ContentRoot, "*")
-	text, err := u.keysText()
+	lines, err := c.store.Keys(u.Name)
 	if err != nil {
 		c.bad(err)
 	}
-	for _, l := range authkey.Parse(text) {
+	for _, l := range lines {
 		if l.Err != nil {
 			c.problem(Bad, "isr-locksrv user key list "+u.Name+" shows it", "authorized_keys line %d lets nobody in: %v", l.N, l.Err)
 			continue
@@ -288,24 +325,24 @@ func (c *checker) user(u User, owner map[string]string) {
 		sides[n] = true
 		c.where.Parcel = n
 		switch {
-		case c.onTheWay[p.content]:
+		case c.onTheWay[p.ContentDir()]:
 			// Its new owner's check has it.
 		case !slices.Contains(locks, n):
-			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.lock), "lock side is missing: without it the content cannot be read")
+			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.LockDir()), "lock side is missing: without it the content cannot be read")
 		case p.Unfinished():
 			c.problem(Note, "gc clears away what was left", "being made or removed, or left so by a process that was killed")
-		case tree.Exists(filepath.Join(p.lock, tree.RenameFile)):
+		case tree.Exists(filepath.Join(p.LockDir(), tree.RenameFile)):
 			from, err := c.store.RenamedFrom(p)
 			switch {
 			case err != nil:
 				c.bad(err)
-			case !tree.Exists(p.content) && !tree.IsDir(from.content):
-				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
+			case !tree.Exists(p.ContentDir()) && !tree.IsDir(from.ContentDir()):
+				c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.ContentDir()), "content is missing")
 			default:
-				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.name)
+				c.problem(Note, "the next command that names it sees to it", "being renamed from %s, or left so by a process that was killed", from.Name())
 			}
 		case !slices.Contains(contents, n):
-			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.content), "content is missing")
+			c.problem(Bad, fmt.Sprintf("restore %s from a backup", p.ContentDir()), "content is missing")
 		}
 		c.where.Parcel = ""
 	}

@@ -1,4 +1,11 @@
-package store
+// Package repair puts back what is missing or damaged in a realm's tree, from
+// wherever it can be had: another parcel of the realm, a replica, a client's
+// hoard, a directory of objects.
+//
+// It believes nothing that a tag does not prove, and replaces nothing that is
+// good. Parcels may be in use meanwhile. What a lost keyroot led to it cannot
+// bring back, but from a replica that has the keyroot.
+package repair
 
 import (
 	"context"
@@ -13,14 +20,16 @@ import (
 	"sync"
 	"syscall"
 
+	"isr/store"
 	"isr/store/atomicfile"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 	"isr/store/tree"
 )
 
-// RepairOptions choose what Repair mends, and from where.
-type RepairOptions struct {
+// Options choose what is mended, and from where.
+type Options struct {
 	User, Parcel string   // empty: all
 	From         []string // directories, asked in this order, after the realm itself
 	DryRun       bool     // change nothing, only say what would be
@@ -31,22 +40,22 @@ type RepairOptions struct {
 	Fetched  func(done, total int64) // objects asked for, of those that lack; may be nil
 }
 
-// Mending is one thing that Repair put right, or with DryRun would.
+// Mending is one thing that was put right, or with DryRun would be.
 type Mending struct {
-	Problem        // what was wrong; Severity is Note
-	From    string // the place it came from; "": it was made again, or removed
-	Bytes   int64
+	check.Problem        // what was wrong; Severity is Note
+	From          string // the place it came from; "": it was made again, or removed
+	Bytes         int64
 }
 
-// RepairSummary says what Repair did, and what it left.
-type RepairSummary struct {
-	Mended  int64        `json:"mended"`
-	Bytes   int64        `json:"bytes"`
-	Removed int64        `json:"removed"` // objects, damaged and needed by nothing
-	Left    CheckSummary `json:"left"`
+// Summary says what was done, and what is left.
+type Summary struct {
+	Mended  int64         `json:"mended"`
+	Bytes   int64         `json:"bytes"`
+	Removed int64         `json:"removed"` // objects, damaged and needed by nothing
+	Left    check.Summary `json:"left"`
 }
 
-// Repair looks at all that o names, every byte of it, and puts back what is
+// Run looks at all that o names, every byte of it, and puts back what is
 // missing or damaged: objects from any place that has them, records of the
 // lock side from a replica of the realm, and what is derived. It calls mended
 // for each, and left for every problem that remains; the realm is sound if
@@ -54,42 +63,47 @@ type RepairSummary struct {
 //
 // An object is taken for what its tag proves, a record only where there is
 // none that can be read and of a parcel with the same UUID. Nothing good is
-// replaced. Parcels may be in use; after a kill the next Repair goes on.
-func (s *Store) Repair(ctx context.Context, o RepairOptions, mended func(Mending), left func(Problem)) (RepairSummary, error) {
+// replaced. Parcels may be in use; after a kill the next Run goes on.
+func Run(ctx context.Context, s *store.Store, o Options, mended func(Mending), left func(check.Problem)) (Summary, error) {
 	r := &repairer{store: s, opts: o, mended: mended, absent: make(map[seal.Tag]bool)}
 	defer r.close()
 	if err := r.settle(); err != nil {
 		return r.sum, err
 	}
-	for _, dir := range append([]string{s.root}, o.From...) {
+	for _, dir := range append([]string{s.Root()}, o.From...) {
 		p, err := openSupply(dir)
 		if err != nil {
 			return r.sum, err
 		}
 		r.places = append(r.places, p)
 	}
-	c := &checker{store: s, opts: CheckOptions{User: o.User, Parcel: o.Parcel, Content: true, Progress: o.Progress},
-		whole: make(map[inode]bool), report: func(Problem) {}, onTheWay: s.OnTheWay()}
-	r.check = c
+	c := check.New(s, check.Options{User: o.User, Parcel: o.Parcel, Content: true, Progress: o.Progress})
+	if o.Progress != nil {
+		if err := c.Expect(); err != nil {
+			return r.sum, err
+		}
+	}
+	r.check, r.onTheWay = c, s.OnTheWay()
 	if err := r.all(ctx); err != nil {
 		return r.sum, err
 	}
 	// What was read once is not read again, so this costs little.
-	c.sum, c.opts.Progress, c.report = CheckSummary{}, nil, left
-	err := c.all(ctx)
-	r.sum.Left = c.sum
+	c.Progress = nil
+	var err error
+	r.sum.Left, err = c.Run(ctx, left)
 	return r.sum, errors.Join(r.failed, err)
 }
 
 type repairer struct {
-	store  *Store
-	opts   RepairOptions
-	mended func(Mending)
-	places []*supply // the first is the realm itself
-	check  *checker
-	absent map[seal.Tag]bool // no place has them
-	failed error             // why parcels could not be mended
-	sum    RepairSummary
+	store    *store.Store
+	opts     Options
+	mended   func(Mending)
+	places   []*supply // the first is the realm itself
+	check    *check.Checker
+	onTheWay map[string]bool   // content sides of parcels that are being renamed
+	absent   map[seal.Tag]bool // no place has them
+	failed   error             // why parcels could not be mended
+	sum      Summary
 }
 
 func (r *repairer) close() {
@@ -112,7 +126,7 @@ func (r *repairer) settle() error {
 			return err
 		}
 		for _, n := range names {
-			if p := u.At(n); tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && parcel.CheckName(n) == nil {
+			if p := u.At(n); tree.Exists(filepath.Join(p.LockDir(), tree.RenameFile)) && parcel.CheckName(n) == nil {
 				if _, err := r.store.Parcel(name, n); err != nil {
 					r.failed = errors.Join(r.failed, err)
 				}
@@ -130,13 +144,13 @@ func (r *repairer) all(ctx context.Context) error {
 			return err
 		}
 	}
-	var ps []*Parcel
+	var ps []*store.Parcel
 	for _, name := range users {
 		u, err := r.store.User(name)
 		if err != nil {
 			return err
 		}
-		names, err := u.anyParcels()
+		names, err := anyParcels(u)
 		if err != nil {
 			return err
 		}
@@ -150,11 +164,10 @@ func (r *repairer) all(ctx context.Context) error {
 			names = []string{only}
 		}
 		for _, n := range names {
-			if p := u.At(n); !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) && !r.check.onTheWay[p.content] {
+			if p := u.At(n); !tree.Exists(filepath.Join(p.LockDir(), tree.RenameFile)) && !r.onTheWay[p.ContentDir()] {
 				ps = append(ps, p)
 			}
 		}
-		r.check.total += r.check.toRead(u)
 	}
 	for _, p := range ps {
 		err := r.parcel(ctx, p)
@@ -173,7 +186,7 @@ func (r *repairer) all(ctx context.Context) error {
 }
 
 // anyParcels are the names of parcels of which at least one side is there.
-func (u User) anyParcels() ([]string, error) {
+func anyParcels(u store.User) ([]string, error) {
 	names, err := tree.Subdirs(u.LockRoot)
 	if err != nil {
 		return nil, err
@@ -187,8 +200,8 @@ func (u User) anyParcels() ([]string, error) {
 }
 
 // did counts and tells a mending.
-func (r *repairer) did(p *Parcel, m Mending) {
-	m.User, m.Parcel, m.Severity = p.user.Name, p.name, Note
+func (r *repairer) did(p *store.Parcel, m Mending) {
+	m.User, m.Parcel, m.Severity = p.User(), p.Name(), check.Note
 	r.sum.Mended++
 	r.sum.Bytes += m.Bytes
 	r.mended(m)
@@ -196,24 +209,23 @@ func (r *repairer) did(p *Parcel, m Mending) {
 
 // parcel mends one parcel: first what leads to the objects, then the objects,
 // those of a tree from its top, then what is derived.
-func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
-	if err := r.lockSide(p); err != nil || r.opts.DryRun && !p.readable() {
+func (r *repairer) parcel(ctx context.Context, p *store.Parcel) error {
+	if err := r.lockSide(p); err != nil || r.opts.DryRun && !readable(p) {
 		return err
 	}
-	if !p.readable() {
+	if !readable(p) {
 		return nil // as the check at the end says
 	}
 	tried := make(map[seal.Tag]bool)
 	for swept := 0; ; {
-		var wanted []Problem
-		r.check.where = Problem{User: p.user.Name, Parcel: p.name}
-		r.check.report = func(q Problem) {
-			if q.Severity == Bad && q.Tag != "" && !tried[q.Tag] {
+		var wanted []check.Problem
+		err := r.check.Parcel(ctx, p, func(q check.Problem) {
+			if q.Severity == check.Bad && q.Tag != "" && !tried[q.Tag] {
 				tried[q.Tag] = true
 				wanted = append(wanted, q)
 			}
-		}
-		if err := r.check.parcel(ctx, p); err != nil {
+		})
+		if err != nil {
 			return err
 		}
 		before := r.sum.Mended
@@ -250,17 +262,17 @@ func (r *repairer) parcel(ctx context.Context, p *Parcel) error {
 const batchSize = 1024
 
 // readable reports whether there is enough of a parcel to look at the rest.
-func (p *Parcel) readable() bool {
+func readable(p *store.Parcel) bool {
 	if _, err := p.Config(); err != nil {
 		return false
 	}
-	_, err := os.Lstat(p.content)
+	_, err := os.Lstat(p.ContentDir())
 	return err == nil
 }
 
 // objects puts back the objects that problems name, as far as there are any to
 // be had. It calls fetched for each, one at a time.
-func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, fetched func()) error {
+func (r *repairer) objects(ctx context.Context, p *store.Parcel, problems []check.Problem, fetched func()) error {
 	in, err := r.installer(p)
 	if err != nil {
 		return p.Wrap(err)
@@ -268,7 +280,7 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 	defer in.close()
 	var useless []seal.Tag
 	var mu sync.Mutex
-	err = tree.Parallel(ctx, 4, slices.All(problems), func(ctx context.Context, _ int, q Problem) error {
+	err = tree.Parallel(ctx, 4, slices.All(problems), func(ctx context.Context, _ int, q check.Problem) error {
 		mu.Lock()
 		absent := r.absent[q.Tag]
 		mu.Unlock()
@@ -308,8 +320,8 @@ func (r *repairer) objects(ctx context.Context, p *Parcel, problems []Problem, f
 
 // discard removes objects that do not match their names and that no version
 // needs: a later commit would take them for whole.
-func (r *repairer) discard(p *Parcel, tags []seal.Tag) error {
-	if len(tags) == 0 || r.opts.DryRun || r.opts.Discard == nil || !r.opts.Discard(p.user.Name, p.name, len(tags)) {
+func (r *repairer) discard(p *store.Parcel, tags []seal.Tag) error {
+	if len(tags) == 0 || r.opts.DryRun || r.opts.Discard == nil || !r.opts.Discard(p.User(), p.Name(), len(tags)) {
 		return nil
 	}
 	return p.Exclusive(func() error {
@@ -338,13 +350,13 @@ func (r *repairer) discard(p *Parcel, tags []seal.Tag) error {
 // was planted in the tree leads it elsewhere.
 type installer struct {
 	r       *repairer
-	p       *Parcel
+	p       *store.Parcel
 	content *os.Root
 	temp    string // directory in content for objects not yet in hdk
 	ready   []Mending
 }
 
-func (r *repairer) installer(p *Parcel) (*installer, error) {
+func (r *repairer) installer(p *store.Parcel) (*installer, error) {
 	if err := p.OwnDirs(); err != nil {
 		return nil, err
 	}
@@ -377,7 +389,7 @@ func (in *installer) close() {
 // fetch finds an object in a place, verified, and puts it in temp; from is nil
 // if no place has it.
 func (in *installer) fetch(tag seal.Tag) (size int64, from *supply, err error) {
-	prefer := parcelHdk(in.p.user.Name, in.p.name)
+	prefer := parcelHdk(in.p.User(), in.p.Name())
 	for i, pl := range in.r.places {
 		pl.find(tag, prefer, func(name string) bool {
 			sealed, rerr := pl.read(name, tree.MaxObject)
@@ -401,7 +413,7 @@ func (in *installer) fetch(tag seal.Tag) (size int64, from *supply, err error) {
 
 // link has the parcel share an object with another of the realm.
 func (in *installer) link(realm *supply, name string, tag seal.Tag) bool {
-	to, ok := realm.within(filepath.Join(in.p.content, in.temp, tag.String()))
+	to, ok := realm.within(filepath.Join(in.p.ContentDir(), in.temp, tag.String()))
 	if !ok || realm.root.Link(name, to) != nil {
 		return false
 	}
@@ -441,7 +453,7 @@ func (in *installer) install() error {
 		return nil
 	}
 	tree.Step("sync")
-	if err := tree.Syncfs(in.p.content); err != nil {
+	if err := tree.Syncfs(in.p.ContentDir()); err != nil {
 		return in.p.Wrap(err)
 	}
 	err := in.p.Exclusive(func() error {
@@ -476,27 +488,27 @@ func (in *installer) install() error {
 		return err
 	}
 	tree.Step("sync names")
-	return tree.Syncfs(in.p.content)
+	return tree.Syncfs(in.p.ContentDir())
 }
 
 // lockSide puts back directories, parcel.cfg and the records of versions.
-func (r *repairer) lockSide(p *Parcel) error {
+func (r *repairer) lockSide(p *store.Parcel) error {
 	if err := p.OwnDirs(); err != nil {
 		return err
 	}
 	var replica *parcel.Config
 	var from *supply
 	for _, pl := range r.places[1:] {
-		if c, err := pl.config(p.user.Name, p.name); err == nil {
+		if c, err := pl.config(p.User(), p.Name()); err == nil {
 			replica, from = c, pl
 			break
 		}
 	}
-	if _, err := os.Lstat(p.lock); errors.Is(err, fs.ErrNotExist) && replica == nil {
+	if _, err := os.Lstat(p.LockDir()); errors.Is(err, fs.ErrNotExist) && replica == nil {
 		return nil // nobody knows what the content is
 	}
 	if !r.opts.DryRun {
-		for _, dir := range []string{p.lock, filepath.Join(p.lock, "keys"), p.content, p.HdkDir(), p.StagingDir(), filepath.Join(p.content, "keys")} {
+		for _, dir := range []string{p.LockDir(), filepath.Join(p.LockDir(), "keys"), p.ContentDir(), p.HdkDir(), p.StagingDir(), filepath.Join(p.ContentDir(), "keys")} {
 			tree.Step("mkdir")
 			if err := os.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 				return p.Wrap(err)
@@ -510,28 +522,28 @@ func (r *repairer) lockSide(p *Parcel) error {
 		}); err != nil {
 			return err
 		}
-		return p.private()
+		return private(p)
 	}
 	return r.records(p, replica, from)
 }
 
 // records puts back what of the lock side cannot be read. The caller has the
 // flock.
-func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) error {
+func (r *repairer) records(p *store.Parcel, replica *parcel.Config, from *supply) error {
 	recorded, err := p.Recorded()
 	if err != nil && !r.opts.DryRun {
 		return err
 	}
 	cfg, err := p.Config()
 	if errors.Is(err, parcel.ErrNoParcel) || errors.Is(err, parcel.ErrDamaged) {
-		if replica == nil || !p.agrees(from, recorded) {
+		if replica == nil || !agrees(p, from, recorded) {
 			return nil
 		}
 		// What was committed since the replica was made has records here: the
 		// head is not set back behind them.
 		c := *replica
 		c.Version = 0
-		there := from.versions(p.user.Name, p.name, replica.Version)
+		there := from.versions(p.User(), p.Name(), replica.Version)
 		for _, v := range there {
 			c.Version = max(c.Version, v)
 		}
@@ -548,10 +560,10 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 		if err := r.versions(p, c.Version, append(recorded, there...), from); err != nil {
 			return err
 		}
-		if err := r.write(p, filepath.Join(p.lock, tree.ConfigFile), text); err != nil {
+		if err := r.write(p, filepath.Join(p.LockDir(), tree.ConfigFile), text); err != nil {
 			return err
 		}
-		r.did(p, Mending{Problem: Problem{Msg: "parcel.cfg was missing or damaged"}, From: from.name})
+		r.did(p, Mending{Problem: check.Problem{Msg: "parcel.cfg was missing or damaged"}, From: from.name})
 		return nil
 	}
 	if err != nil {
@@ -565,10 +577,10 @@ func (r *repairer) records(p *Parcel, replica *parcel.Config, from *supply) erro
 
 // agrees reports whether no record here contradicts one of the replica's: then
 // that would be another parcel, of the same name.
-func (p *Parcel) agrees(from *supply, recorded []int) bool {
+func agrees(p *store.Parcel, from *supply, recorded []int) bool {
 	for _, v := range recorded {
 		here, err := p.Record(v)
-		there, terr := from.version(p.user.Name, p.name, v)
+		there, terr := from.version(p.User(), p.Name(), v)
 		if err == nil && terr == nil && here.Keyroot != there.Keyroot {
 			return false
 		}
@@ -579,8 +591,8 @@ func (p *Parcel) agrees(from *supply, recorded []int) bool {
 // versions puts back the records of the versions in want, of those that have a
 // directory, and of the head, where they cannot be read. Of others none is
 // missing: versions may be removed.
-func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error {
-	entries, _ := os.ReadDir(p.content)
+func (r *repairer) versions(p *store.Parcel, head int, want []int, from *supply) error {
+	entries, _ := os.ReadDir(p.ContentDir())
 	for _, e := range entries {
 		if v, ok := parcel.ParseVersionDir(e.Name()); ok {
 			want = append(want, v)
@@ -592,10 +604,10 @@ func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error
 		if _, err := p.Record(v); err == nil || v > head {
 			continue
 		}
-		info, _ := readInfo(p, v)
-		rec, place := p.rebuilt(v, info), ""
+		info, _ := p.Info(v)
+		rec, place := rebuilt(p, v, info), ""
 		if from != nil {
-			if there, err := from.version(p.user.Name, p.name, v); err == nil {
+			if there, err := from.version(p.User(), p.Name(), v); err == nil {
 				rec, place = there, from.name
 			}
 		}
@@ -609,23 +621,23 @@ func (r *repairer) versions(p *Parcel, head int, want []int, from *supply) error
 		if err := r.write(p, p.VersionFile(v), text); err != nil {
 			return err
 		}
-		r.did(p, Mending{Problem: Problem{Version: v, Msg: "record of its keyroot was missing or damaged"}, From: place})
+		r.did(p, Mending{Problem: check.Problem{Version: v, Msg: "record of its keyroot was missing or damaged"}, From: place})
 	}
 	return nil
 }
 
 // epoch sees that the next acquisition's number is above all that were. The
 // caller has the flock.
-func (r *repairer) epoch(p *Parcel) error {
+func (r *repairer) epoch(p *store.Parcel) error {
 	now, err := p.Epoch()
 	if err != nil && !errors.Is(err, parcel.ErrDamaged) {
 		return err
 	}
 	least := int64(0)
-	if l, lerr := p.held(); lerr == nil && l != nil {
+	if l, lerr := p.Holder(); lerr == nil && l != nil {
 		least = l.Epoch
 	}
-	if l, lerr := p.released(); lerr == nil && l != nil {
+	if l, lerr := p.LastReleased(); lerr == nil && l != nil {
 		least = max(least, l.Epoch)
 	}
 	recorded, _ := p.Recorded()
@@ -637,30 +649,17 @@ func (r *repairer) epoch(p *Parcel) error {
 	if err == nil && now >= least {
 		return nil
 	}
-	if err := r.write(p, filepath.Join(p.lock, tree.EpochFile), fmt.Appendf(nil, "%d\n", least)); err != nil {
+	if err := r.write(p, filepath.Join(p.LockDir(), tree.EpochFile), fmt.Appendf(nil, "%d\n", least)); err != nil {
 		return err
 	}
-	r.did(p, Mending{Problem: Problem{Msg: "epoch was missing or damaged"}})
+	r.did(p, Mending{Problem: check.Problem{Msg: "epoch was missing or damaged"}})
 	return nil
-}
-
-// readInfo is the file info of version v, which is all of its record that is
-// not secret.
-func readInfo(p *Parcel, v int) (parcel.Record, error) {
-	if err := tree.OwnDirs(p.VersionDir(v)); err != nil {
-		return nil, err
-	}
-	text, err := tree.ReadOwn(filepath.Join(p.VersionDir(v), "info"))
-	if err != nil {
-		return nil, err
-	}
-	return parcel.ParseRecord(text)
 }
 
 // rebuilt is the record of the head, made again of its info and the copy of
 // its keyroot; nil if there is no such copy. The id of its commit is lost.
-func (p *Parcel) rebuilt(v int, info parcel.Record) *VersionRecord {
-	text, err := tree.ReadOwn(filepath.Join(p.lock, "keys", "keyroot"))
+func rebuilt(p *store.Parcel, v int, info parcel.Record) *store.VersionRecord {
+	text, err := tree.ReadOwn(filepath.Join(p.LockDir(), "keys", "keyroot"))
 	if err != nil || info == nil {
 		return nil
 	}
@@ -679,7 +678,7 @@ func (p *Parcel) rebuilt(v int, info parcel.Record) *VersionRecord {
 	if text, err = again.Encode(); err != nil {
 		return nil
 	}
-	rec, err := ParseVersion(text, v)
+	rec, err := store.ParseVersion(text, v)
 	if err != nil {
 		return nil
 	}
@@ -687,7 +686,7 @@ func (p *Parcel) rebuilt(v int, info parcel.Record) *VersionRecord {
 }
 
 // write writes a record.
-func (r *repairer) write(p *Parcel, name string, text []byte) error {
+func (r *repairer) write(p *store.Parcel, name string, text []byte) error {
 	if r.opts.DryRun {
 		return nil
 	}
@@ -699,10 +698,10 @@ func (r *repairer) write(p *Parcel, name string, text []byte) error {
 }
 
 // private takes from others what only the owner may read.
-func (p *Parcel) private() error {
+func private(p *store.Parcel) error {
 	for dir, names := range map[string][]string{
-		p.lock:    {".", "keys", tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile},
-		p.content: {"."},
+		p.LockDir():    {".", "keys", tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile},
+		p.ContentDir(): {"."},
 	} {
 		root, err := os.OpenRoot(dir)
 		if err != nil {
@@ -722,56 +721,15 @@ func (p *Parcel) private() error {
 	return nil
 }
 
-// derived makes again what follows from the rest: links, and the directories
-// of versions.
-func (r *repairer) derived(ctx context.Context, p *Parcel) error {
-	err := p.Exclusive(func() error {
-		head, cfg, err := p.Published(0)
-		if err != nil {
-			return err
-		}
-		recorded, err := p.Recorded()
-		if err != nil {
-			return err
-		}
-		for _, v := range recorded {
-			rec, err := p.Record(v)
-			if err != nil || v > cfg.Version || p.shown(rec) {
-				continue
-			}
-			root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot)
-			if err != nil {
-				continue
-			}
-			tree.Step("directory")
-			if err := p.writeVersionDir(rec, root); err != nil {
-				return p.Wrap(err)
-			}
-			r.did(p, Mending{Problem: Problem{Version: v, Msg: "directory was missing or wrong"}})
-		}
-		p.repair(cfg, head)
-		return nil
+// derived makes again what follows from the rest.
+func (r *repairer) derived(ctx context.Context, p *store.Parcel) error {
+	err := p.Derive(ctx, func(v int) {
+		r.did(p, Mending{Problem: check.Problem{Version: v, Msg: "directory was missing or wrong"}})
 	})
 	if errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrNoVersion) || errors.Is(err, parcel.ErrNoParcel) {
 		return nil // as the check at the end says
 	}
 	return err
-}
-
-// shown reports whether the directory of a version is as it should be, as far
-// as can be seen without opening its root.
-func (p *Parcel) shown(rec *VersionRecord) bool {
-	dir := filepath.Join(p.content, parcel.VersionDir(rec.Version))
-	info, err := readInfo(p, rec.Version)
-	if err != nil || !tree.IsLink(filepath.Join(dir, "keyring.enc"), filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag))) {
-		return false
-	}
-	if tag, err := seal.ParseTag(info.Get("CFG")); err == nil && !tree.IsLink(filepath.Join(dir, "cfg.tgz.enc"), filepath.Join("..", "hdk", tree.ObjectName(tag))) {
-		return false
-	}
-	public, err := rec.Public().Encode()
-	text, ierr := info.Encode()
-	return err == nil && ierr == nil && strings.Contains(string(text), string(public))
 }
 
 // String is the mending on one line.

@@ -1,4 +1,9 @@
-package store
+// Package du says what parcels take of the disk: what each has alone and what it
+// shares, what no version needs, and what a prune would free.
+//
+// It counts as du(1) does, changes nothing and needs no lock: of a parcel that
+// is changed meanwhile it tells what it saw.
+package du
 
 import (
 	"context"
@@ -7,15 +12,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"isr/store"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
+	"isr/store/prune"
+	"isr/store/reach"
 	"isr/store/seal"
 	"isr/store/tree"
 )
 
-// DiskOptions choose what Disk measures.
-type DiskOptions struct {
+// Options choose what is measured.
+type Options struct {
 	User, Parcel string     // empty: all
 	Keep         keep.Rules // with rules: say what a prune by them would free
 }
@@ -23,30 +31,30 @@ type DiskOptions struct {
 // Disk is what one parcel takes of the disk. Its objects are Unique, Own and
 // Shared, each in one of them; bytes of the disk are counted as du(1) does.
 type Disk struct {
-	User     string        `json:"user"`
-	Parcel   string        `json:"parcel"`
-	Logical  int64         `json:"logical"` // bytes of the head's images
-	Data     int64         `json:"data"`    // of them, in chunks that are not zeros
-	Objects  int64         `json:"objects"` // files below hdk
-	Sealed   int64         `json:"sealed"`  // bytes in them
-	Unique   int64         `json:"unique"`  // bytes of the disk for those that no other parcel has
-	Own      int64         `json:"own"`     // for those that only parcels of the same user have
-	Shared   int64         `json:"shared"`  // for those that others have too
-	Garbage  int64         `json:"garbage"` // of Unique, for those that no version needs: gc frees it
-	Frees    int64         `json:"frees"`   // what a prune of this parcel alone would free, garbage included
-	Versions []DiskVersion `json:"versions"`
-	Error    error         `json:"-"` // why it is not known
+	User     string    `json:"user"`
+	Parcel   string    `json:"parcel"`
+	Logical  int64     `json:"logical"` // bytes of the head's images
+	Data     int64     `json:"data"`    // of them, in chunks that are not zeros
+	Objects  int64     `json:"objects"` // files below hdk
+	Sealed   int64     `json:"sealed"`  // bytes in them
+	Unique   int64     `json:"unique"`  // bytes of the disk for those that no other parcel has
+	Own      int64     `json:"own"`     // for those that only parcels of the same user have
+	Shared   int64     `json:"shared"`  // for those that others have too
+	Garbage  int64     `json:"garbage"` // of Unique, for those that no version needs: gc frees it
+	Frees    int64     `json:"frees"`   // what a prune of this parcel alone would free, garbage included
+	Versions []Version `json:"versions"`
+	Error    error     `json:"-"` // why it is not known
 }
 
-// DiskVersion is one version's part of a Disk.
-type DiskVersion struct {
+// Version is one version's part of a Disk.
+type Version struct {
 	Version int      `json:"version"`
 	Only    int64    `json:"only"`           // bytes of the disk for what no other version or parcel has
 	Kept    []string `json:"kept,omitempty"` // with rules: those that keep it
 }
 
-// DiskSum is what parcels take together: of a user, or of all.
-type DiskSum struct {
+// Sum is what parcels take together: of a user, or of all.
+type Sum struct {
 	Parcels  int   `json:"parcels"`
 	Versions int   `json:"versions"`
 	Logical  int64 `json:"logical"`
@@ -58,27 +66,33 @@ type DiskSum struct {
 	Frees    int64 `json:"frees"` // what a prune of all of them would free
 }
 
-// Disk measures parcels, in the order of the tree, and calls report for each,
+// Run measures parcels, in the order of the tree, and calls report for each,
 // and total for each user and for all; then user is empty. It changes nothing
 // and needs no lock: of a parcel that is changed meanwhile it tells what it
 // saw.
-func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), total func(user string, sum DiskSum)) error {
-	users, err := s.selected(o.User, o.Parcel)
+func Run(ctx context.Context, s *store.Store, o Options, report func(Disk), total func(user string, sum Sum)) error {
+	users, err := s.SelectUsers(o.User)
 	if err != nil {
 		return err
 	}
-	cache := newBlockCache()
-	all := newDiskTally()
-	for _, u := range users {
-		mine := newDiskTally()
+	parcels := make([][]*store.Parcel, len(users))
+	for i, u := range users {
+		if parcels[i], err = s.Select(u, o.Parcel); err != nil {
+			return err
+		}
+	}
+	cache := reach.NewCache()
+	all := newTally()
+	for i, name := range users {
+		u, mine := s.UserAt(name), newTally()
 		names, err := tree.Subdirs(u.LockRoot)
 		if err != nil {
 			return err
 		}
-		for _, name := range u.parcels {
-			m := &measurer{p: u.At(name), keep: o.Keep, cache: cache, tallies: []*diskTally{mine, all}}
+		for _, p := range parcels[i] {
+			m := &measurer{p: p, keep: o.Keep, cache: cache, tallies: []*tally{mine, all}}
 			for _, n := range names {
-				if n != name {
+				if n != p.Name() {
 					m.siblings = append(m.siblings, u.At(n))
 				}
 			}
@@ -90,10 +104,10 @@ func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), tota
 			case errors.Is(err, parcel.ErrNoParcel) && o.Parcel == "":
 				continue // it was removed meanwhile
 			}
-			m.disk.User, m.disk.Parcel, m.disk.Error = u.Name, name, err
+			m.disk.User, m.disk.Parcel, m.disk.Error = p.User(), p.Name(), err
 			report(m.disk)
 		}
-		total(u.Name, mine.sum)
+		total(name, mine.sum)
 	}
 	if o.User == "" {
 		total("", all.sum)
@@ -101,22 +115,22 @@ func (s *Store) Disk(ctx context.Context, o DiskOptions, report func(Disk), tota
 	return nil
 }
 
-// diskTally adds up parcels, and counts what they share once.
-type diskTally struct {
-	sum  DiskSum
-	seen map[inode]*sharedInode // with more than one link
+// tally adds up parcels, and counts what they share once.
+type tally struct {
+	sum  Sum
+	seen map[tree.Inode]*sharedInode // with more than one link
 }
 
 type sharedInode struct{ links, seen, going uint64 }
 
-func newDiskTally() *diskTally { return &diskTally{seen: make(map[inode]*sharedInode)} }
+func newTally() *tally { return &tally{seen: make(map[tree.Inode]*sharedInode)} }
 
 // object counts one link of an object; going says that a prune removes it.
-func (t *diskTally) object(tag seal.Tag, st *unix.Stat_t, going bool) {
+func (t *tally) object(tag seal.Tag, st *unix.Stat_t, going bool) {
 	disk := st.Blocks * 512
 	shared := &sharedInode{links: 1}
 	if st.Nlink > 1 {
-		id := inode{uint64(st.Dev), st.Ino, tag}
+		id := tree.InodeOf(st.Dev, st.Ino, tag)
 		if t.seen[id] == nil {
 			t.seen[id] = &sharedInode{links: uint64(st.Nlink)}
 		}
@@ -139,22 +153,22 @@ func (t *diskTally) object(tag seal.Tag, st *unix.Stat_t, going bool) {
 
 // measurer measures one parcel.
 type measurer struct {
-	p        *Parcel
+	p        *store.Parcel
 	keep     keep.Rules
-	cache    *blockCache
-	tallies  []*diskTally
-	siblings []*Parcel // other parcels of the same user
+	cache    *reach.Cache
+	tallies  []*tally
+	siblings []*store.Parcel // other parcels of the same user
 
 	disk Disk
 	hdks []*os.File // of the siblings
 
-	only   *reach // each version has a class of its own
-	pruned *reach // by the plan, if there is one
+	only   *reach.Reach // each version has a class of its own
+	pruned *reach.Reach // by the plan, if there is one
 }
 
 // The classes of a plan.
 const (
-	stays class = 1 + iota
+	stays reach.Class = 1 + iota
 	goes
 )
 
@@ -177,7 +191,7 @@ func (m *measurer) measure(ctx context.Context) error {
 		}
 		root.Close()
 	}
-	m.only, m.pruned = newReach(m.p, m.cache), newReach(m.p, m.cache)
+	m.only, m.pruned = reach.New(m.p, m.cache), reach.New(m.p, m.cache)
 	// What is on the disk can be told even of a parcel that is damaged.
 	werr := m.walk(ctx)
 	hdk, dirs, err := tree.ObjectDirs(content)
@@ -208,7 +222,7 @@ func (m *measurer) walk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, err := m.p.Plan(m.keep)
+	plan, err := prune.Choose(m.p, m.keep)
 	if err != nil {
 		return err
 	}
@@ -220,8 +234,8 @@ func (m *measurer) walk(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		m.disk.Versions = append(m.disk.Versions, DiskVersion{Version: v.Version})
-		root, err := m.only.version(ctx, cfg, rec.Keyroot, class(len(m.disk.Versions)))
+		m.disk.Versions = append(m.disk.Versions, Version{Version: v.Version})
+		root, err := m.only.Version(ctx, cfg, rec.Keyroot, reach.Class(len(m.disk.Versions)))
 		if err != nil {
 			return err
 		}
@@ -236,7 +250,7 @@ func (m *measurer) walk(ctx context.Context) error {
 		if len(v.Kept) == 0 {
 			c = goes
 		}
-		if _, err := m.pruned.version(ctx, cfg, rec.Keyroot, c); err != nil {
+		if _, err := m.pruned.Version(ctx, cfg, rec.Keyroot, c); err != nil {
 			return err
 		}
 	}
@@ -250,8 +264,8 @@ func (m *measurer) walk(ctx context.Context) error {
 			continue
 		}
 		if rec, err := m.p.Record(v); err == nil {
-			m.only.version(ctx, cfg, rec.Keyroot, several)
-			m.pruned.version(ctx, cfg, rec.Keyroot, stays)
+			m.only.Version(ctx, cfg, rec.Keyroot, reach.Several)
+			m.pruned.Version(ctx, cfg, rec.Keyroot, stays)
 		}
 	}
 	return ctx.Err()
@@ -270,10 +284,10 @@ func (m *measurer) directory(hdk *os.File, ab string, walked bool) error {
 		if !ok {
 			continue
 		}
-		c := m.only.objects[keyOf(tag)]
+		c := m.only.Class(tag)
 		going := c == 0
 		if !m.keep.Empty() {
-			p := m.pruned.objects[keyOf(tag)]
+			p := m.pruned.Class(tag)
 			going = p == goes || p == 0
 		}
 		m.object(tag, &st, going && walked)
@@ -281,7 +295,7 @@ func (m *measurer) directory(hdk *os.File, ab string, walked bool) error {
 		case st.Nlink > 1 || !walked:
 		case c == 0:
 			m.disk.Garbage += st.Blocks * 512
-		case c != several:
+		case c != reach.Several:
 			m.disk.Versions[c-1].Only += st.Blocks * 512
 		}
 	}
@@ -292,10 +306,7 @@ func (m *measurer) directory(hdk *os.File, ab string, walked bool) error {
 func (m *measurer) images(root *keyring.Root) {
 	for _, im := range root.Images {
 		m.disk.Logical += im.Size
-		chunks := m.only.blocks[levelKey{keyOf(im.Ref.Tag), int8(im.Depth)}].chunks
-		if im.Depth == 0 && !im.Ref.IsNil() {
-			chunks = 1
-		}
+		chunks := m.only.Chunks(im)
 		m.disk.Data += min(chunks*int64(im.ChunkSize), im.Size)
 	}
 }

@@ -1,6 +1,7 @@
-package store_test
+package check_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,11 +10,14 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 	"isr/store/storetest"
 	"isr/store/tree"
 )
+
+var ctx = context.Background()
 
 // Each kind of damage is found, and called what it is. Version 2 has chunks 1
 // and 300, version 3 (the head) another chunk 1.
@@ -134,7 +138,7 @@ func TestCheck(t *testing.T) {
 			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("two"), 300: storetest.ChunkOf("both")})
 			storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("three")})
 			c.damage(t, s, p)
-			ps, sum := storetest.Check(t, s, store.CheckOptions{Content: true})
+			ps, sum := storetest.Check(t, s, check.Options{Content: true})
 			var all strings.Builder
 			for _, p := range ps {
 				all.WriteString(p.String() + "\n")
@@ -167,39 +171,39 @@ func TestCheckOptions(t *testing.T) {
 	path := filepath.Join(p.HdkDir(), tree.ObjectName(storetest.TagsOf(t, p, 2)[0][0]))
 	storetest.Flip(t, path)
 	for _, c := range []struct {
-		o      store.CheckOptions
+		o      check.Options
 		errors int
 	}{
-		{store.CheckOptions{Content: true}, 2},
-		{store.CheckOptions{}, 0},
-		{store.CheckOptions{User: "bob", Content: true}, 0},
-		{store.CheckOptions{User: "alice", Content: true}, 2},
-		{store.CheckOptions{User: "alice", Parcel: "winxp", Content: true}, 2},
-		{store.CheckOptions{User: "alice", Parcel: "winxp", Version: 3, Content: true}, 0},
-		{store.CheckOptions{User: "alice", Parcel: "winxp", Version: 2, Content: true}, 2},
+		{check.Options{Content: true}, 2},
+		{check.Options{}, 0},
+		{check.Options{User: "bob", Content: true}, 0},
+		{check.Options{User: "alice", Content: true}, 2},
+		{check.Options{User: "alice", Parcel: "winxp", Content: true}, 2},
+		{check.Options{User: "alice", Parcel: "winxp", Version: 3, Content: true}, 0},
+		{check.Options{User: "alice", Parcel: "winxp", Version: 2, Content: true}, 2},
 	} {
 		if ps, sum := storetest.Check(t, s, c.o); sum.Errors != c.errors {
 			t.Errorf("%+v: got %d errors, want %d: %v", c.o, sum.Errors, c.errors, ps)
 		}
 	}
 	for _, c := range []struct {
-		o    store.CheckOptions
+		o    check.Options
 		want error
 	}{
-		{store.CheckOptions{User: "nobody"}, parcel.ErrNoParcel},
-		{store.CheckOptions{User: "bob", Parcel: "winxp"}, parcel.ErrNoParcel},
-		{store.CheckOptions{User: "alice", Parcel: "winxp", Version: 4}, parcel.ErrNoVersion},
+		{check.Options{User: "nobody"}, parcel.ErrNoParcel},
+		{check.Options{User: "bob", Parcel: "winxp"}, parcel.ErrNoParcel},
+		{check.Options{User: "alice", Parcel: "winxp", Version: 4}, parcel.ErrNoVersion},
 	} {
-		if _, err := s.Check(ctx, c.o, func(p store.Problem) { t.Errorf("%+v: %v", c.o, p) }); !errors.Is(err, c.want) {
+		if _, err := check.Run(ctx, s, c.o, func(p check.Problem) { t.Errorf("%+v: %v", c.o, p) }); !errors.Is(err, c.want) {
 			t.Errorf("%+v: got %v, want %v", c.o, err, c.want)
 		}
 	}
 	// A flipped bit in an object that is linked into two parcels is in both.
 	storetest.Flip(t, filepath.Join(q.HdkDir(), tree.ObjectName(storetest.TagsOf(t, q, 1)[0][0])))
-	if _, sum := storetest.Check(t, s, store.CheckOptions{Content: true}); sum.Errors != 6 {
+	if _, sum := storetest.Check(t, s, check.Options{Content: true}); sum.Errors != 6 {
 		t.Errorf("shared damage: got %d errors, want 6", sum.Errors)
 	}
-	if _, sum := storetest.Check(t, s, store.CheckOptions{User: "bob", Content: true}); sum.Errors != 2 {
+	if _, sum := storetest.Check(t, s, check.Options{User: "bob", Content: true}); sum.Errors != 2 {
 		t.Errorf("shared damage, bob's: got %d errors, want 2", sum.Errors)
 	}
 }
@@ -213,9 +217,9 @@ func TestSample(t *testing.T) {
 	}
 	tags[0] = seal.Tag(strings.Repeat("\x00", 32))
 	tags[1] = seal.Tag(strings.Repeat("\xff", 20))
-	sample := func(text string) store.Sample {
+	sample := func(text string) check.Sample {
 		t.Helper()
-		s, err := store.ParseSample(text)
+		s, err := check.ParseSample(text)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,7 +251,7 @@ func TestSample(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "%", "0", "0%", "-1", "100.1", "NaN", "Inf", "+5", "0x1p3", "5%%", "1/", "/2", "0/2", "3/2", "1/2/3", "-1/2", "1/0", "1.5/3", "5_0"} {
-		if s, err := store.ParseSample(text); !errors.Is(err, parcel.ErrUsage) {
+		if s, err := check.ParseSample(text); !errors.Is(err, parcel.ErrUsage) {
 			t.Errorf("%q: got %v, %v", text, s, err)
 		}
 	}
@@ -266,14 +270,14 @@ func TestCheckSample(t *testing.T) {
 	storetest.Flip(t, filepath.Join(p.HdkDir(), tree.ObjectName(tag)))
 	found := 0
 	var read, bytes int64
-	var whole store.CheckSummary
+	var whole check.Summary
 	for n := 1; n <= 10; n++ {
-		part, err := store.ParseSample(fmt.Sprintf("%d/10", n))
+		part, err := check.ParseSample(fmt.Sprintf("%d/10", n))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var last, total int64
-		ps, sum := storetest.Check(t, s, store.CheckOptions{Content: true, Sample: part, Progress: func(done, of int64) { last, total = done, of }})
+		ps, sum := storetest.Check(t, s, check.Options{Content: true, Sample: part, Progress: func(done, of int64) { last, total = done, of }})
 		if wrong := sum.Errors > 0; wrong != part.Has(tag) {
 			t.Errorf("part %d: %d errors: %v", n, sum.Errors, ps)
 		} else if wrong {

@@ -1,4 +1,4 @@
-package store
+package check
 
 import (
 	"encoding/binary"

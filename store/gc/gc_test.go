@@ -1,4 +1,4 @@
-package store_test
+package gc_test
 
 import (
 	"context"
@@ -16,23 +16,19 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/check"
+	"isr/store/du"
+	"isr/store/gc"
 	"isr/store/keep"
 	"isr/store/keyring"
 	"isr/store/parcel"
+	"isr/store/prune"
 	"isr/store/seal"
 	"isr/store/storetest"
 	"isr/store/tree"
 )
 
-// collect is GC of all; errors of parcels are in the results.
-func collect(t testing.TB, s *store.Store, o store.GCOptions) map[string]store.Collected {
-	t.Helper()
-	got := make(map[string]store.Collected)
-	if err := s.GC(ctx, o, func(c store.Collected) { got[c.User+"/"+c.Parcel] = c }); err != nil {
-		t.Fatalf("gc: %v", err)
-	}
-	return got
-}
+var ctx = context.Background()
 
 func TestGC(t *testing.T) {
 	s := storetest.New(t)
@@ -44,7 +40,7 @@ func TestGC(t *testing.T) {
 	}
 	his, _ := s.Parcel("bob", "his")
 	before := storetest.ObjectsIn(t, p)
-	if got := collect(t, s, store.GCOptions{}); got["alice/winxp"].Objects != 0 || len(storetest.ObjectsIn(t, p)) != len(before) {
+	if got := storetest.Collect(t, s, gc.Options{}); got["alice/winxp"].Objects != 0 || len(storetest.ObjectsIn(t, p)) != len(before) {
 		t.Errorf("nothing to collect: got %+v", got)
 	}
 	// As by hand: the directory, then the record.
@@ -52,11 +48,11 @@ func TestGC(t *testing.T) {
 		os.RemoveAll(p.VersionDir(v))
 		os.Remove(p.VersionFile(v))
 	}
-	dry := collect(t, s, store.GCOptions{DryRun: true})
+	dry := storetest.Collect(t, s, gc.Options{DryRun: true})
 	if len(storetest.ObjectsIn(t, p)) != len(before) {
 		t.Error("a dry run removed something")
 	}
-	got := collect(t, s, store.GCOptions{User: "alice", Parcel: "winxp"})
+	got := storetest.Collect(t, s, gc.Options{User: "alice", Parcel: "winxp"})
 	if c := got["alice/winxp"]; c.Objects == 0 || c.Freed == 0 || c != dry["alice/winxp"] || len(got) != 1 {
 		t.Errorf("got %+v, dry run %+v", got, dry)
 	}
@@ -73,8 +69,8 @@ func TestGC(t *testing.T) {
 	if err := s.DelParcel("bob", "his", false); err != nil {
 		t.Fatal(err)
 	}
-	for _, o := range []store.GCOptions{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "../x"}} {
-		if err := s.GC(ctx, o, func(store.Collected) {}); err == nil {
+	for _, o := range []gc.Options{{User: "nobody"}, {User: "alice", Parcel: "none"}, {User: "../x"}} {
+		if err := gc.Run(ctx, s, o, func(gc.Collected) {}); err == nil {
 			t.Errorf("%+v: no error", o)
 		}
 	}
@@ -101,7 +97,7 @@ func TestGCOfHeldParcel(t *testing.T) {
 	if has, err := p.Has(ref.Tag); !has || err != nil {
 		t.Fatalf("has: %v, %v", has, err)
 	}
-	if c := collect(t, s, store.GCOptions{})["alice/winxp"]; c.Objects == 0 || c.Freed == 0 {
+	if c := storetest.Collect(t, s, gc.Options{})["alice/winxp"]; c.Objects == 0 || c.Freed == 0 {
 		t.Errorf("got %+v", c)
 	}
 	if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
@@ -147,7 +143,7 @@ func TestGCOfHeldParcel(t *testing.T) {
 		t.Error("a damaged object was staged")
 	}
 	os.WriteFile(filepath.Join(p.StagingDir(), ".tmp-x"), nil, 0o600)
-	collect(t, s, store.GCOptions{})
+	storetest.Collect(t, s, gc.Options{})
 	if left, _ := os.ReadDir(p.StagingDir()); len(left) > 0 {
 		t.Errorf("staging of a free parcel: %v", left)
 	}
@@ -189,8 +185,8 @@ func TestGCOfDamage(t *testing.T) {
 	for name, f := range spoil {
 		want := storetest.ObjectsIn(t, p)
 		restore := f()
-		for _, o := range []store.GCOptions{{DryRun: true}, {}} {
-			c := collect(t, s, o)["alice/winxp"]
+		for _, o := range []gc.Options{{DryRun: true}, {}} {
+			c := storetest.Collect(t, s, o)["alice/winxp"]
 			if kind := parcel.KindOf(c.Error); c.Error == nil || c.Objects > 0 || kind != parcel.Damaged && name != "content" {
 				t.Errorf("%s: got %+v", name, c)
 			}
@@ -201,7 +197,7 @@ func TestGCOfDamage(t *testing.T) {
 		}
 	}
 	garbage(gold)
-	if got := collect(t, s, store.GCOptions{}); got["bob/other"].Objects == 0 || got["bob/other"].Error != nil || got["alice/winxp"].Objects == 0 {
+	if got := storetest.Collect(t, s, gc.Options{}); got["bob/other"].Objects == 0 || got["bob/other"].Error != nil || got["alice/winxp"].Objects == 0 {
 		t.Errorf("in the end: got %+v", got)
 	}
 	storetest.WantSound(t, s)
@@ -278,13 +274,13 @@ func TestGCFollowsNoLink(t *testing.T) {
 		},
 	} {
 		restore := plant()
-		collect(t, s, store.GCOptions{DryRun: true})
-		collect(t, s, store.GCOptions{})
-		s.Disk(ctx, store.DiskOptions{}, func(d store.Disk) {
+		storetest.Collect(t, s, gc.Options{DryRun: true})
+		storetest.Collect(t, s, gc.Options{})
+		du.Run(ctx, s, du.Options{}, func(d du.Disk) {
 			if d.User == "alice" && (name == "content" || name == "hdk") && d.Objects > 0 {
 				t.Errorf("%s: du counted %d objects", name, d.Objects)
 			}
-		}, func(string, store.DiskSum) {})
+		}, func(string, du.Sum) {})
 		restore()
 		if got := storetest.ObjectsIn(t, q); !slices.Equal(got, his) {
 			t.Errorf("%s: bob's objects: got %d, want %d", name, len(got), len(his))
@@ -299,9 +295,9 @@ func TestGCFollowsNoLink(t *testing.T) {
 
 // smallBatches makes a collection give way to others after every few objects.
 func smallBatches(t *testing.T) {
-	n := *store.SweepBatch
-	*store.SweepBatch = 2
-	t.Cleanup(func() { *store.SweepBatch = n })
+	n := *gc.SweepBatch
+	*gc.SweepBatch = 2
+	t.Cleanup(func() { *gc.SweepBatch = n })
 }
 
 // Commits, prunes, copies and collections in any order: what is left is what
@@ -356,12 +352,12 @@ func TestGCModel(t *testing.T) {
 				}
 			},
 			"prune": func(r *rapid.T) {
-				plan, err := p.Plan(keep.Rules{Last: rapid.IntRange(1, 4).Draw(r, "keep")})
+				plan, err := prune.Choose(p, keep.Rules{Last: rapid.IntRange(1, 4).Draw(r, "keep")})
 				if err != nil {
 					r.Fatal(err)
 				}
-				want := store.Prunable(plan)
-				gone, _, err := p.Prune(ctx, want)
+				want := prune.Prunable(plan)
+				gone, _, err := prune.Run(ctx, p, want)
 				if err != nil || !slices.Equal(gone, want) {
 					r.Fatalf("prune: got %v, %v, want %v", gone, err, want)
 				}
@@ -375,14 +371,14 @@ func TestGCModel(t *testing.T) {
 				}
 			},
 			"gc": func(r *rapid.T) {
-				c := collect(t, s, store.GCOptions{User: "alice", Parcel: name})["alice/"+name]
+				c := storetest.Collect(t, s, gc.Options{User: "alice", Parcel: name})["alice/"+name]
 				if c.Error != nil {
 					r.Fatal(c.Error)
 				}
 				if got, want := storetest.ObjectsIn(t, p), storetest.Reachable(t, p); !slices.Equal(got, want) {
 					r.Fatalf("objects: got %d, want %d", len(got), len(want))
 				}
-				if again := collect(t, s, store.GCOptions{User: "alice", Parcel: name})["alice/"+name]; again.Objects > 0 {
+				if again := storetest.Collect(t, s, gc.Options{User: "alice", Parcel: name})["alice/"+name]; again.Objects > 0 {
 					r.Fatalf("again: got %+v", again)
 				}
 			},
@@ -401,8 +397,8 @@ func TestGCModel(t *testing.T) {
 		if held != "" {
 			release()
 		}
-		sum, err := s.Check(ctx, store.CheckOptions{User: "alice", Parcel: name, Content: true}, func(p store.Problem) {
-			if p.Severity == store.Bad {
+		sum, err := check.Run(ctx, s, check.Options{User: "alice", Parcel: name, Content: true}, func(p check.Problem) {
+			if p.Severity == check.Bad {
 				r.Errorf("%s", p)
 			}
 		})
@@ -479,16 +475,16 @@ func TestGCRace(t *testing.T) {
 					return
 				default:
 				}
-				if err := s.GC(ctx, store.GCOptions{}, func(c store.Collected) {
+				if err := gc.Run(ctx, s, gc.Options{}, func(c gc.Collected) {
 					if c.Error != nil {
 						t.Errorf("gc: %v", c.Error)
 					}
 				}); err != nil {
 					t.Error(err)
 				}
-				if plan, err := parcels[n%len(parcels)].Plan(keep.Rules{Last: 2}); err != nil {
+				if plan, err := prune.Choose(parcels[n%len(parcels)], keep.Rules{Last: 2}); err != nil {
 					t.Error(err)
-				} else if _, _, err := parcels[n%len(parcels)].Prune(ctx, store.Prunable(plan)); err != nil {
+				} else if _, _, err := prune.Run(ctx, parcels[n%len(parcels)], prune.Prunable(plan)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -524,7 +520,7 @@ func TestGCRace(t *testing.T) {
 			}
 		}
 	}
-	collect(t, s, store.GCOptions{})
+	storetest.Collect(t, s, gc.Options{})
 	storetest.WantSound(t, s)
 	for _, p := range parcels {
 		if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
@@ -622,7 +618,7 @@ func TestGCOfLeftovers(t *testing.T) {
 	}
 	os.Mkdir(filepath.Join(p.StagingDir(), ".tmp-repair"), 0o700)
 	os.WriteFile(filepath.Join(p.StagingDir(), ".tmp-upload"), nil, 0o600)
-	if got := collect(t, s, store.GCOptions{}); len(got) != 1 || got["alice/winxp"].Error != nil {
+	if got := storetest.Collect(t, s, gc.Options{}); len(got) != 1 || got["alice/winxp"].Error != nil {
 		t.Errorf("got %+v", got)
 	}
 	unlock()

@@ -1,6 +1,7 @@
-package store_test
+package prune_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -8,10 +9,14 @@ import (
 	"testing"
 
 	"isr/store"
+	"isr/store/gc"
 	"isr/store/keep"
 	"isr/store/parcel"
+	"isr/store/prune"
 	"isr/store/storetest"
 )
+
+var ctx = context.Background()
 
 // What no prune may remove stays.
 func TestPruneKeeps(t *testing.T) {
@@ -44,9 +49,9 @@ func TestPruneKeeps(t *testing.T) {
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("x")})
 	storetest.Commit(t, p, storetest.Change{1: storetest.ChunkOf("y")})
 	// A release in good order forgets who lost the lock before.
-	kept := func(want string) []store.Plan {
+	kept := func(want string) []prune.Plan {
 		t.Helper()
-		plan, err := p.Plan(keep.Rules{Last: 1})
+		plan, err := prune.Choose(p, keep.Rules{Last: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,11 +85,11 @@ func TestPruneKeeps(t *testing.T) {
 		t.Fatal(v, err)
 	}
 	plan = kept("12 last head, 11 held broken, 3 pinned, 2 tagged")
-	gone, _, err := p.Prune(ctx, []int{1, 2, 3, 4, 4, 11, 12, 13, 99, -1, 0})
+	gone, _, err := prune.Run(ctx, p, []int{1, 2, 3, 4, 4, 11, 12, 13, 99, -1, 0})
 	if !slices.Equal(gone, []int{1, 4}) || err != nil {
 		t.Errorf("asked for all: got %v, %v", gone, err)
 	}
-	if gone, _, err = p.Prune(ctx, store.Prunable(plan)); !slices.Equal(gone, []int{5, 6, 7, 8, 9, 10}) || err != nil {
+	if gone, _, err = prune.Run(ctx, p, prune.Prunable(plan)); !slices.Equal(gone, []int{5, 6, 7, 8, 9, 10}) || err != nil {
 		t.Errorf("got %v, %v", gone, err)
 	}
 	// The same commit again is answered as ever.
@@ -112,10 +117,10 @@ func TestPruneKeeps(t *testing.T) {
 		t.Errorf("lost keyroot: got %v", err)
 	}
 	os.Rename(p.VersionFile(3)+".x", p.VersionFile(3))
-	if _, err := p.Plan(keep.Rules{Daily: -1}); parcel.KindOf(err) != parcel.Usage {
+	if _, err := prune.Choose(p, keep.Rules{Daily: -1}); parcel.KindOf(err) != parcel.Usage {
 		t.Errorf("daily -1: got %v", err)
 	}
-	collect(t, s, store.GCOptions{})
+	storetest.Collect(t, s, gc.Options{})
 	if !slices.Equal(storetest.ObjectsIn(t, p), storetest.Reachable(t, p)) {
 		t.Error("hdk has what no version needs")
 	}

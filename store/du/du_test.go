@@ -1,7 +1,8 @@
-package store_test
+package du_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,11 +15,16 @@ import (
 	"pgregory.net/rapid"
 
 	"isr/store"
+	"isr/store/du"
+	"isr/store/gc"
 	"isr/store/keep"
 	"isr/store/keyring"
+	"isr/store/prune"
 	"isr/store/seal"
 	"isr/store/storetest"
 )
+
+var ctx = context.Background()
 
 // realDu is what du(1) says of all files below the directories, each counted
 // once.
@@ -47,10 +53,10 @@ func realDu(t testing.TB, dirs ...string) int64 {
 }
 
 // disk is Disk by name of the parcel, and of the user.
-func disk(t testing.TB, s *store.Store, o store.DiskOptions) (map[string]store.Disk, map[string]store.DiskSum) {
+func disk(t testing.TB, s *store.Store, o du.Options) (map[string]du.Disk, map[string]du.Sum) {
 	t.Helper()
-	parcels, sums := make(map[string]store.Disk), make(map[string]store.DiskSum)
-	err := s.Disk(ctx, o, func(d store.Disk) { parcels[d.User+"/"+d.Parcel] = d }, func(user string, sum store.DiskSum) { sums[user] = sum })
+	parcels, sums := make(map[string]du.Disk), make(map[string]du.Sum)
+	err := du.Run(ctx, s, o, func(d du.Disk) { parcels[d.User+"/"+d.Parcel] = d }, func(user string, sum du.Sum) { sums[user] = sum })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +89,7 @@ func TestDisk(t *testing.T) {
 	if _, err := s.Copy(ctx, "alice", "gold", "alice", "newer"); err != nil {
 		t.Fatal(err)
 	}
-	parcels, sums := disk(t, s, store.DiskOptions{})
+	parcels, sums := disk(t, s, du.Options{})
 	for name, d := range parcels {
 		p := parcelOf(d.User, d.Parcel)
 		if got, want := d.Unique+d.Own+d.Shared, realDu(t, p.HdkDir()); got != want {
@@ -93,7 +99,7 @@ func TestDisk(t *testing.T) {
 			t.Errorf("%s: got %+v", name, d)
 		}
 		// The same alone.
-		one, _ := disk(t, s, store.DiskOptions{User: d.User, Parcel: d.Parcel})
+		one, _ := disk(t, s, du.Options{User: d.User, Parcel: d.Parcel})
 		if fmt.Sprint(one[name]) != fmt.Sprint(d) {
 			t.Errorf("%s: among all %+v, alone %+v", name, d, one[name])
 		}
@@ -183,16 +189,16 @@ func TestDiskFrees(t *testing.T) {
 			}
 			return sum
 		}
-		_, sums := disk(t, s, store.DiskOptions{Keep: rules})
+		_, sums := disk(t, s, du.Options{Keep: rules})
 		before, freed := objects(), int64(0)
 		for _, p := range parcels {
-			said, _ := disk(t, s, store.DiskOptions{User: p.User(), Parcel: p.Name(), Keep: rules})
-			plan, err := p.Plan(rules)
+			said, _ := disk(t, s, du.Options{User: p.User(), Parcel: p.Name(), Keep: rules})
+			plan, err := prune.Choose(p, rules)
 			if err != nil {
 				r.Fatal(err)
 			}
 			was := objects()
-			_, c, err := p.Prune(ctx, store.Prunable(plan))
+			_, c, err := prune.Run(ctx, p, prune.Prunable(plan))
 			if err != nil {
 				r.Fatal(err)
 			}
@@ -260,10 +266,10 @@ func TestReachBomb(t *testing.T) {
 	if v, err := p.Commit(ctx, store.CommitRequest{Nonce: l.Nonce, Parent: 1, Keyroot: keyroot, ID: "id"}); v != 2 || err != nil {
 		t.Fatalf("commit: %d, %v", v, err)
 	}
-	if c := collect(t, s, store.GCOptions{})["alice/bomb"]; c.Error != nil || c.Objects > 0 {
+	if c := storetest.Collect(t, s, gc.Options{})["alice/bomb"]; c.Error != nil || c.Objects > 0 {
 		t.Errorf("gc: %+v", c)
 	}
-	parcels, _ := disk(t, s, store.DiskOptions{})
+	parcels, _ := disk(t, s, du.Options{})
 	if d := parcels["alice/bomb"]; d.Error != nil || d.Data != storetest.Chunk<<32+256*storetest.Chunk || d.Garbage != 0 {
 		t.Errorf("du: %+v", d)
 	}

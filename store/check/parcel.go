@@ -1,4 +1,4 @@
-package store
+package check
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 
+	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
@@ -31,8 +32,8 @@ type objectState struct {
 
 // parcelCheck is the check of one parcel.
 type parcelCheck struct {
-	*checker
-	p       *Parcel
+	*Checker
+	p       *store.Parcel
 	cfg     *parcel.Config
 	objects map[seal.Tag]*objectState
 	blocks  map[seal.Ref]int // damaged references at or below each block walked
@@ -41,9 +42,10 @@ type parcelCheck struct {
 	damaged bool                // some version
 }
 
-func (c *checker) parcel(ctx context.Context, p *Parcel) error {
+// parcel looks at one parcel; the caller set c.where.
+func (c *Checker) parcel(ctx context.Context, p *store.Parcel) error {
 	c.sum.Parcels++
-	pc := &parcelCheck{checker: c, p: p, objects: make(map[seal.Tag]*objectState),
+	pc := &parcelCheck{Checker: c, p: p, objects: make(map[seal.Tag]*objectState),
 		blocks: make(map[seal.Ref]int), told: make(map[seal.Tag]bool)}
 	if err := p.OwnDirs(); err != nil {
 		c.bad(err)
@@ -56,10 +58,10 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 		return ctx.Err()
 	}
 	pc.cfg = cfg
-	if (cfg.User != p.user.Name || cfg.Parcel != p.name) && !tree.Exists(filepath.Join(p.lock, tree.RenameFile)) {
+	if (cfg.User != p.User() || cfg.Parcel != p.Name()) && !tree.Exists(filepath.Join(p.LockDir(), tree.RenameFile)) {
 		c.problem(Bad, "correct USER and PARCEL in parcel.cfg", "parcel.cfg is of %s %s", cfg.User, cfg.Parcel)
 	}
-	if _, err := os.Lstat(p.content); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(p.ContentDir()); errors.Is(err, fs.ErrNotExist) {
 		return ctx.Err() // as the user's check said
 	}
 	if c.opts.Version > cfg.Version {
@@ -96,19 +98,19 @@ func (c *checker) parcel(ctx context.Context, p *Parcel) error {
 func (c *parcelCheck) lockSide() {
 	p := c.p
 	names := []string{tree.ConfigFile, tree.NonceFile, tree.HolderFile, tree.ReleasedFile, tree.EpochFile, tree.FlockFile, tree.UsageFile, tree.RenameFile}
-	c.known(p.lock, append(names, "keys", tree.UnfinishedFile)...)
+	c.known(p.LockDir(), append(names, "keys", tree.UnfinishedFile)...)
 	for _, n := range append(names, "", "keys") {
-		c.private(filepath.Join(p.lock, n))
+		c.private(filepath.Join(p.LockDir(), n))
 	}
-	c.known(filepath.Join(p.lock, "keys"), "0*", "keyroot")
-	if _, err := os.Lstat(filepath.Join(p.lock, tree.UnfinishedFile)); err == nil {
+	c.known(filepath.Join(p.LockDir(), "keys"), "0*", "keyroot")
+	if _, err := os.Lstat(filepath.Join(p.LockDir(), tree.UnfinishedFile)); err == nil {
 		c.problem(Note, "the next acquire or commit repairs it", "the process that made the parcel was killed right after")
 	}
-	l, err := p.held()
+	l, err := p.Holder()
 	if err != nil {
 		c.bad(err)
 	}
-	if _, err := p.released(); err != nil {
+	if _, err := p.LastReleased(); err != nil {
 		c.bad(err)
 	}
 	epoch, err := p.Epoch()
@@ -122,8 +124,8 @@ func (c *parcelCheck) lockSide() {
 // hdk reads the names of all objects, and with Content the objects.
 func (c *parcelCheck) hdk(ctx context.Context) error {
 	var mu sync.Mutex
-	state, _, serr := c.p.hdkState()
-	var there Usage
+	before, counted := c.p.KeptUsage()
+	var there store.Usage
 	dirs, err := os.ReadDir(c.p.HdkDir())
 	if err != nil {
 		c.bad(err)
@@ -146,14 +148,15 @@ func (c *parcelCheck) hdk(ctx context.Context) error {
 			c.objects[tag] = o
 			c.sum.Objects++
 			c.sum.Bytes += o.size
-			there = there.plus(Usage{1, o.size})
+			there.Objects++
+			there.Bytes += o.size
 			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	if u, ok := c.p.recordedUsage(state); ok && serr == nil && u != there {
+	if u, ok := c.p.KeptUsage(); ok && counted && u == before && u != there {
 		c.problem(Note, "remove it, and it is made again", "usage says %d objects, %d bytes: there are %d, %d", u.Objects, u.Bytes, there.Objects, there.Bytes)
 	}
 	return nil
@@ -183,7 +186,7 @@ func (c *parcelCheck) object(dir string, e fs.DirEntry, mu *sync.Mutex) (*object
 		o.bad = fmt.Sprintf("is of another suite than %s", c.cfg.Crypto)
 	case c.opts.Content && c.opts.Sample.Has(tag):
 		st := fi.Sys().(*syscall.Stat_t)
-		id := inode{uint64(st.Dev), st.Ino, tag}
+		id := tree.InodeOf(st.Dev, st.Ino, tag)
 		mu.Lock()
 		whole := c.whole[id]
 		mu.Unlock()
@@ -219,7 +222,7 @@ func (c *parcelCheck) versions() ([]int, error) {
 	for _, v := range recorded {
 		all[v] = true
 	}
-	entries, _ := os.ReadDir(c.p.content)
+	entries, _ := os.ReadDir(c.p.ContentDir())
 	for _, e := range entries {
 		if v, ok := parcel.ParseVersionDir(e.Name()); ok {
 			all[v] = true
@@ -394,7 +397,7 @@ func (c *parcelCheck) tree(ctx context.Context, im keyring.Image, ref seal.Ref, 
 }
 
 // directory looks at a version's directory, which is derived.
-func (c *parcelCheck) directory(rec *VersionRecord, root *keyring.Root, whole bool) {
+func (c *parcelCheck) directory(rec *store.VersionRecord, root *keyring.Root, whole bool) {
 	state := "its content is whole, and can still be checked out"
 	if !whole {
 		state = "and its content is damaged"
@@ -403,18 +406,18 @@ func (c *parcelCheck) directory(rec *VersionRecord, root *keyring.Root, whole bo
 	if rec.Version == c.cfg.Version {
 		hint = "the next acquire or commit makes it again"
 	}
-	dir := filepath.Join(c.p.content, parcel.VersionDir(rec.Version))
+	dir := filepath.Join(c.p.ContentDir(), parcel.VersionDir(rec.Version))
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		c.problem(Note, hint, "directory is missing; %s", state)
 		return
 	}
-	links := []link{{"keyring.enc", filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag))}}
+	links := [][2]string{{"keyring.enc", filepath.Join("..", "hdk", tree.ObjectName(rec.Keyroot.Tag))}}
 	if root != nil && !root.Cfg.IsNil() {
-		links = append(links, link{"cfg.tgz.enc", filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag))})
+		links = append(links, [2]string{"cfg.tgz.enc", filepath.Join("..", "hdk", tree.ObjectName(root.Cfg.Tag))})
 	}
 	for _, l := range links {
-		if !tree.IsLink(filepath.Join(dir, l.name), l.target) {
-			c.problem(Note, hint, "link %s is missing or wrong; %s", l.name, state)
+		if name, target := l[0], l[1]; !tree.IsLink(filepath.Join(dir, name), target) {
+			c.problem(Note, hint, "link %s is missing or wrong; %s", name, state)
 		}
 	}
 	if b, err := tree.ReadOwn(filepath.Join(dir, "info")); err != nil {
@@ -460,20 +463,20 @@ func (c *parcelCheck) unreached() iter.Seq2[seal.Tag, *objectState] {
 // contentSide looks at what surrounds versions and objects.
 func (c *parcelCheck) contentSide() {
 	p := c.p
-	c.private(p.content)
-	c.known(p.content, "hdk", "staging", "keys", "last", "cfg.tgz.enc", "0*")
-	c.known(filepath.Join(p.content, "keys"), "keyring.enc")
+	c.private(p.ContentDir())
+	c.known(p.ContentDir(), "hdk", "staging", "keys", "last", "cfg.tgz.enc", "0*")
+	c.known(filepath.Join(p.ContentDir(), "keys"), "keyring.enc")
 	const hint = "the next acquire or commit repairs it"
 	if rec, err := p.Record(c.cfg.Version); err == nil {
-		for _, l := range p.links(rec) {
-			if !tree.IsLink(filepath.Join(p.content, l.name), l.target) {
-				c.problem(Note, hint, "link %s is missing or wrong", l.name)
+		for _, l := range p.Links(rec) {
+			if !tree.IsLink(filepath.Join(p.ContentDir(), l.Name), l.Target) {
+				c.problem(Note, hint, "link %s is missing or wrong", l.Name)
 			}
 		}
 	}
-	l, err := p.held()
+	l, err := p.Holder()
 	if err == nil {
-		public, perr := readLock(filepath.Join(p.lock, tree.HolderFile))
+		public, perr := shownHolder(p)
 		if l == nil && perr == nil || l != nil && (perr != nil || public.Epoch != l.Epoch) {
 			c.problem(Note, hint, "lockholder does not say who holds the parcel")
 		}
@@ -485,4 +488,13 @@ func (c *parcelCheck) contentSide() {
 	} else if l == nil && len(entries) > 0 {
 		c.problem(Note, "the next release removes them", "%d files wait in staging, and nobody holds the parcel", len(entries))
 	}
+}
+
+// shownHolder is who the file for people says holds the parcel.
+func shownHolder(p *store.Parcel) (*parcel.Lock, error) {
+	text, err := tree.ReadOwn(filepath.Join(p.LockDir(), tree.HolderFile))
+	if err != nil {
+		return nil, err
+	}
+	return parcel.ParseLock(text)
 }

@@ -1,4 +1,9 @@
-package store
+// Package export writes the disk of a version out of a store, in plain: into a
+// file, sparse, or as a stream.
+//
+// Every chunk is verified by tag and key before it is written. Other formats
+// than raw are package diskimage's.
+package export
 
 import (
 	"context"
@@ -10,16 +15,17 @@ import (
 	"runtime"
 	"sync"
 
+	"isr/store"
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
 	"isr/store/tree"
 )
 
-// Export writes the disk of version v, 0 for the head, into the regular file
+// Disk writes the disk of version v, 0 for the head, into the regular file
 // w: raw and sparse, every chunk verified by tag and key. What w held is lost.
-func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(done, total int64)) error {
-	cfg, im, err := p.disk(ctx, v)
+func Disk(ctx context.Context, p *store.Parcel, w *os.File, v int, progress func(done, total int64)) error {
+	cfg, im, err := diskOf(ctx, p, v)
 	if err != nil {
 		return err
 	}
@@ -40,7 +46,7 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 	var mu sync.Mutex
 	var farthest int64
 	var walkErr error
-	err = tree.Parallel(ctx, runtime.GOMAXPROCS(0), p.chunks(ctx, sealer, im, &walkErr), func(ctx context.Context, n int64, ref seal.Ref) error {
+	err = tree.Parallel(ctx, runtime.GOMAXPROCS(0), chunks(ctx, p, sealer, im, &walkErr), func(ctx context.Context, n int64, ref seal.Ref) error {
 		sealed, err := p.Get(ctx, ref.Tag)
 		if err != nil {
 			return err
@@ -76,9 +82,9 @@ func (p *Parcel) Export(ctx context.Context, w *os.File, v int, progress func(do
 }
 
 // Stream writes the disk of version v, 0 for the head, to w from its first byte
-// to its last, verified as Export does.
-func (p *Parcel) Stream(ctx context.Context, w io.Writer, v int, progress func(done, total int64)) error {
-	cfg, im, err := p.disk(ctx, v)
+// to its last, verified as Disk does.
+func Stream(ctx context.Context, p *store.Parcel, w io.Writer, v int, progress func(done, total int64)) error {
+	cfg, im, err := diskOf(ctx, p, v)
 	if err != nil {
 		return err
 	}
@@ -105,7 +111,7 @@ func (p *Parcel) Stream(ctx context.Context, w io.Writer, v int, progress func(d
 		return nil
 	}
 	var walkErr error
-	for n, ref := range p.chunks(ctx, sealer, im, &walkErr) {
+	for n, ref := range chunks(ctx, p, sealer, im, &walkErr) {
 		if err := upTo(n * chunk); err != nil {
 			return p.Wrap(err)
 		}
@@ -130,8 +136,8 @@ func (p *Parcel) Stream(ctx context.Context, w io.Writer, v int, progress func(d
 	return nil
 }
 
-// disk is the disk of version v, 0 for the head.
-func (p *Parcel) disk(ctx context.Context, v int) (*parcel.Config, keyring.Image, error) {
+// diskOf is the disk of version v, 0 for the head.
+func diskOf(ctx context.Context, p *store.Parcel, v int) (*parcel.Config, keyring.Image, error) {
 	rec, cfg, err := p.Published(v)
 	if err != nil {
 		return nil, keyring.Image{}, err
@@ -149,7 +155,7 @@ func (p *Parcel) disk(ctx context.Context, v int) (*parcel.Config, keyring.Image
 
 // chunks are the chunks of im that are not zeros, ascending. What ends it
 // early is in *failed.
-func (p *Parcel) chunks(ctx context.Context, s seal.Sealer, im keyring.Image, failed *error) iter.Seq2[int64, seal.Ref] {
+func chunks(ctx context.Context, p *store.Parcel, s seal.Sealer, im keyring.Image, failed *error) iter.Seq2[int64, seal.Ref] {
 	return func(yield func(int64, seal.Ref) bool) {
 		stop := false
 		err := keyring.Walk(ctx, s, p, im, func(level int, n int64, ref seal.Ref) error {

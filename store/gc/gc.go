@@ -1,4 +1,10 @@
-package store
+// Package gc removes the objects that no version leads to, and what killed
+// processes left in a tree.
+//
+// It is a mark and sweep of one parcel at a time, which never races a commit or
+// an upload and may be killed at any instant. What it cannot be sure of, because
+// a version is damaged, say, it leaves alone.
+package gc
 
 import (
 	"context"
@@ -11,19 +17,21 @@ import (
 	"sync"
 	"syscall"
 
+	"isr/store"
 	"isr/store/atomicfile"
 	"isr/store/parcel"
+	"isr/store/reach"
 	"isr/store/seal"
 	"isr/store/tree"
 )
 
-// GCOptions choose what GC collects.
-type GCOptions struct {
+// Options choose what is collected.
+type Options struct {
 	User, Parcel string // empty: all
 	DryRun       bool   // say what would be removed, and change nothing
 }
 
-// Collected is what GC did to one parcel.
+// Collected is what was done to one parcel.
 type Collected struct {
 	User    string `json:"user"`
 	Parcel  string `json:"parcel"`
@@ -32,7 +40,7 @@ type Collected struct {
 	Error   error  `json:"-"`       // why the parcel was left alone
 }
 
-// GC removes the objects that no version leads to, and what killed processes
+// Run removes the objects that no version leads to, and what killed processes
 // left. It calls report for each parcel, by one at a time; a parcel that it
 // cannot be sure of, because a version is damaged, say, it leaves alone.
 //
@@ -41,28 +49,27 @@ type Collected struct {
 // meanwhile is walked, and what is left of the list removed, some at a time.
 // Who was told that the parcel has an object which no version needs, and refers
 // to it in a commit, is told that it is gone, puts it, and commits again.
-func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) error {
-	users, err := s.selected(o.User, o.Parcel)
+func Run(ctx context.Context, s *store.Store, o Options, report func(Collected)) error {
+	users, err := s.SelectUsers(o.User)
 	if err != nil {
 		return err
 	}
+	var parcels []*store.Parcel
+	for _, u := range users {
+		ps, err := s.Select(u, o.Parcel)
+		if err != nil {
+			return err
+		}
+		parcels = append(parcels, ps...)
+	}
 	if !o.DryRun {
-		if err := s.clearLeftovers(users); err != nil {
+		if err := s.ClearLeftovers(users); err != nil {
 			return err
 		}
 	}
-	g := &collector{dry: o.DryRun, cache: newBlockCache(), going: make(map[inode]uint64)}
+	g := &collector{dry: o.DryRun, cache: reach.NewCache(), going: make(map[tree.Inode]uint64)}
 	var mu sync.Mutex
-	each := func(yield func(*Parcel, struct{}) bool) {
-		for _, u := range users {
-			for _, name := range u.parcels {
-				if !yield(u.At(name), struct{}{}) {
-					return
-				}
-			}
-		}
-	}
-	return tree.Parallel(ctx, runtime.GOMAXPROCS(0), each, func(ctx context.Context, p *Parcel, _ struct{}) error {
+	return tree.Parallel(ctx, runtime.GOMAXPROCS(0), slices.All(parcels), func(ctx context.Context, _ int, p *store.Parcel) error {
 		c, err := g.parcel(ctx, p)
 		switch {
 		case ctx.Err() != nil:
@@ -78,97 +85,38 @@ func (s *Store) GC(ctx context.Context, o GCOptions, report func(Collected)) err
 	})
 }
 
-// selection is a user and some of her parcels.
-type selection struct {
-	User
-	parcels []string
-}
-
-// selected are all users and parcels, or one user's, or one parcel.
-func (s *Store) selected(userName, name string) ([]selection, error) {
-	users := []string{userName}
-	if userName == "" {
-		var err error
-		if users, err = s.Users(); err != nil {
-			return nil, err
-		}
-	}
-	var all []selection
-	for _, n := range users {
-		u, err := s.User(n)
-		if err != nil {
-			return nil, err
-		}
-		names := []string{name}
-		if name == "" {
-			if names, err = s.Parcels(n); err != nil {
-				return nil, err
-			}
-		} else if _, err := s.Parcel(n, name); err != nil {
-			return nil, err
-		}
-		all = append(all, selection{u, names})
-	}
-	return all, nil
-}
-
-// clearLeftovers removes half-made and half-removed parcels, and what killed
-// processes left beside parcels and users.
-func (s *Store) clearLeftovers(users []selection) error {
-	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	tree.RemoveTemps(filepath.Join(s.root, tree.UsersDir))
-	for _, u := range users {
-		tree.RemoveTemps(u.LockRoot)
-		names, err := tree.Subdirs(u.LockRoot)
-		if err != nil {
-			return err
-		}
-		for _, n := range names {
-			if p := u.At(n); p.Unfinished() {
-				// An import that was killed may be gone on with.
-				unlock, err := p.clearUnfinished(true)
-				if err != nil && !errors.Is(err, parcel.ErrBusy) {
-					return err
-				}
-				if unlock != nil {
-					unlock()
-				}
-			}
-		}
-	}
-	return nil
-}
-
 type collector struct {
 	dry   bool
-	cache *blockCache
+	cache *reach.Cache
 
-	mu    sync.Mutex       // while an object is looked at and removed
-	going map[inode]uint64 // of a dry run: links that would be removed
+	mu    sync.Mutex            // while an object is looked at and removed
+	going map[tree.Inode]uint64 // of a dry run: links that would be removed
 }
 
 // sweepBatch bounds the objects that are removed under one hold of the flock.
 // Tests have it smaller.
 var sweepBatch = 4096
 
-func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
-	c := Collected{User: p.user.Name, Parcel: p.name}
+// One is Run for one parcel.
+func One(ctx context.Context, p *store.Parcel) (Collected, error) {
+	g := &collector{cache: reach.NewCache()}
+	return g.parcel(ctx, p)
+}
+
+func (g *collector) parcel(ctx context.Context, p *store.Parcel) (Collected, error) {
+	c := Collected{User: p.User(), Parcel: p.Name()}
 	content, err := p.OpenContent()
 	if err != nil {
 		return c, err
 	}
 	defer content.Close()
-	r := newReach(p, g.cache)
+	r := reach.New(p, g.cache)
 	cfg, err := p.Config()
 	if err != nil {
 		return c, err
 	}
 	// Whatever cannot be walked now is tried again under the flock.
-	rerr := r.all(ctx, cfg)
+	rerr := r.All(ctx, cfg)
 	if err := ctx.Err(); err != nil {
 		return c, err
 	}
@@ -177,7 +125,7 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 		return c, p.Wrap(err)
 	}
 	if g.dry {
-		if err := errors.Join(rerr, p.keyrootsMissing(content, cfg)); err != nil {
+		if err := errors.Join(rerr, keyrootsMissing(p, content, cfg)); err != nil {
 			return c, err
 		}
 		for _, tag := range list {
@@ -190,7 +138,7 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 		list = list[len(batch):]
 		err := p.Exclusive(func() error {
 			if first {
-				if err := p.tidy(ctx, content, r); err != nil {
+				if err := p.Tidy(ctx, content); err != nil {
 					return err
 				}
 			}
@@ -208,7 +156,7 @@ func (g *collector) parcel(ctx context.Context, p *Parcel) (Collected, error) {
 
 // unreached lists the objects that r has not, and the directories of hdk that
 // have no others.
-func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err error) {
+func unreached(content *os.Root, r *reach.Reach) (list []seal.Tag, bare []string, err error) {
 	hdk, dirs, err := tree.ObjectDirs(content)
 	if err != nil {
 		return nil, nil, err
@@ -222,7 +170,7 @@ func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err 
 		d.Close()
 		reached := false
 		for _, tag := range d.Tags {
-			if r.has(tag) {
+			if r.Has(tag) {
 				reached = true
 			} else {
 				list = append(list, tag)
@@ -237,29 +185,29 @@ func unreached(content *os.Root, r *reach) (list []seal.Tag, bare []string, err 
 
 // sweep removes those of the batch that no version leads to by now. The
 // caller has the flock.
-func (g *collector) sweep(ctx context.Context, c *Collected, p *Parcel, content *os.Root, r *reach, batch []seal.Tag) error {
+func (g *collector) sweep(ctx context.Context, c *Collected, p *store.Parcel, content *os.Root, r *reach.Reach, batch []seal.Tag) error {
 	cfg, err := p.Config()
 	if err != nil {
 		return err
 	}
-	if err := r.all(ctx, cfg); err != nil {
+	if err := r.All(ctx, cfg); err != nil {
 		return err
 	}
-	if err := p.keyrootsMissing(content, cfg); err != nil {
+	if err := keyrootsMissing(p, content, cfg); err != nil {
 		return err
 	}
 	if len(batch) == 0 {
 		return nil
 	}
 	// No power cut may bring back the record of a version whose objects went.
-	if err := atomicfile.SyncDir(filepath.Join(p.lock, "keys")); err != nil {
+	if err := atomicfile.SyncDir(filepath.Join(p.LockDir(), "keys")); err != nil {
 		return p.Wrap(err)
 	}
 	for _, tag := range batch {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if r.has(tag) {
+		if r.Has(tag) {
 			continue
 		}
 		tree.Step("sweep")
@@ -301,7 +249,7 @@ func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := fi.Sys().(*syscall.Stat_t)
-	id := inode{uint64(st.Dev), st.Ino, tag}
+	id := tree.InodeOf(st.Dev, st.Ino, tag)
 	c.Objects++
 	n := g.going[id] + 1
 	if st.Nlink > 1 {
@@ -314,7 +262,7 @@ func (g *collector) count(c *Collected, content *os.Root, tag seal.Tag) {
 
 // keyrootsMissing is an error if a version's directory is there and its record
 // is not: it may be all that is left of a version whose keyroot was lost.
-func (p *Parcel) keyrootsMissing(content *os.Root, cfg *parcel.Config) error {
+func keyrootsMissing(p *store.Parcel, content *os.Root, cfg *parcel.Config) error {
 	if _, _, err := p.Published(0); err != nil {
 		return err
 	}
@@ -330,56 +278,6 @@ func (p *Parcel) keyrootsMissing(content *os.Root, cfg *parcel.Config) error {
 		if _, err := os.Lstat(p.VersionFile(v)); errors.Is(err, fs.ErrNotExist) {
 			return p.Errorf(parcel.Damaged, "version %d: its keyroot is missing", v).
 				WithHint("restore %s from a backup; if the version is to go, remove %s", p.VersionFile(v), p.VersionDir(v))
-		}
-	}
-	return nil
-}
-
-// tidy removes what killed processes left in a parcel, and makes what is
-// derived. The caller has the flock.
-func (p *Parcel) tidy(ctx context.Context, content *os.Root, r *reach) error {
-	if p.Unfinished() {
-		return p.ErrAbsent()
-	}
-	head, cfg, err := p.Published(0)
-	if err != nil {
-		return err
-	}
-	p.repair(cfg, head)
-	if lock, err := p.held(); lock == nil && err == nil {
-		// A directory may be one of a repair at work, which needs no lock.
-		p.clearStagingOf(func(e fs.DirEntry) bool { return !e.IsDir() || !tree.IsTemp(e.Name()) })
-	}
-	recorded, err := p.Recorded()
-	if err != nil {
-		return err
-	}
-	entries, err := tree.ReadDir(content, ".")
-	if err != nil {
-		return p.Wrap(err)
-	}
-	for _, e := range entries {
-		// Of a commit that was killed before it wrote its record.
-		if v, ok := parcel.ParseVersionDir(e.Name()); ok && v > cfg.Version && !slices.Contains(recorded, v) {
-			tree.Step("directory")
-			if err := content.RemoveAll(e.Name()); err != nil {
-				return p.Wrap(err)
-			}
-		}
-	}
-	for _, v := range recorded {
-		if v >= cfg.Version {
-			continue
-		}
-		if _, err := content.Lstat(parcel.VersionDir(v)); !errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		// Of a prune that was killed: the version is there, whole.
-		if rec, err := p.Record(v); err == nil {
-			if root, err := p.OpenRoot(ctx, p, cfg, rec.Keyroot); err == nil {
-				tree.Step("directory")
-				p.writeVersionDir(rec, root)
-			}
 		}
 	}
 	return nil

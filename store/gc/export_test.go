@@ -1,0 +1,3 @@
+package gc
+
+var SweepBatch = &sweepBatch
