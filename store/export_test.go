@@ -24,6 +24,11 @@ const (
 
 func (s *Store) Secret() *[]byte { return &s.secret }
 
+func (s *Store) Reserve(userName, name string) (unlock func(), err error) {
+	_, unlock, err = s.reserve(userName, name, false)
+	return unlock, err
+}
+
 func (c *UserConfig) Encode() ([]byte, error) { return c.encode() }
 
 func (u Usage) Plus(v Usage) Usage { return u.plus(v) }

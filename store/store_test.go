@@ -128,6 +128,18 @@ func TestUsers(t *testing.T) {
 	if err := s.DelUser("alice"); !errors.Is(err, parcel.ErrExists) {
 		t.Errorf("delete of a user with a parcel: got %v", err)
 	}
+	// What a killed import left is no parcel, and shows in no list.
+	if unlock, err := s.Reserve("carol", "half"); err != nil {
+		t.Error(err)
+	} else {
+		if err := s.DelUser("carol"); !errors.Is(err, parcel.ErrBusy) {
+			t.Errorf("delete of a user with a parcel in the making: got %v", err)
+		}
+		unlock()
+	}
+	if err := s.DelUser("carol"); err != nil {
+		t.Errorf("delete of a user with half a parcel: got %v", err)
+	}
 	if err := s.DelUser("nobody"); !errors.Is(err, parcel.ErrNoParcel) {
 		t.Errorf("delete of nobody: got %v", err)
 	}

@@ -226,7 +226,8 @@ func (s *Store) DelKey(name, text string) error {
 	return atomicfile.Write(filepath.Join(u.Dir, tree.KeysFile), rest, tree.FileMode)
 }
 
-// DelUser removes a user who has no parcels.
+// DelUser removes a user who has no parcels. What a killed import or delete
+// left of one is none.
 func (s *Store) DelUser(name string) error {
 	unlock, err := tree.Lock(filepath.Join(s.root, tree.FlockFile), false)
 	if err != nil {
@@ -236,6 +237,17 @@ func (s *Store) DelUser(name string) error {
 	u, err := s.User(name)
 	if err != nil {
 		return err
+	}
+	left, err := tree.Subdirs(u.LockRoot)
+	if err != nil {
+		return err
+	}
+	for _, n := range left {
+		if p := u.At(n); p.Unfinished() {
+			if _, err := p.clearUnfinished(false); err != nil {
+				return err
+			}
+		}
 	}
 	for _, dir := range []string{u.LockRoot, u.ContentRoot} {
 		names, err := tree.Subdirs(dir)
