@@ -18,6 +18,7 @@ import (
 type userPasswd struct {
 	Name   string `arg:"" help:"The user."`
 	Remove bool   `help:"Take the password away: only keys let the user in then."`
+	sure
 }
 
 func (c *userPasswd) Run(ctx context.Context, e *env) error {
@@ -28,13 +29,19 @@ func (c *userPasswd) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	has, err := s.HasPassword(c.Name)
+	if errors.Is(err, parcel.ErrNoParcel) {
+		return err // before anybody types
+	}
 	if c.Remove {
+		if has {
+			if err := e.confirm(c.Yes, "remove the password of user %s?", c.Name); err != nil {
+				return err
+			}
+		}
 		return e.act(ctx, s, event.Event{Op: event.UserPassword, User: c.Name, What: "removed"}, func(context.Context) error {
 			return s.RemovePassword(c.Name)
 		})
-	}
-	if _, err := s.HasPassword(c.Name); errors.Is(err, parcel.ErrNoParcel) {
-		return err // before anybody types
 	}
 	password, err := newPassword(ctx, c.Name, os.Stdin, e.stderr)
 	if err != nil {
