@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -64,6 +65,11 @@ func (p *Parcel) Resolve(s string) (int, error) {
 		case isHead, isNumber:
 		case p.hasTag(v, s):
 			return v, nil
+		}
+	}
+	if n, err := strconv.Atoi(number); isNumber && err == nil {
+		if _, _, err := p.Published(n); err != nil {
+			return 0, err // it was pruned, or its keyroot is lost
 		}
 	}
 	e := p.Errorf(parcel.NoVersion, "version %s: no such version", s)
@@ -164,10 +170,10 @@ func (p *Parcel) Pin(v int, why string) error {
 	if err := checkText("reason", why); err != nil {
 		return p.Wrap(err)
 	}
-	if why = parcel.Clean(why); why == "" {
-		why = "pinned"
-	}
-	return p.Exclusive(func() error { return p.change(v, func(rec *VersionRecord) { rec.Pin = why }) })
+	why = parcel.Clean(why)
+	return p.Exclusive(func() error {
+		return p.change(v, func(rec *VersionRecord) { rec.Pin = cmp.Or(why, rec.Pin, "pinned") })
+	})
 }
 
 // Unpin says that version v need not be kept.

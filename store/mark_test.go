@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -91,6 +92,9 @@ func TestResolve(t *testing.T) {
 	os.Remove(p.VersionFile(3))
 	os.RemoveAll(filepath.Join(p.ContentDir(), "000003"))
 	os.WriteFile(p.VersionFile(1), []byte("nonsense"), 0o600)
+	if _, err := p.Resolve("3"); err == nil || !strings.Contains(err.Error(), "version 3: was pruned") {
+		t.Errorf("one that was pruned: %v", err)
+	}
 	for text, want := range map[string]int{"1": 1, "5": 5, "000005": 5, "head": 5, "head~0": 5, "head~1": 4, "head~2": 2, "head~3": 1, "gold": 2, "v1.0": 4, "7up": 4} {
 		if v, err := p.Resolve(text); v != want || err != nil {
 			t.Errorf("%s: got %d, %v, want %d", text, v, err, want)
@@ -224,10 +228,10 @@ func TestMarksModel(t *testing.T) {
 				delete(tags, name)
 			},
 			"pin": func(r *rapid.T) {
-				v, why := version.Draw(r, "version"), tag.Draw(r, "why")
+				v, why := version.Draw(r, "version"), rapid.OneOf(tag, rapid.Just("")).Draw(r, "why")
 				want("pin", p.Pin(v, why), there(v))
 				if v <= versions {
-					pins[v] = why
+					pins[v] = cmp.Or(why, pins[v], "pinned")
 				}
 			},
 			"unpin": func(r *rapid.T) {

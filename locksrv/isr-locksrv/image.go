@@ -62,7 +62,7 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 type parcelExport struct {
 	owned
 	File    string `arg:"" help:"The image file to make; - is standard output, always raw."`
-	Version int    `help:"Which version; default: the head." placeholder:"N"`
+	Version string `help:"Which version; default: the head." placeholder:"V" default:"head"`
 	Format  string `help:"raw, qcow2, vmdk, vdi, vpc (VHD) or vhdx." default:"raw" placeholder:"FORMAT"`
 	Force   bool   `help:"Replace a file that is there."`
 }
@@ -75,9 +75,6 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	if c.Version < 0 {
-		return parcel.NewError(parcel.Usage, "version %d: want 1 or more", c.Version)
-	}
 	if c.File == "-" {
 		if format != "raw" {
 			return parcel.NewError(parcel.Usage, "format %s: cannot be written to standard output", format).
@@ -87,17 +84,13 @@ func (c *parcelExport) Run(ctx context.Context, e *env) error {
 			return parcel.NewError(parcel.Usage, "standard output is a terminal")
 		}
 	}
-	s, _, err := e.open()
+	s, p, number, err := e.openVersion(versioned{c.owned, c.Version})
 	if err != nil {
 		return err
 	}
-	what := event.Event{Op: event.ParcelExport, User: c.User, Parcel: c.Parcel, Version: c.Version, What: format}
+	what := event.Event{Op: event.ParcelExport, User: c.User, Parcel: c.Parcel, Version: number, What: format}
 	return e.act(ctx, s, what, func(ctx context.Context) error {
-		p, err := s.Parcel(c.User, c.Parcel)
-		if err != nil {
-			return err
-		}
-		v, err := p.Version(c.Version)
+		v, err := p.Version(number)
 		if err != nil {
 			return err
 		}
