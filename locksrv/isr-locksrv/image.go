@@ -37,7 +37,7 @@ func (c *parcelImport) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	o.Format, o.DiskFile = c.Format, c.DiskFile
-	s, _, err := e.openOrInit()
+	s, _, err := e.open()
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (c *parcelCreate) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	o.DiskSize = int64(c.Disk)
-	s, _, err := e.openOrInit()
+	s, _, err := e.open()
 	if err != nil {
 		return err
 	}

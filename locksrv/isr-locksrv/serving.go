@@ -67,6 +67,9 @@ func (c *serve) Run(ctx context.Context, e *env) error {
 		defer signal.Stop(hangup)
 	}
 
+	if err := c.settings.check(); err != nil {
+		return err // before a realm is made
+	}
 	st, root, err := e.openOrInit()
 	if err != nil {
 		return err
