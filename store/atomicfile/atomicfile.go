@@ -28,9 +28,18 @@ func Write(name string, data []byte, mode fs.FileMode) error {
 	}
 	if _, err := f.Write(data); err != nil {
 		f.Abort()
-		return err
+		return named(err, name)
 	}
 	return f.Commit()
+}
+
+// named is an error about a temp file, by the name that people know.
+func named(err error, name string) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return &fs.PathError{Op: pe.Op, Path: name, Err: pe.Err}
+	}
+	return err
 }
 
 // WriteNew is Write for a name that must be free: link(2) puts the whole file
@@ -42,7 +51,7 @@ func WriteNew(name string, data []byte, mode fs.FileMode) error {
 	}
 	defer f.Abort()
 	if _, err := f.Write(data); err != nil {
-		return err
+		return named(err, name)
 	}
 	if err := f.Sync(); err != nil {
 		return err
@@ -65,7 +74,7 @@ type File struct {
 func Create(name string, mode fs.FileMode) (*File, error) {
 	f, err := os.CreateTemp(filepath.Dir(name), TempPrefix+"*")
 	if err != nil {
-		return nil, err
+		return nil, named(err, name)
 	}
 	if err := f.Chmod(mode); err != nil {
 		f.Close()

@@ -266,3 +266,13 @@ func TestCommitNew(t *testing.T) {
 		t.Error("it followed the link")
 	}
 }
+
+// What cannot be written is said by its name, not by that of a temp file.
+func TestErrorNamesFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "none", "file")
+	for _, err := range []error{Write(name, nil, 0o600), WriteNew(name, nil, 0o600)} {
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), name+": ") {
+			t.Errorf("got %v, want it of %s", err, name)
+		}
+	}
+}
