@@ -508,7 +508,7 @@ func (r *repairer) lockSide(p *store.Parcel) error {
 		return nil // nobody knows what the content is
 	}
 	if !r.opts.DryRun {
-		for _, dir := range []string{p.LockDir(), filepath.Join(p.LockDir(), "keys"), p.ContentDir(), p.HdkDir(), p.StagingDir(), filepath.Join(p.ContentDir(), "keys")} {
+		for _, dir := range []string{filepath.Dir(p.LockDir()), p.LockDir(), filepath.Join(p.LockDir(), "keys"), filepath.Dir(p.ContentDir()), p.ContentDir(), p.HdkDir(), p.StagingDir(), filepath.Join(p.ContentDir(), "keys")} {
 			tree.Step("mkdir")
 			if err := os.Mkdir(dir, tree.DirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 				return p.Wrap(err)

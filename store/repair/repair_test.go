@@ -171,6 +171,28 @@ func TestRepairFrom(t *testing.T) {
 	}
 }
 
+// A side of all of a user's parcels that is gone altogether comes back as well.
+func TestRepairLostSide(t *testing.T) {
+	for _, side := range []string{"isr", ".isr"} {
+		s, p := threeVersions(t)
+		replica := storetest.Replica(t, s)
+		want := treeOf(t, s.Root())
+		if err := os.RemoveAll(filepath.Join(filepath.Dir(filepath.Dir(p.LockDir())), side)); err != nil {
+			t.Fatal(err)
+		}
+		sum, _, ps := mend(t, s, repair.Options{From: []string{replica}})
+		if sum.Left.Errors > 0 {
+			t.Errorf("%s: left %v", side, ps)
+		}
+		got := treeOf(t, s.Root())
+		for _, name := range []string{"users/alice/.isr/winxp/epoch", "users/alice/.isr/winxp/released"} {
+			delete(want, name) // said of nobody's holding it
+			delete(got, name)
+		}
+		wantEqualTrees(t, got, want)
+	}
+}
+
 // Records come from a replica of the realm, or are made again; never of
 // another parcel, nor behind what was committed since.
 func TestRepairRecords(t *testing.T) {
