@@ -76,8 +76,13 @@ func (c *parcelList) Run(e *env) error {
 	table := e.stdout.Table("USER", "PARCEL", "VERSION", "KEPT", "NEW", "COMMITTED", "STATE")
 	lines := e.rows()
 	empty := true
+	var failed worst
 	for _, user := range users {
 		names, err := s.Parcels(user)
+		if errors.Is(err, parcel.ErrDamaged) && c.User == "" {
+			failed.named(e, user, "", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -120,9 +125,12 @@ func (c *parcelList) Run(e *env) error {
 		}
 	}
 	if empty {
-		return nil
+		return failed.err
 	}
-	return table.Print()
+	if err := table.Print(); err != nil {
+		return err
+	}
+	return failed.err
 }
 
 type parcelCopy struct {

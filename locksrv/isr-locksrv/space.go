@@ -148,7 +148,7 @@ func (c *parcelPrune) Run(ctx context.Context, e *env) error {
 
 // plan looks at the parcels that were named.
 func (c *parcelPrune) plan(s *store.Store, rules keep.Rules, e *env, failed *worst) ([]pruning, error) {
-	parcels, err := chosen(s, c.some)
+	parcels, err := chosen(s, c.some, func(user, name string, err error) { failed.named(e, user, name, err) })
 	if err != nil {
 		return nil, err
 	}
@@ -228,8 +228,9 @@ func (c *parcelPrune) prune(ctx context.Context, e *env, s *store.Store, w pruni
 	})
 }
 
-// chosen are the parcels that the command line names.
-func chosen(s *store.Store, o some) ([]*store.Parcel, error) {
+// chosen are the parcels that the command line names. Of all that somebody has,
+// one that is damaged is told to bad, and does not keep the others from it.
+func chosen(s *store.Store, o some, bad func(user, name string, err error)) ([]*store.Parcel, error) {
 	users := []string{o.User}
 	if o.User == "" {
 		var err error
@@ -242,19 +243,28 @@ func chosen(s *store.Store, o some) ([]*store.Parcel, error) {
 		names := []string{o.Parcel}
 		if o.Parcel == "" {
 			var err error
-			if names, err = s.Parcels(user); err != nil {
+			names, err = s.Parcels(user)
+			if errors.Is(err, parcel.ErrDamaged) && o.User == "" {
+				bad(user, "", err)
+				continue
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
 		for _, name := range names {
 			p, err := s.Parcel(user, name)
-			if errors.Is(err, parcel.ErrNoParcel) && o.Parcel == "" {
-				continue // it was removed meanwhile
-			}
-			if err != nil {
+			switch {
+			case err == nil:
+				all = append(all, p)
+			case o.Parcel != "":
+				return nil, err
+			case errors.Is(err, parcel.ErrNoParcel): // it was removed meanwhile
+			case errors.Is(err, parcel.ErrDamaged):
+				bad(user, name, err)
+			default:
 				return nil, err
 			}
-			all = append(all, p)
 		}
 	}
 	return all, nil
@@ -267,7 +277,11 @@ func (w *worst) add(e *env, p *store.Parcel, err error) { w.named(e, p.User(), p
 
 func (w *worst) named(e *env, user, name string, err error) {
 	err = explain(err)
-	told := parcel.NewError(parcel.KindOf(err), "%s/%s: %s", user, name, strings.TrimPrefix(err.Error(), "parcel "+name+": "))
+	where, text := user+"/"+name, strings.TrimPrefix(err.Error(), "parcel "+name+": ")
+	if name == "" { // all of hers
+		where, text = user, strings.TrimPrefix(text, "user "+user+": ")
+	}
+	told := parcel.NewError(parcel.KindOf(err), "%s: %s", where, text)
 	if of := new(parcel.Error); errors.As(err, &of) {
 		told.Hint = of.Hint
 	}
@@ -288,7 +302,7 @@ func (c *gcCommand) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	parcels, err := chosen(s, c.some)
+	parcels, err := chosen(s, c.some, func(string, string, error) {}) // of which is told below
 	if err != nil {
 		return err
 	}
@@ -317,7 +331,11 @@ func (c *gcCommand) Run(ctx context.Context, e *env) error {
 	})
 	lines := e.rows()
 	var sum gc.Collected
+	parcelsSeen := 0
 	for _, got := range all {
+		if got.Parcel != "" { // else it is a user, of whom none could be told
+			parcelsSeen++
+		}
 		sum.Objects, sum.Freed = sum.Objects+got.Objects, sum.Freed+got.Freed
 		switch {
 		case c.JSON:
@@ -337,7 +355,7 @@ func (c *gcCommand) Run(ctx context.Context, e *env) error {
 		if c.DryRun {
 			would = "would be "
 		}
-		fmt.Fprintf(e.stdout, "%s: %s%s\n", count(len(all), "parcel"), would, removed(sum.Objects, sum.Freed))
+		fmt.Fprintf(e.stdout, "%s: %s%s\n", count(parcelsSeen, "parcel"), would, removed(sum.Objects, sum.Freed))
 	}
 	if err != nil {
 		return err
@@ -366,7 +384,7 @@ func (c *duCommand) Run(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	parcels, err := chosen(s, c.some)
+	parcels, err := chosen(s, c.some, func(string, string, error) {}) // of which is told below
 	if err != nil {
 		return err
 	}
@@ -402,6 +420,7 @@ func (c *duCommand) Run(ctx context.Context, e *env) error {
 				du.Disk
 				Error string `json:"error,omitempty"`
 			}{d, errorText(d.Error)})
+		case d.Parcel == "":
 		default:
 			row(d.User+"/"+d.Parcel, len(d.Versions), d.Logical, d.Data, d.Unique, d.Own, d.Shared, d.Garbage, d.Frees)
 			if c.Parcel == "" {

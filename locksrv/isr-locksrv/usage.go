@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -58,7 +59,7 @@ func (c *usage) Run(e *env) error {
 		}
 	}
 	if c.User != "" {
-		if _, err := chosen(s, some{User: c.User}); err != nil {
+		if _, err := s.Parcels(c.User); err != nil {
 			return err
 		}
 	}
@@ -83,11 +84,20 @@ func (c *usage) Run(e *env) error {
 			fmt.Sprint(u.Locks), fmt.Sprint(u.Commits), host)
 	}
 	for _, user := range users {
-		parcels, err := chosen(s, some{User: user})
+		damaged := 0
+		parcels, err := chosen(s, some{User: user}, func(user, name string, err error) {
+			damaged++
+			show(used{User: user, Parcel: name, Error: errorText(err)})
+			failed.named(e, user, name, err)
+		})
+		if errors.Is(err, parcel.ErrDamaged) {
+			failed.named(e, user, "", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		if len(parcels) == 0 {
+		if len(parcels)+damaged == 0 {
 			show(used{User: user})
 		}
 		for _, p := range parcels {

@@ -120,7 +120,7 @@ func (c *userList) Run(ctx context.Context, e *env) error {
 		}
 	}
 	for _, name := range names {
-		if _, _, err := s.UserDirs(name); err != nil {
+		if _, _, err := s.UserDirs(name); err != nil && !errors.Is(err, parcel.ErrDamaged) { // which her row has
 			return err
 		}
 	}

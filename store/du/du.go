@@ -69,27 +69,34 @@ type Sum struct {
 // Run measures parcels, in the order of the tree, and calls report for each,
 // and total for each user and for all; then user is empty. It changes nothing
 // and needs no lock: of a parcel that is changed meanwhile it tells what it
-// saw.
+// saw. Of all users, one who is damaged is reported with no parcel, and does not
+// keep the others from it.
 func Run(ctx context.Context, s *store.Store, o Options, report func(Disk), total func(user string, sum Sum)) error {
 	users, err := s.SelectUsers(o.User)
 	if err != nil {
 		return err
 	}
-	parcels := make([][]*store.Parcel, len(users))
-	for i, u := range users {
-		if parcels[i], err = s.Select(u, o.Parcel); err != nil {
+	sound, parcels := users[:0:0], make(map[string][]*store.Parcel)
+	for _, u := range users {
+		ps, err := s.Select(u, o.Parcel)
+		if o.User == "" && errors.Is(err, parcel.ErrDamaged) {
+			report(Disk{User: u, Error: err})
+			continue
+		}
+		if err != nil {
 			return err
 		}
+		sound, parcels[u] = append(sound, u), ps
 	}
 	cache := reach.NewCache()
 	all := newTally()
-	for i, name := range users {
+	for _, name := range sound {
 		u, mine := s.UserAt(name), newTally()
 		names, err := tree.Subdirs(u.LockRoot)
 		if err != nil {
 			return err
 		}
-		for _, p := range parcels[i] {
+		for _, p := range parcels[name] {
 			m := &measurer{p: p, keep: o.Keep, cache: cache, tallies: []*tally{mine, all}}
 			for _, n := range names {
 				if n != p.Name() {

@@ -42,7 +42,8 @@ type Collected struct {
 
 // Run removes the objects that no version leads to, and what killed processes
 // left. It calls report for each parcel, by one at a time; a parcel that it
-// cannot be sure of, because a version is damaged, say, it leaves alone.
+// cannot be sure of, because a version is damaged, say, it leaves alone. Of all users, one
+// who is damaged is reported with no parcel.
 //
 // It never races anybody: a parcel's versions are walked, and its objects
 // listed, while it is in use; then under its flock what was committed
@@ -55,15 +56,20 @@ func Run(ctx context.Context, s *store.Store, o Options, report func(Collected))
 		return err
 	}
 	var parcels []*store.Parcel
+	sound := users[:0:0]
 	for _, u := range users {
 		ps, err := s.Select(u, o.Parcel)
+		if o.User == "" && errors.Is(err, parcel.ErrDamaged) {
+			report(Collected{User: u, Error: err})
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		parcels = append(parcels, ps...)
+		sound, parcels = append(sound, u), append(parcels, ps...)
 	}
 	if !o.DryRun {
-		if err := s.ClearLeftovers(users); err != nil {
+		if err := s.ClearLeftovers(sound); err != nil {
 			return err
 		}
 	}
