@@ -107,7 +107,7 @@ func (c *logCommand) Run(ctx context.Context, e *env) error {
 		return err
 	}
 	if damaged > 0 {
-		return parcel.NewError(parcel.Damaged, "event log: %d lines could not be read", damaged)
+		return parcel.NewError(parcel.Damaged, "event log: %s could not be read", count(damaged, "line"))
 	}
 	return nil
 }
@@ -148,17 +148,19 @@ func (c *logCommand) filter() (func(event.Event) bool, error) {
 // said), or how long before now.
 func parseWhen(text string, now time.Time) (time.Time, error) {
 	bad := parcel.NewError(parcel.Usage, "%s: not a time", parcel.Clean(text)).
-		WithHint("2026-11-26, \"2026-11-26 14:30\" (UTC), or how long ago: 30m, 2h, 7d")
+		WithHint("2026-11-26, \"2026-11-26 14:30\" (UTC), or how long ago: 30m, 2h, 7d, 2w")
 	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05", "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02T15:04", time.DateOnly} {
 		if t, err := time.Parse(layout, text); err == nil {
 			return t.UTC(), nil
 		}
 	}
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
-			return now.AddDate(0, 0, -int(n)).UTC(), nil
+	for unit, days := range map[string]int{"d": 1, "w": 7} {
+		if number, ok := strings.CutSuffix(text, unit); ok {
+			if n, err := strconv.ParseUint(number, 10, 16); err == nil {
+				return now.AddDate(0, 0, -days*int(n)).UTC(), nil
+			}
+			return time.Time{}, bad
 		}
-		return time.Time{}, bad
 	}
 	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
 		return now.Add(-d).UTC(), nil

@@ -688,12 +688,13 @@ func TestParseWhen(t *testing.T) {
 		"0s":                        now,
 		"90m":                       now.Add(-90 * time.Minute),
 		"7d":                        now.AddDate(0, 0, -7),
+		"2w":                        now.AddDate(0, 0, -14),
 	} {
 		if got, err := parseWhen(text, now); err != nil || !got.Equal(want) {
 			t.Errorf("%q: %v, %v; want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "d", "-7d", "-1h", "7", "7w", "2026-13-01", "2026-11-26 25:00", "tomorrow", "99999999d", "1e9h"} {
+	for _, text := range []string{"", "d", "-7d", "-1h", "7", "7y", "w", "2026-13-01", "2026-11-26 25:00", "tomorrow", "99999999d", "1e9h"} {
 		if got, err := parseWhen(text, now); err == nil {
 			t.Errorf("%q: %v, want an error", text, got)
 		}
