@@ -21,7 +21,7 @@ type logCommand struct {
 	Until  string   `help:"Until when; default: now." placeholder:"WHEN"`
 	User   string   `help:"Only what a user did, or what was done to her." placeholder:"USER"`
 	Parcel string   `help:"Only what was done to a parcel." placeholder:"[USER/]PARCEL"`
-	Op     []string `help:"Only what is of this kind, as commit or user-add; may come more than once." placeholder:"OP"`
+	Op     []string `help:"Only what is of this kind, as commit or user-add; may come more than once." placeholder:"OP" sep:"none"`
 	Failed bool     `help:"Only what was refused or went wrong."`
 	Follow bool     `short:"f" help:"Go on printing what happens, until interrupted."`
 	JSON   bool     `name:"json" help:"Print an object a line, as the log has it."`
