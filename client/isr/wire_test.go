@@ -420,9 +420,7 @@ func (p *running) wait(t testing.TB) result {
 	case <-p.ended:
 	case <-time.After(tooLong):
 		// What are they doing?
-		for _, pid := range append(keepersOf(p.cmd.Process.Pid), p.cmd.Process.Pid) {
-			syscall.Kill(pid, syscall.SIGQUIT)
-		}
+		quit(p.cmd.Process.Pid)
 		select {
 		case <-p.ended:
 		case <-time.After(5 * time.Second):

@@ -313,12 +313,33 @@ func (r result) String() string {
 	return fmt.Sprintf("status %d\n%s%s", r.status, r.out, r.err)
 }
 
-// execute runs a command to its end.
+// execute runs a command to its end. One that takes too long says what it and
+// those below it are at, and ends.
 func execute(cmd *exec.Cmd, stdin string) result {
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		timer := time.AfterFunc(tooLong, func() { quit(cmd.Process.Pid) })
+		defer timer.Stop()
+		err = cmd.Wait()
+	}
 	return result{out: out.String(), err: errs.String(), status: statusOf(cmd, err)}
+}
+
+// quit has a process and those below it print their stacks and end, the
+// youngest first: a strace that goes takes nobody along.
+func quit(pid int) {
+	children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, f := range children {
+		text, _ := os.ReadFile(f)
+		for _, word := range strings.Fields(string(text)) {
+			if child, err := strconv.Atoi(word); err == nil {
+				quit(child)
+			}
+		}
+	}
+	syscall.Kill(pid, syscall.SIGQUIT)
 }
 
 func statusOf(cmd *exec.Cmd, err error) int {
