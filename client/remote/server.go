@@ -369,7 +369,9 @@ func (s *Server) patience(ctx context.Context, demand bool) Policy {
 }
 
 // persist calls f until it returns something other than an error of kind
-// Unreachable, or the patience or ctx ends. Patience, and whether it is a
+// Unreachable, or the patience or ctx ends; for a guest that runs, Denied too:
+// whoever was locked out may be let in again, and an error would stay in the
+// guest. Patience, and whether it is a
 // demand, are asked anew each time: the work may have become one.
 func (s *Server) persist(ctx context.Context, demand func() bool, patience func() Policy, f func() error) error {
 	var began time.Time
@@ -383,13 +385,14 @@ func (s *Server) persist(ctx context.Context, demand func() bool, patience func(
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !errors.Is(err, parcel.ErrUnreachable) || s.life.Err() != nil {
+		p := patience()
+		mayPass := errors.Is(err, parcel.ErrUnreachable) || p.Forever && errors.Is(err, parcel.ErrDenied)
+		if !mayPass || s.life.Err() != nil {
 			return err
 		}
 		if began.IsZero() {
 			began = time.Now()
 		}
-		p := patience()
 		if !p.Forever && time.Since(began) >= p.For {
 			return err
 		}
