@@ -48,9 +48,10 @@ type run struct {
 }
 
 // Make makes a snapshot of the realm in t, and sends what t lacks. Parcels may
-// be used meanwhile. An object that is missing in the realm, or not whole, is
-// left out, unless t has it from before, and counted: the rest is kept all the
-// same, and the snapshot says what it lacks.
+// be used meanwhile. An object that is missing in a parcel, or not whole, is
+// counted. It is taken from another parcel, or is what t has from before; if
+// there is neither, it is left out: the rest is kept all the same, and the
+// snapshot says what it lacks.
 func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Result, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
@@ -168,8 +169,7 @@ func (r *run) send(ctx context.Context) error {
 		}
 	}
 	for id := range r.In.Tags {
-		// One of another size is not whole there: another program's doing.
-		if size, ok := r.have[r.In.Tags[id]]; wanted[id] && !r.In.Bad[uint32(id)] && (!ok || size != r.In.Size[id]) {
+		if wanted[id] && !r.In.Bad[uint32(id)] && !r.In.Fits(uint32(id), r.have[r.In.Tags[id]]) {
 			lacking = append(lacking, uint32(id))
 			total += r.In.Size[id]
 		}
@@ -178,7 +178,14 @@ func (r *run) send(ctx context.Context) error {
 	var done int64
 	return target.Parallel(ctx, r.t.Width(), slices.Values(lacking), func(ctx context.Context, id uint32) error {
 		tag := r.In.Tags[id]
-		b, err := realm.ReadObject(r.In.From[id], tag)
+		from := r.In.From[id]
+		b, broken, err := r.Object(from, id)
+		if broken != nil {
+			mu.Lock()
+			r.res.Damaged++
+			r.o.Warn(fmt.Sprintf("%s/%s: %s", from.User(), from.Name(), parcel.Clean(broken.Error())))
+			mu.Unlock()
+		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			mu.Lock()
@@ -189,8 +196,6 @@ func (r *run) send(ctx context.Context) error {
 			mu.Lock()
 			defer mu.Unlock()
 			r.In.Bad[id] = true
-			r.res.Damaged++
-			r.o.Warn(fmt.Sprintf("%s/%s: %s", r.In.From[id].User(), r.In.From[id].Name(), parcel.Clean(err.Error())))
 			return nil
 		case err != nil:
 			return err
@@ -200,6 +205,7 @@ func (r *run) send(ctx context.Context) error {
 		}
 		mu.Lock()
 		defer mu.Unlock()
+		r.In.Size[id] = int64(len(b))
 		r.have[tag] = r.In.Size[id]
 		done += r.In.Size[id]
 		r.res.Sent, r.res.Bytes = r.res.Sent+1, r.res.Bytes+r.In.Size[id]
@@ -233,7 +239,7 @@ func (r *run) walk(ctx context.Context) error {
 			}
 		}
 	}
-	r.res.Damaged += r.Damaged + len(absent)
+	r.res.Damaged += len(absent)
 	return nil
 }
 

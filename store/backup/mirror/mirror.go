@@ -28,6 +28,7 @@ import (
 	"isr/store"
 	"isr/store/backup/realm"
 	"isr/store/backup/target"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -68,8 +69,8 @@ type mirror struct {
 	old   *standby
 	next  *standby
 	res   Result
-	where map[seal.Tag]string // an object of the mirror, by which to link
-	extra []string            // objects of the mirror that the realm has not
+	where map[seal.Tag]string    // an object of the mirror, by which to link
+	extra map[[2]string][]string // objects of the mirror that the realm has not
 	mu    sync.Mutex
 }
 
@@ -95,10 +96,14 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 			return nil, err
 		}
 	}
-	if err := m.walk(ctx, changed); err != nil {
+	if err := m.objects(ctx, changed); err != nil {
 		return nil, err
 	}
-	if err := m.objects(ctx, changed); err != nil {
+	spared, err := m.walk(ctx, changed)
+	if err == nil && spared {
+		err = m.objects(ctx, changed)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := t.Sync(ctx); err != nil {
@@ -107,7 +112,7 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 	// From here on a pass that is killed leaves what it is about to bring.
 	for _, key := range changed {
 		n := m.old.parcels[key]
-		m.old.parcels[key] = noted{"-", append(slices.Clip(n.epochs), m.next.parcels[key].epochs...)}
+		m.old.parcels[key] = noted{damagedDigest, append(slices.Clip(n.epochs), m.next.parcels[key].epochs...)}
 	}
 	if len(changed) > 0 {
 		if err := m.note(ctx, m.old); err != nil {
@@ -329,35 +334,45 @@ func hdkName(key [2]string, tag seal.Tag) string {
 	return contentSide(key) + "/hdk/" + name[:2] + "/" + name
 }
 
-// walk finds out what versions need that is not there, but in the mirror it
-// may be.
-func (m *mirror) walk(ctx context.Context, changed [][2]string) error {
+// walk finds out what versions need that is not there, but in the mirror or in
+// another parcel it may be: spared then, and the parcel's now.
+func (m *mirror) walk(ctx context.Context, changed [][2]string) (spared bool, err error) {
 	w := realm.NewWalker(&m.In, func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error) {
 		return target.ReadObject(ctx, m.tree, hdkName(key, tag), tag)
 	})
 	for _, key := range changed {
 		found, err := w.Parcel(ctx, key, m.All[key])
 		if err != nil {
-			return err
+			return false, err
 		}
 		if len(found.Lacks) == 0 && len(found.Absent) == 0 {
 			continue
 		}
 		there, err := realm.Versions(m.All[key].P)
 		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
-			return err
+			return false, err
 		}
 		for v := range realm.Recorded(m.All[key].Files, realm.LockSide(key[0], key[1]), m.All[key].Version) {
 			if !there[parcel.VersionDir(v)] && realm.Find(m.All[key].Files, realm.LockSide(key[0], key[1])+"/keys/"+parcel.VersionDir(v)) != nil {
-				return wentAway(key)
+				return false, wentAway(key)
 			}
 		}
 		found.Tell(m.o.Warn, key, "mirror")
 		m.res.Lacks = append(m.res.Lacks, found.Lacks...)
-		m.damaged(key, len(found.Absent))
+		missing := 0
+		for _, gone := range found.Absent {
+			if gone {
+				missing++ // what is not whole was counted when it was read
+			}
+		}
+		m.damaged(key, missing)
+		spared = spared || found.Spared > 0
 	}
-	return nil
+	return spared, nil
 }
+
+// damagedDigest is that of no files: the parcel counts as changed at each pass.
+const damagedDigest = "-"
 
 // damaged notes that a parcel is not whole: the next pass looks at it again.
 func (m *mirror) damaged(key [2]string, objects int, why ...string) {
@@ -368,7 +383,7 @@ func (m *mirror) damaged(key [2]string, objects int, why ...string) {
 	}
 	m.res.Damaged += objects
 	n := m.next.parcels[key]
-	n.digest = "-"
+	n.digest = damagedDigest
 	m.next.parcels[key] = n
 }
 
@@ -385,6 +400,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 	}
 	var wants []want
 	var total, done int64
+	m.extra = make(map[[2]string][]string)
 	for _, key := range changed {
 		there := make(map[seal.Tag]int64)
 		for e, err := range m.tree.List(ctx, contentSide(key)+"/hdk") {
@@ -404,14 +420,14 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 				delete(there, m.In.Tags[id]) // better than nothing
 				continue
 			}
-			if size, ok := there[m.In.Tags[id]]; !ok || size != m.In.Size[id] {
+			if !m.In.Fits(id, there[m.In.Tags[id]]) {
 				wants = append(wants, want{key, id})
 				total += m.In.Size[id]
 			}
 			delete(there, m.In.Tags[id])
 		}
 		for tag := range there {
-			m.extra = append(m.extra, hdkName(key, tag))
+			m.extra[key] = append(m.extra[key], hdkName(key, tag))
 		}
 	}
 	if len(wants) > 0 {
@@ -504,15 +520,17 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int,
 			return linked, nil
 		}
 	}
-	b, err := realm.ReadObject(m.All[key].P, tag)
-	if from := m.In.From[id]; errors.Is(err, fs.ErrNotExist) && from != nil {
-		b, err = realm.ReadObject(from, tag) // another parcel has it
+	b, broken, err := m.Object(m.All[key].P, id)
+	if broken != nil {
+		m.damaged(key, 1, parcel.Clean(broken.Error()))
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return 0, wentAway(key)
 	case realm.NotWhole(err):
-		m.damaged(key, 1, parcel.Clean(err.Error()))
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.In.Bad[id] = true
 		return 0, nil
 	case err != nil:
 		return 0, err
@@ -522,6 +540,7 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int,
 	}
 	m.mu.Lock()
 	m.where[tag] = cmp.Or(m.where[tag], name)
+	m.In.Size[id] = int64(len(b))
 	m.mu.Unlock()
 	return sent, nil
 }
@@ -571,6 +590,9 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 			gone = append(gone, last)
 		}
 	}
+	if len(gone) > 0 && !m.sound(ctx, key) {
+		return nil
+	}
 	for _, v := range gone {
 		m.remove(ctx, side+"/keys/"+v)
 		for _, name := range []string{"/info", "/keyring.enc", "/cfg.tgz.enc", ""} {
@@ -578,6 +600,23 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 		}
 	}
 	return nil
+}
+
+// sound reports whether the realm's parcel has all that its versions need: what
+// it has no more was pruned then, and not lost, and may go from the mirror too.
+func (m *mirror) sound(ctx context.Context, key [2]string) bool {
+	m.mu.Lock()
+	whole := m.next.parcels[key].digest != damagedDigest
+	m.mu.Unlock()
+	if !whole {
+		return false
+	}
+	sum, err := check.Run(ctx, m.Store, check.Options{User: key[0], Parcel: key[1]}, func(check.Problem) {})
+	if err == nil && sum.Errors == 0 {
+		return true
+	}
+	m.damaged(key, 0, "is not sound in the realm: nothing of it is removed from the mirror")
+	return false
 }
 
 // view copies files and links of a directory of the content side. They are
@@ -725,8 +764,13 @@ func (m *mirror) end(ctx context.Context, files []realm.File) error {
 		m.next.parcels[key] = d // to be removed when that is wanted
 	}
 	if m.o.Delete {
-		for _, name := range m.extra {
-			m.remove(ctx, name)
+		for key, names := range m.extra {
+			if !m.sound(ctx, key) {
+				continue
+			}
+			for _, name := range names {
+				m.remove(ctx, name)
+			}
 		}
 	}
 	if err := m.tree.Sync(ctx); err != nil {

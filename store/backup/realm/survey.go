@@ -53,11 +53,10 @@ type Parcel struct {
 
 // Survey is what is read of a realm, of which parcels are used meanwhile.
 type Survey struct {
-	Store   *store.Store
-	warn    func(text string)
-	In      Objects
-	All     map[[2]string]*Parcel // by user and name
-	Damaged int                   // objects that are no objects by their size
+	Store *store.Store
+	warn  func(text string)
+	In    Objects
+	All   map[[2]string]*Parcel // by user and name
 }
 
 // NewSurvey is a survey that has read nothing yet. What it leaves out it tells
@@ -175,11 +174,6 @@ func (s *Survey) names(ctx context.Context, p *store.Parcel) ([]uint32, error) {
 			id = s.In.intern(tag)
 			s.In.Size[id], s.In.From[id] = fi.Size(), p
 			ids = append(ids, id)
-			if fi.Size() < 1 || fi.Size() > target.MaxObject {
-				s.In.Bad[id] = true
-				s.Damaged++
-				s.warn(fmt.Sprintf("%s/%s: object %s: has %d bytes", p.User(), p.Name(), tag, fi.Size()))
-			}
 		}
 	}
 	return ids, nil
@@ -188,6 +182,30 @@ func (s *Survey) names(ctx context.Context, p *store.Parcel) ([]uint32, error) {
 // Keys are the parcels, by user and name.
 func (s *Survey) Keys() [][2]string {
 	return slices.SortedFunc(maps.Keys(s.All), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+}
+
+// Object is an object that p is to have: p's, or another parcel's that has it
+// whole. broken is why it is not p's, if p has it and not whole. The error is
+// p's, fs.ErrNotExist or one of NotWhole, if nobody has it.
+func (s *Survey) Object(p *store.Parcel, id uint32) (b []byte, broken, err error) {
+	b, err = ReadObject(p, s.In.Tags[id])
+	if NotWhole(err) {
+		broken = err
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return b, nil, err
+	}
+	for _, o := range s.All {
+		if b, oerr := ReadObject(o.P, s.In.Tags[id]); oerr == nil {
+			return b, broken, nil
+		}
+	}
+	return nil, broken, err
+}
+
+// Fits reports whether a copy of so many bytes may be the object: one of another
+// size is not whole there or here, by a power cut or by another program.
+func (in *Objects) Fits(id uint32, size int64) bool {
+	return size == in.Size[id] && size > 0 && size <= target.MaxObject
 }
 
 // ReadObject is an object in the parcel's hdk, verified.
