@@ -835,6 +835,145 @@ func TestDamagedRealm(t *testing.T) {
 	}
 }
 
+// What cannot be read of one user or parcel is said and counted, at each run,
+// and keeps nobody else's from being copied. What a mirror has of it stays.
+func TestLostParcel(t *testing.T) {
+	planted := func(name string) error {
+		return errors.Join(os.RemoveAll(name), os.Symlink(targettest.MemDir(t), name))
+	}
+	for what, lose := range map[string]func(p *store.Parcel) error{
+		"content":           func(p *store.Parcel) error { return os.RemoveAll(p.ContentDir()) },
+		"objects":           func(p *store.Parcel) error { return os.RemoveAll(filepath.Join(p.ContentDir(), "hdk")) },
+		"configuration":     func(p *store.Parcel) error { return os.Remove(filepath.Join(p.LockDir(), "parcel.cfg")) },
+		"content is a link": func(p *store.Parcel) error { return planted(p.ContentDir()) },
+		"contents are":      func(p *store.Parcel) error { return planted(filepath.Dir(p.ContentDir())) },
+		"lock sides are":    func(p *store.Parcel) error { return planted(filepath.Dir(p.LockDir())) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			s, place, tree, before := newRealm(t), memPlace(t), memPlace(t), memPlace(t)
+			p := newParcel(t, s, "alice", "lost")
+			newParcel(t, s, "bob", "whole") // shares no object
+			commit(t, p, "", map[int64]string{1: "one"})
+			mirrored(t, s, before, mirror.Options{})
+			had := files(t, before.String())
+			if err := lose(p); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				warnings, warn := newWarnings()
+				res, err := Make(ctx, s, place, Options{Warn: warn})
+				if err != nil || (res.Lost == 1) == (len(res.Snapshot.Lacks) > 0) || len(*warnings) == 0 {
+					t.Fatalf("backup: %+v, %v, warned %q", res, err, *warnings)
+				}
+				warnings, warn = newWarnings()
+				pass, err := mirror.Pass(ctx, s, tree, mirror.Options{Delete: true, Warn: warn})
+				if err != nil || (pass.Lost == 1) == (len(pass.Lacks) > 0) || len(*warnings) == 0 {
+					t.Fatalf("mirror: %+v, %v, warned %q", pass, err, *warnings)
+				}
+			}
+			n, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: func(string) {}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			standby, err := store.Open(tree.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range []*store.Store{n, standby} {
+				if sum, err := check.Run(ctx, s, check.Options{User: "bob", Content: true}, func(check.Problem) {}); err != nil || sum.Parcels != 1 || sum.Errors > 0 {
+					t.Errorf("%s: %+v, %v", s.Root(), sum, err)
+				}
+			}
+			if _, err := mirror.Pass(ctx, s, before, mirror.Options{Delete: true, Warn: func(string) {}}); err != nil {
+				t.Fatal(err)
+			}
+			has := files(t, before.String())
+			for name := range had {
+				if _, ok := has[name]; !ok {
+					t.Errorf("%s: is gone from the mirror", name)
+				}
+			}
+		})
+	}
+}
+
+// spoil replaces an object of a parcel, and of no other that shares it.
+func spoil(t testing.TB, path string, content []byte) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, content, 0o400); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An object that is broken in one parcel is had from another, or was sent while
+// it was whole: the newest snapshot has it, and it does not go with the others.
+func TestBrokenHere(t *testing.T) {
+	for name, content := range map[string]func(whole []byte) []byte{
+		"empty": func([]byte) []byte { return nil },
+		"short": func(whole []byte) []byte { return whole[:len(whole)-1] },
+		"long":  func([]byte) []byte { return make([]byte, target.MaxObject+1) },
+		"other": func(whole []byte) []byte { return random(len(whole)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, place := newRealm(t), memPlace(t)
+			p := newParcel(t, s, "alice", "alone")
+			commit(t, p, "", map[int64]string{1: "one", 2: "two"})
+			make_(t, s, place)
+			for _, path := range globbed(t, filepath.Join(p.ContentDir(), "hdk/*/*")) {
+				spoil(t, path, content(read(t, path)))
+			}
+			q := newParcel(t, s, "alice", "another")
+			commit(t, q, "", map[int64]string{3: "three"})
+			if _, err := s.Copy(ctx, "alice", "another", "bob", "shared"); err != nil {
+				t.Fatal(err)
+			}
+			shared := 0
+			for _, path := range globbed(t, filepath.Join(q.ContentDir(), "hdk/*/*")) {
+				if _, err := os.Stat(strings.Replace(path, "alice/isr/another", "bob/isr/shared", 1)); err == nil {
+					spoil(t, path, content(read(t, path)))
+					shared++
+				}
+			}
+			res, err := Make(ctx, s, place, Options{Warn: func(string) {}})
+			if err != nil || shared == 0 || res.Damaged < shared || len(res.Snapshot.Lacks) > 0 {
+				t.Fatalf("%+v, %v, of %d shared", res, err, shared)
+			}
+			ids, err := snapshot.IDs(ctx, place)
+			if err != nil || len(ids) != 2 {
+				t.Fatal(ids, err)
+			}
+			if _, err := Prune(ctx, place, ids[:1], nil); err != nil {
+				t.Fatal(err)
+			}
+			if v, err := Verify(ctx, place, VerifyOptions{Sample: 1, Problem: func(text string) { t.Error(text) }}); err != nil || v.Errors > 0 {
+				t.Errorf("%+v, %v", v, err)
+			}
+			wantSound(t, restored(t, place, RestoreOptions{}), true)
+		})
+	}
+}
+
+func globbed(t testing.TB, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(pattern)
+	if err != nil || len(found) == 0 {
+		t.Fatal(pattern, err)
+	}
+	return found
+}
+
+func read(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // What people and programs leave beside the files of a realm is left out, and
 // keeps nothing from being restored.
 func TestStrayFiles(t *testing.T) {

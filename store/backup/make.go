@@ -34,6 +34,7 @@ type Result struct {
 	Sent     int64 // objects
 	Bytes    int64 // of them
 	Damaged  int   // objects that are not whole here, or missing
+	Lost     int   // parcels that cannot be read and are not in it, or users with all of theirs
 }
 
 // run is a backup at work.
@@ -48,9 +49,10 @@ type run struct {
 }
 
 // Make makes a snapshot of the realm in t, and sends what t lacks. Parcels may
-// be used meanwhile. An object that is missing in the realm, or not whole, is
-// left out, unless t has it from before, and counted: the rest is kept all the
-// same, and the snapshot says what it lacks.
+// be used meanwhile. An object that is missing in a parcel, or not whole, is
+// counted. It is taken from another parcel, or is what t has from before; if
+// there is neither, it is left out: the rest is kept all the same, and the
+// snapshot says what it lacks.
 func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Result, error) {
 	if o.Warn == nil {
 		o.Warn = func(string) {}
@@ -85,6 +87,7 @@ func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Res
 	if err := r.walk(ctx); err != nil {
 		return nil, err
 	}
+	r.res.Lost = r.Lost()
 	return &r.res, r.publish(ctx)
 }
 
@@ -118,36 +121,28 @@ func (r *run) look(ctx context.Context) (changed bool, err error) {
 		}
 		clear(r.In.Gone)
 	}
-	users, err := r.Store.Users()
+	keys, err := r.Parcels()
 	if err != nil {
 		return false, err
 	}
 	present := make(map[[2]string]bool)
-	for _, user := range users {
-		names, err := r.Store.Parcels(user)
+	for _, key := range keys {
+		if r.All[key] != nil {
+			present[key] = true
+			continue
+		}
+		o, err := r.Read(ctx, key[0], key[1])
+		if r.Lose(key[0]+"/"+key[1], err) {
+			continue
+		}
+		changed = true
 		if errors.Is(err, parcel.ErrNoParcel) {
 			continue
 		}
 		if err != nil {
 			return false, err
 		}
-		for _, name := range names {
-			key := [2]string{user, name}
-			present[key] = true
-			if r.All[key] != nil {
-				continue
-			}
-			changed = true
-			o, err := r.Read(ctx, user, name)
-			if errors.Is(err, parcel.ErrNoParcel) {
-				delete(present, key)
-				continue
-			}
-			if err != nil {
-				return false, err
-			}
-			r.All[key] = o
-		}
+		r.All[key], present[key] = o, true
 	}
 	for key := range r.All {
 		if !present[key] {
@@ -168,8 +163,7 @@ func (r *run) send(ctx context.Context) error {
 		}
 	}
 	for id := range r.In.Tags {
-		// One of another size is not whole there: another program's doing.
-		if size, ok := r.have[r.In.Tags[id]]; wanted[id] && !r.In.Bad[uint32(id)] && (!ok || size != r.In.Size[id]) {
+		if wanted[id] && !r.In.Bad[uint32(id)] && !r.In.Fits(uint32(id), r.have[r.In.Tags[id]]) {
 			lacking = append(lacking, uint32(id))
 			total += r.In.Size[id]
 		}
@@ -178,7 +172,14 @@ func (r *run) send(ctx context.Context) error {
 	var done int64
 	return target.Parallel(ctx, r.t.Width(), slices.Values(lacking), func(ctx context.Context, id uint32) error {
 		tag := r.In.Tags[id]
-		b, err := realm.ReadObject(r.In.From[id], tag)
+		from := r.In.From[id]
+		b, broken, err := r.Object(from, id)
+		if broken != nil {
+			mu.Lock()
+			r.res.Damaged++
+			r.o.Warn(fmt.Sprintf("%s/%s: %s", from.User(), from.Name(), parcel.Clean(broken.Error())))
+			mu.Unlock()
+		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			mu.Lock()
@@ -189,8 +190,6 @@ func (r *run) send(ctx context.Context) error {
 			mu.Lock()
 			defer mu.Unlock()
 			r.In.Bad[id] = true
-			r.res.Damaged++
-			r.o.Warn(fmt.Sprintf("%s/%s: %s", r.In.From[id].User(), r.In.From[id].Name(), parcel.Clean(err.Error())))
 			return nil
 		case err != nil:
 			return err
@@ -200,6 +199,7 @@ func (r *run) send(ctx context.Context) error {
 		}
 		mu.Lock()
 		defer mu.Unlock()
+		r.In.Size[id] = int64(len(b))
 		r.have[tag] = r.In.Size[id]
 		done += r.In.Size[id]
 		r.res.Sent, r.res.Bytes = r.res.Sent+1, r.res.Bytes+r.In.Size[id]
@@ -233,7 +233,7 @@ func (r *run) walk(ctx context.Context) error {
 			}
 		}
 	}
-	r.res.Damaged += r.Damaged + len(absent)
+	r.res.Damaged += len(absent)
 	return nil
 }
 
@@ -247,21 +247,8 @@ func (r *run) publish(ctx context.Context) error {
 	if err := c.Realm(r.Store.Root()); err != nil {
 		return err
 	}
-	users, err := r.Store.Users()
-	if err != nil {
+	if err := r.Users(&c); err != nil {
 		return err
-	}
-	for _, user := range users {
-		lock, _, err := r.Store.UserDirs(user)
-		if errors.Is(err, parcel.ErrNoParcel) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := c.User(realm.UserDir(lock), user); err != nil {
-			return err
-		}
 	}
 	keys := r.Keys()
 	lists := make([][]uint32, 0, len(keys))

@@ -219,6 +219,88 @@ func TestPromotedEpoch(t *testing.T) {
 	}
 }
 
+// What is broken in the realm and cannot be mirrored is said at each pass, and
+// brought when it was mended.
+func TestMirrorBroken(t *testing.T) {
+	for name, content := range map[string]func(whole []byte) []byte{
+		"empty": func([]byte) []byte { return nil },
+		"other": func(whole []byte) []byte { return random(len(whole)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, tree := newRealm(t), memPlace(t)
+			p := threeVersions(t, s)
+			path := objectOf(t, p, 3, 0)
+			whole := read(t, path)
+			spoil(t, path, content(whole))
+			for range 2 {
+				warnings, warn := newWarnings()
+				res, err := mirror.Pass(ctx, s, tree, mirror.Options{Warn: warn})
+				if err != nil || res.Damaged != 1 || !reflect.DeepEqual(res.Lacks, []realm.Lack{lack(3, 1)}) || len(*warnings) != 2 {
+					t.Errorf("%+v, %v, warned %q", res, err, *warnings)
+				}
+			}
+			// Another parcel that has it whole brings it.
+			spoil(t, path, whole)
+			if _, err := s.Copy(ctx, "alice", "winxp", "bob", "copy"); err != nil {
+				t.Fatal(err)
+			}
+			spoil(t, path, content(whole))
+			res, err := mirror.Pass(ctx, s, tree, mirror.Options{Warn: func(string) {}})
+			if err != nil || res.Damaged != 1 || res.Lacks != nil {
+				t.Errorf("whole elsewhere: %+v, %v", res, err)
+			}
+			m, err := store.Open(tree.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSound(t, m, true)
+			spoil(t, path, whole)
+			if res := mirrored(t, s, tree, mirror.Options{}); res.Damaged != 0 || res.Changed != 1 {
+				t.Errorf("mended: %+v", res)
+			}
+			wantMirror(t, s.Root(), tree.String())
+		})
+	}
+}
+
+// What was lost in the realm, and not pruned, is not removed from the mirror:
+// nobody else may have it.
+func TestMirrorKeepsWhatWasLost(t *testing.T) {
+	for what, lose := range map[string]func(t *testing.T, p *store.Parcel){
+		"record": func(t *testing.T, p *store.Parcel) { remove(t, filepath.Join(p.LockDir(), "keys/000002")) },
+		"object": func(t *testing.T, p *store.Parcel) { remove(t, objectOf(t, p, 2, 0)) },
+		// What is below is not known then.
+		"broken block and what is below": func(t *testing.T, p *store.Parcel) {
+			block := objectOf(t, p, 2, 1)
+			remove(t, objectOf(t, p, 2, 0))
+			spoil(t, block, nil)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			s, tree := newRealm(t), memPlace(t)
+			p := threeVersions(t, s)
+			mirrored(t, s, tree, mirror.Options{Delete: true})
+			before := files(t, tree.String())
+			lose(t, p)
+			if _, err := p.Acquire("alice", "laptop", parcel.NewID()); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				warnings, warn := newWarnings()
+				if _, err := mirror.Pass(ctx, s, tree, mirror.Options{Delete: true, Warn: warn}); err != nil || len(*warnings) == 0 {
+					t.Fatalf("%v, warned %q", err, *warnings)
+				}
+			}
+			after := files(t, tree.String())
+			for name := range before {
+				if _, ok := after[name]; !ok {
+					t.Errorf("%s: is gone", name)
+				}
+			}
+		})
+	}
+}
+
 func openDir(t *testing.T, name string) *target.Dir {
 	t.Helper()
 	d, err := target.OpenDir(name, false)

@@ -28,6 +28,7 @@ import (
 	"isr/store"
 	"isr/store/backup/realm"
 	"isr/store/backup/target"
+	"isr/store/check"
 	"isr/store/parcel"
 	"isr/store/seal"
 )
@@ -48,6 +49,7 @@ type Result struct {
 	Linked  int64 // objects that another parcel of the mirror had
 	Removed int64 // files
 	Damaged int   // objects that are not whole in the realm, or missing, of parcels that changed
+	Lost    int   // parcels that cannot be read, or users with all of theirs: the mirror has them as before
 	Lacks   []realm.Lack
 }
 
@@ -68,8 +70,8 @@ type mirror struct {
 	old   *standby
 	next  *standby
 	res   Result
-	where map[seal.Tag]string // an object of the mirror, by which to link
-	extra []string            // objects of the mirror that the realm has not
+	where map[seal.Tag]string    // an object of the mirror, by which to link
+	extra map[[2]string][]string // objects of the mirror that the realm has not
 	mu    sync.Mutex
 }
 
@@ -95,10 +97,14 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 			return nil, err
 		}
 	}
-	if err := m.walk(ctx, changed); err != nil {
+	if err := m.objects(ctx, changed); err != nil {
 		return nil, err
 	}
-	if err := m.objects(ctx, changed); err != nil {
+	spared, err := m.walk(ctx, changed)
+	if err == nil && spared {
+		err = m.objects(ctx, changed)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := t.Sync(ctx); err != nil {
@@ -107,7 +113,7 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 	// From here on a pass that is killed leaves what it is about to bring.
 	for _, key := range changed {
 		n := m.old.parcels[key]
-		m.old.parcels[key] = noted{"-", append(slices.Clip(n.epochs), m.next.parcels[key].epochs...)}
+		m.old.parcels[key] = noted{damagedDigest, append(slices.Clip(n.epochs), m.next.parcels[key].epochs...)}
 	}
 	if len(changed) > 0 {
 		if err := m.note(ctx, m.old); err != nil {
@@ -123,6 +129,7 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 			return nil, err
 		}
 	}
+	m.res.Lost = m.Lost()
 	return &m.res, m.end(ctx, files)
 }
 
@@ -133,18 +140,8 @@ func (m *mirror) begin(ctx context.Context) (files []realm.File, err error) {
 	if err := c.Realm(m.Store.Root()); err != nil {
 		return nil, err
 	}
-	users, err := m.Store.Users()
-	if err != nil {
+	if err := m.Users(&c); err != nil {
 		return nil, err
-	}
-	for _, user := range users {
-		lock, _, err := m.Store.UserDirs(user)
-		if err == nil {
-			err = c.User(realm.UserDir(lock), user)
-		}
-		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
-			return nil, err
-		}
 	}
 	host, _ := os.Hostname()
 	m.next = &standby{realm: m.Store.Realm(), from: parcel.Clean(host + ":" + m.Store.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
@@ -181,60 +178,52 @@ func (m *mirror) begin(ctx context.Context) (files []realm.File, err error) {
 // changed reads all lock sides, and the object names of those parcels that
 // changed since the last pass.
 func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
-	users, err := m.Store.Users()
+	all, err := m.Parcels()
 	if err != nil {
 		return nil, err
 	}
-	for _, user := range users {
-		names, err := m.Store.Parcels(user)
-		if errors.Is(err, parcel.ErrNoParcel) {
-			continue
-		}
-		if err != nil {
+	m.res.Parcels = len(all)
+	for _, key := range all {
+		changed, err := m.look(ctx, key)
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) && !m.Lose(key[0]+"/"+key[1], err) {
 			return nil, err
 		}
-		for _, name := range names {
-			key := [2]string{user, name}
-			m.res.Parcels++
-			p, err := m.Store.Parcel(user, name)
-			if errors.Is(err, parcel.ErrNoParcel) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			c := realm.Collector{Skipped: func(string, string) {}}
-			err = p.Shared(func() error { return c.Parcel(p.LockDir(), user, name) })
-			if errors.Is(err, parcel.ErrNoParcel) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			if n := m.old.parcels[key]; digest(c.Files) == n.digest {
-				m.next.parcels[key] = n
-				continue
-			}
-			o, err := m.Read(ctx, user, name)
-			if errors.Is(err, parcel.ErrNoParcel) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			if o.Version == 0 {
-				m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
-				m.res.Lacks = append(m.res.Lacks, realm.Lack{User: user, Name: name})
-				continue
-			}
-			m.All[key] = o
-			sum := digest(o.Files)
-			m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, realm.LockSide(user, name)+"/epoch")}}
+		if changed {
 			keys = append(keys, key)
 		}
 	}
 	m.res.Changed = len(keys)
 	return keys, nil
+}
+
+// look is changed of one parcel.
+func (m *mirror) look(ctx context.Context, key [2]string) (changed bool, err error) {
+	user, name := key[0], key[1]
+	p, err := m.Store.Parcel(user, name)
+	if err != nil {
+		return false, err
+	}
+	c := realm.Collector{Skipped: func(string, string) {}}
+	if err := p.Shared(func() error { return c.Parcel(p.LockDir(), user, name) }); err != nil {
+		return false, err
+	}
+	if n := m.old.parcels[key]; digest(c.Files) == n.digest {
+		m.next.parcels[key] = n
+		return false, nil
+	}
+	o, err := m.Read(ctx, user, name)
+	if err != nil {
+		return false, err
+	}
+	if o.Version == 0 {
+		m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
+		m.res.Lacks = append(m.res.Lacks, realm.Lack{User: user, Name: name})
+		return false, nil
+	}
+	m.All[key] = o
+	sum := digest(o.Files)
+	m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, realm.LockSide(user, name)+"/epoch")}}
+	return true, nil
 }
 
 // raiseEpoch raises the epoch of what goes into the mirror, as a restore does:
@@ -329,35 +318,45 @@ func hdkName(key [2]string, tag seal.Tag) string {
 	return contentSide(key) + "/hdk/" + name[:2] + "/" + name
 }
 
-// walk finds out what versions need that is not there, but in the mirror it
-// may be.
-func (m *mirror) walk(ctx context.Context, changed [][2]string) error {
+// walk finds out what versions need that is not there, but in the mirror or in
+// another parcel it may be: spared then, and the parcel's now.
+func (m *mirror) walk(ctx context.Context, changed [][2]string) (spared bool, err error) {
 	w := realm.NewWalker(&m.In, func(ctx context.Context, key [2]string, tag seal.Tag) ([]byte, error) {
 		return target.ReadObject(ctx, m.tree, hdkName(key, tag), tag)
 	})
 	for _, key := range changed {
 		found, err := w.Parcel(ctx, key, m.All[key])
 		if err != nil {
-			return err
+			return false, err
 		}
 		if len(found.Lacks) == 0 && len(found.Absent) == 0 {
 			continue
 		}
 		there, err := realm.Versions(m.All[key].P)
 		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
-			return err
+			return false, err
 		}
 		for v := range realm.Recorded(m.All[key].Files, realm.LockSide(key[0], key[1]), m.All[key].Version) {
 			if !there[parcel.VersionDir(v)] && realm.Find(m.All[key].Files, realm.LockSide(key[0], key[1])+"/keys/"+parcel.VersionDir(v)) != nil {
-				return wentAway(key)
+				return false, wentAway(key)
 			}
 		}
 		found.Tell(m.o.Warn, key, "mirror")
 		m.res.Lacks = append(m.res.Lacks, found.Lacks...)
-		m.damaged(key, len(found.Absent))
+		missing := 0
+		for _, gone := range found.Absent {
+			if gone {
+				missing++ // what is not whole was counted when it was read
+			}
+		}
+		m.damaged(key, missing)
+		spared = spared || found.Spared > 0
 	}
-	return nil
+	return spared, nil
 }
+
+// damagedDigest is that of no files: the parcel counts as changed at each pass.
+const damagedDigest = "-"
 
 // damaged notes that a parcel is not whole: the next pass looks at it again.
 func (m *mirror) damaged(key [2]string, objects int, why ...string) {
@@ -368,7 +367,7 @@ func (m *mirror) damaged(key [2]string, objects int, why ...string) {
 	}
 	m.res.Damaged += objects
 	n := m.next.parcels[key]
-	n.digest = "-"
+	n.digest = damagedDigest
 	m.next.parcels[key] = n
 }
 
@@ -385,6 +384,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 	}
 	var wants []want
 	var total, done int64
+	m.extra = make(map[[2]string][]string)
 	for _, key := range changed {
 		there := make(map[seal.Tag]int64)
 		for e, err := range m.tree.List(ctx, contentSide(key)+"/hdk") {
@@ -404,14 +404,14 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 				delete(there, m.In.Tags[id]) // better than nothing
 				continue
 			}
-			if size, ok := there[m.In.Tags[id]]; !ok || size != m.In.Size[id] {
+			if !m.In.Fits(id, there[m.In.Tags[id]]) {
 				wants = append(wants, want{key, id})
 				total += m.In.Size[id]
 			}
 			delete(there, m.In.Tags[id])
 		}
 		for tag := range there {
-			m.extra = append(m.extra, hdkName(key, tag))
+			m.extra[key] = append(m.extra[key], hdkName(key, tag))
 		}
 	}
 	if len(wants) > 0 {
@@ -504,15 +504,17 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int,
 			return linked, nil
 		}
 	}
-	b, err := realm.ReadObject(m.All[key].P, tag)
-	if from := m.In.From[id]; errors.Is(err, fs.ErrNotExist) && from != nil {
-		b, err = realm.ReadObject(from, tag) // another parcel has it
+	b, broken, err := m.Object(m.All[key].P, id)
+	if broken != nil {
+		m.damaged(key, 1, parcel.Clean(broken.Error()))
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return 0, wentAway(key)
 	case realm.NotWhole(err):
-		m.damaged(key, 1, parcel.Clean(err.Error()))
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.In.Bad[id] = true
 		return 0, nil
 	case err != nil:
 		return 0, err
@@ -522,6 +524,7 @@ func (m *mirror) object(ctx context.Context, key [2]string, id uint32) (how int,
 	}
 	m.mu.Lock()
 	m.where[tag] = cmp.Or(m.where[tag], name)
+	m.In.Size[id] = int64(len(b))
 	m.mu.Unlock()
 	return sent, nil
 }
@@ -571,6 +574,9 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 			gone = append(gone, last)
 		}
 	}
+	if len(gone) > 0 && !m.sound(ctx, key) {
+		return nil
+	}
 	for _, v := range gone {
 		m.remove(ctx, side+"/keys/"+v)
 		for _, name := range []string{"/info", "/keyring.enc", "/cfg.tgz.enc", ""} {
@@ -578,6 +584,23 @@ func (m *mirror) records(ctx context.Context, key [2]string) error {
 		}
 	}
 	return nil
+}
+
+// sound reports whether the realm's parcel has all that its versions need: what
+// it has no more was pruned then, and not lost, and may go from the mirror too.
+func (m *mirror) sound(ctx context.Context, key [2]string) bool {
+	m.mu.Lock()
+	whole := m.next.parcels[key].digest != damagedDigest
+	m.mu.Unlock()
+	if !whole {
+		return false
+	}
+	sum, err := check.Run(ctx, m.Store, check.Options{User: key[0], Parcel: key[1]}, func(check.Problem) {})
+	if err == nil && sum.Errors == 0 {
+		return true
+	}
+	m.damaged(key, 0, "is not sound in the realm: nothing of it is removed from the mirror")
+	return false
 }
 
 // view copies files and links of a directory of the content side. They are
@@ -666,6 +689,18 @@ func (m *mirror) remove(ctx context.Context, name string) {
 	}
 }
 
+// gone reports whether the realm has neither side of a parcel. One that has a
+// side left was not removed by anybody who meant it.
+func (m *mirror) gone(key [2]string) bool {
+	_, contents, err := m.Store.UserDirs(key[0])
+	if err != nil {
+		return errors.Is(err, parcel.ErrNoParcel)
+	}
+	_, err = m.Store.Parcel(key[0], key[1])
+	_, cerr := os.Lstat(filepath.Join(contents, key[1]))
+	return errors.Is(err, parcel.ErrNoParcel) && errors.Is(cerr, fs.ErrNotExist)
+}
+
 // end puts what is beside the parcels, and notes what the mirror has now.
 func (m *mirror) end(ctx context.Context, files []realm.File) error {
 	m.next.time = time.Now().UTC().Truncate(time.Second)
@@ -713,7 +748,7 @@ func (m *mirror) end(ctx context.Context, files []realm.File) error {
 		if _, ok := m.next.parcels[key]; ok {
 			continue
 		}
-		if _, err := m.Store.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
+		if m.o.Delete && m.gone(key) {
 			m.remove(ctx, realm.LockSide(key[0], key[1])+"/parcel.cfg")
 			for _, dir := range []string{realm.LockSide(key[0], key[1]), contentSide(key)} {
 				if err := m.tree.RemoveAll(ctx, dir); err != nil {
@@ -725,8 +760,13 @@ func (m *mirror) end(ctx context.Context, files []realm.File) error {
 		m.next.parcels[key] = d // to be removed when that is wanted
 	}
 	if m.o.Delete {
-		for _, name := range m.extra {
-			m.remove(ctx, name)
+		for key, names := range m.extra {
+			if !m.sound(ctx, key) {
+				continue
+			}
+			for _, name := range names {
+				m.remove(ctx, name)
+			}
 		}
 	}
 	if err := m.tree.Sync(ctx); err != nil {

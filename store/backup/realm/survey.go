@@ -53,18 +53,65 @@ type Parcel struct {
 
 // Survey is what is read of a realm, of which parcels are used meanwhile.
 type Survey struct {
-	Store   *store.Store
-	warn    func(text string)
-	In      Objects
-	All     map[[2]string]*Parcel // by user and name
-	Damaged int                   // objects that are no objects by their size
+	Store *store.Store
+	warn  func(text string)
+	In    Objects
+	All   map[[2]string]*Parcel // by user and name
+	lost  map[string]bool       // users and parcels that cannot be read
 }
 
 // NewSurvey is a survey that has read nothing yet. What it leaves out it tells
 // to warn.
 func NewSurvey(s *store.Store, warn func(text string)) *Survey {
-	return &Survey{Store: s, warn: warn, All: make(map[[2]string]*Parcel),
+	return &Survey{Store: s, warn: warn, All: make(map[[2]string]*Parcel), lost: make(map[string]bool),
 		In: Objects{IDs: make(map[seal.Tag]uint32), Bad: make(map[uint32]bool), Gone: make(map[uint32]bool)}}
+}
+
+// Lost is how many parcels could not be read; all of a user count as one if not
+// even their names could be.
+func (s *Survey) Lost() int { return len(s.lost) }
+
+// Lose reports whether a user or a parcel cannot be read, by the error of that,
+// and tells it once. It keeps nobody else's from being copied.
+func (s *Survey) Lose(what string, err error) bool {
+	if !NotWhole(err) {
+		return false
+	}
+	if !s.lost[what] {
+		s.lost[what] = true
+		s.warn(fmt.Sprintf("%s: %s", what, parcel.Clean(err.Error())))
+	}
+	return true
+}
+
+// Parcels are all parcels of the realm, by user and name.
+func (s *Survey) Parcels() (keys [][2]string, err error) {
+	users, err := s.Store.Users()
+	for _, user := range users {
+		names, err := s.Store.Parcels(user)
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) && !s.Lose(user, err) {
+			return nil, err
+		}
+		for _, name := range names {
+			keys = append(keys, [2]string{user, name})
+		}
+	}
+	return keys, err
+}
+
+// Users reads who the users are, of those without their parcels too.
+func (s *Survey) Users(c *Collector) error {
+	users, err := s.Store.Users()
+	for _, user := range users {
+		lock, _, err := s.Store.UserDirs(user)
+		if err == nil || errors.Is(err, parcel.ErrDamaged) { // Parcels and Read tell that
+			err = c.User(UserDir(lock), user)
+		}
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+			return err
+		}
+	}
+	return err
 }
 
 // MaxHeld bounds who is said to hold a parcel, bytes.
@@ -175,11 +222,6 @@ func (s *Survey) names(ctx context.Context, p *store.Parcel) ([]uint32, error) {
 			id = s.In.intern(tag)
 			s.In.Size[id], s.In.From[id] = fi.Size(), p
 			ids = append(ids, id)
-			if fi.Size() < 1 || fi.Size() > target.MaxObject {
-				s.In.Bad[id] = true
-				s.Damaged++
-				s.warn(fmt.Sprintf("%s/%s: object %s: has %d bytes", p.User(), p.Name(), tag, fi.Size()))
-			}
 		}
 	}
 	return ids, nil
@@ -188,6 +230,30 @@ func (s *Survey) names(ctx context.Context, p *store.Parcel) ([]uint32, error) {
 // Keys are the parcels, by user and name.
 func (s *Survey) Keys() [][2]string {
 	return slices.SortedFunc(maps.Keys(s.All), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+}
+
+// Object is an object that p is to have: p's, or another parcel's that has it
+// whole. broken is why it is not p's, if p has it and not whole. The error is
+// p's, fs.ErrNotExist or one of NotWhole, if nobody has it.
+func (s *Survey) Object(p *store.Parcel, id uint32) (b []byte, broken, err error) {
+	b, err = ReadObject(p, s.In.Tags[id])
+	if NotWhole(err) {
+		broken = err
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return b, nil, err
+	}
+	for _, o := range s.All {
+		if b, oerr := ReadObject(o.P, s.In.Tags[id]); oerr == nil {
+			return b, broken, nil
+		}
+	}
+	return nil, broken, err
+}
+
+// Fits reports whether a copy of so many bytes may be the object: one of another
+// size is not whole there or here, by a power cut or by another program.
+func (in *Objects) Fits(id uint32, size int64) bool {
+	return size == in.Size[id] && size > 0 && size <= target.MaxObject
 }
 
 // ReadObject is an object in the parcel's hdk, verified.

@@ -74,7 +74,7 @@ func NewWalker(in *Objects, spare func(ctx context.Context, key [2]string, tag s
 type Missing struct {
 	Lacks  []Lack
 	Absent map[uint32]bool // objects that are not there, the spare ones too; false for one that is there and not whole
-	spared int             // objects that spare had: they count as the parcel's now
+	Spared int             // objects that spare had: they count as the parcel's now
 }
 
 // Parcel walks the versions of a parcel, and adds to its objects those that
@@ -127,8 +127,8 @@ func (m *Missing) Tell(warn func(string), key [2]string, kind string) {
 	for _, l := range m.Lacks {
 		warn(fmt.Sprintf("%s: not whole in the %s", l, kind))
 	}
-	if m.spared > 0 {
-		warn(fmt.Sprintf("%s/%s: lacks %s that the %s has", key[0], key[1], objectsText(int64(m.spared)), kind))
+	if m.Spared > 0 {
+		warn(fmt.Sprintf("%s/%s: lacks %s that the %s has", key[0], key[1], objectsText(int64(m.Spared)), kind))
 	}
 }
 
@@ -256,7 +256,7 @@ func (w *walk) want(tag seal.Tag) (id uint32, ok bool) {
 	}
 	w.of[id] = w.n
 	w.o.Objects = append(w.o.Objects, id)
-	w.spared++
+	w.Spared++
 	return id, true
 }
 
