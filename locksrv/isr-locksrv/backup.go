@@ -19,7 +19,6 @@ import (
 	"isr/store"
 	"isr/store/backup"
 	"isr/store/backup/mirror"
-	"isr/store/backup/realm"
 	"isr/store/backup/snapshot"
 	"isr/store/backup/target"
 	"isr/store/parcel"
@@ -134,20 +133,27 @@ func (c *backupMake) Run(ctx context.Context, e *env) error {
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += ": snapshot " + snap.ID
 		if c.JSON {
-			e.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), len(snap.Lacks), time.Since(start).Seconds()})
+			e.rows().Encode(madeBackup{rowOfSnapshot(snap), res.Sent, res.Bytes, int64(res.Damaged), len(snap.Lacks), res.Lost, time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "snapshot %s: %s, %s of %s; sent %s of %s in %s\n", snap.ID, count(len(snap.Parcels), "parcel"),
 				count(snap.Objects, "object"), store.SizeText(snap.Bytes), count(res.Sent, "object"), store.SizeText(res.Bytes), tookText(start))
 		}
-		return notWhole("backup", res.Damaged, snap.Lacks)
+		return notWhole("backup", res.Damaged, len(snap.Lacks), res.Lost)
 	})
 }
 
 // notWhole is the end of a copy of a realm that is not whole; nil if it is.
-func notWhole(copy string, damaged int, lacks []realm.Lack) error {
+func notWhole(copy string, damaged, lacks, lost int) error {
 	switch {
-	case len(lacks) > 0:
-		return parcel.NewError(parcel.Damaged, "%s: lacks objects of %s, as this realm does", copy, count(len(lacks), "version")).
+	case lost > 0:
+		others := ""
+		if lacks > 0 {
+			others = " and objects of " + count(lacks, "version")
+		}
+		return parcel.NewError(parcel.Damaged, "%s: lacks %s that cannot be read here%s", copy, count(lost, "parcel"), others).
+			WithHint("isr-locksrv check says what is wrong with them")
+	case lacks > 0:
+		return parcel.NewError(parcel.Damaged, "%s: lacks objects of %s, as this realm does", copy, count(lacks, "version")).
 			WithHint("isr-locksrv check says what; repair puts it back from a place that has it, and the next %s has it too", copy)
 	case damaged > 0:
 		return parcel.NewError(parcel.Damaged, "%s: has all that versions need, but this realm lacks %s, or has them not whole", copy, count(damaged, "object")).
@@ -561,12 +567,12 @@ func (c *mirrorTo) pass(ctx context.Context, e *env, s *store.Store, root string
 		ev.Objects, ev.Bytes = res.Sent, res.Bytes
 		ev.What += fmt.Sprintf(": %s", count(res.Changed, "parcel"))
 		if c.JSON {
-			e.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, int64(res.Damaged), len(res.Lacks), time.Since(start).Seconds()})
+			e.rows().Encode(mirrorPass{res.Parcels, res.Changed, res.Sent, res.Bytes, res.Linked, res.Removed, int64(res.Damaged), len(res.Lacks), res.Lost, time.Since(start).Seconds()})
 		} else {
 			fmt.Fprintf(e.stdout, "%s, %d changed; sent %s of %s, linked %d, removed %s in %s\n", count(res.Parcels, "parcel"), res.Changed,
 				count(res.Sent, "object"), store.SizeText(res.Bytes), res.Linked, count(res.Removed, "file"), tookText(start))
 		}
-		err = notWhole("mirror", res.Damaged, res.Lacks)
+		err = notWhole("mirror", res.Damaged, len(res.Lacks), res.Lost)
 	}
 	if err != nil || c.Every == 0 || res.Changed > 0 {
 		by := e.session()

@@ -52,6 +52,7 @@ type madeBackup struct {
 	SentBytes   int64   `json:"sent_bytes"`
 	Damaged     int64   `json:"damaged"` // objects that the realm lacks, or has not whole
 	Lacks       int     `json:"lacks"`   // versions that are not whole in it
+	Lost        int     `json:"lost"`    // parcels that cannot be read, all of a user as one
 	Seconds     float64 `json:"seconds"`
 }
 
@@ -101,5 +102,6 @@ type mirrorPass struct {
 	Removed int64   `json:"removed_files"`
 	Damaged int64   `json:"damaged"`
 	Lacks   int     `json:"lacks"`
+	Lost    int     `json:"lost"`
 	Seconds float64 `json:"seconds"`
 }

@@ -835,6 +835,71 @@ func TestDamagedRealm(t *testing.T) {
 	}
 }
 
+// What cannot be read of one user or parcel is said and counted, at each run,
+// and keeps nobody else's from being copied. What a mirror has of it stays.
+func TestLostParcel(t *testing.T) {
+	planted := func(name string) error {
+		return errors.Join(os.RemoveAll(name), os.Symlink(targettest.MemDir(t), name))
+	}
+	for what, lose := range map[string]func(p *store.Parcel) error{
+		"content":           func(p *store.Parcel) error { return os.RemoveAll(p.ContentDir()) },
+		"objects":           func(p *store.Parcel) error { return os.RemoveAll(filepath.Join(p.ContentDir(), "hdk")) },
+		"configuration":     func(p *store.Parcel) error { return os.Remove(filepath.Join(p.LockDir(), "parcel.cfg")) },
+		"lock side":         func(p *store.Parcel) error { return os.RemoveAll(p.LockDir()) },
+		"lock side is":      func(p *store.Parcel) error { return planted(p.LockDir()) },
+		"all lock sides":    func(p *store.Parcel) error { return os.RemoveAll(filepath.Dir(p.LockDir())) },
+		"content is a link": func(p *store.Parcel) error { return planted(p.ContentDir()) },
+		"contents are":      func(p *store.Parcel) error { return planted(filepath.Dir(p.ContentDir())) },
+		"lock sides are":    func(p *store.Parcel) error { return planted(filepath.Dir(p.LockDir())) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			s, place, tree, before := newRealm(t), memPlace(t), memPlace(t), memPlace(t)
+			p := newParcel(t, s, "alice", "lost")
+			newParcel(t, s, "bob", "whole") // shares no object
+			commit(t, p, "", map[int64]string{1: "one"})
+			mirrored(t, s, before, mirror.Options{})
+			had := files(t, before.String())
+			if err := lose(p); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				warnings, warn := newWarnings()
+				res, err := Make(ctx, s, place, Options{Warn: warn})
+				if err != nil || (res.Lost == 1) == (len(res.Snapshot.Lacks) > 0) || len(*warnings) == 0 {
+					t.Fatalf("backup: %+v, %v, warned %q", res, err, *warnings)
+				}
+				warnings, warn = newWarnings()
+				pass, err := mirror.Pass(ctx, s, tree, mirror.Options{Delete: true, Warn: warn})
+				if err != nil || (pass.Lost == 1) == (len(pass.Lacks) > 0) || len(*warnings) == 0 {
+					t.Fatalf("mirror: %+v, %v, warned %q", pass, err, *warnings)
+				}
+			}
+			n, _, err := Restore(ctx, filepath.Join(targettest.MemDir(t), "new"), place, RestoreOptions{Warn: func(string) {}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			standby, err := store.Open(tree.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range []*store.Store{n, standby} {
+				if sum, err := check.Run(ctx, s, check.Options{User: "bob", Content: true}, func(check.Problem) {}); err != nil || sum.Parcels != 1 || sum.Errors > 0 {
+					t.Errorf("%s: %+v, %v", s.Root(), sum, err)
+				}
+			}
+			if _, err := mirror.Pass(ctx, s, before, mirror.Options{Delete: true, Warn: func(string) {}}); err != nil {
+				t.Fatal(err)
+			}
+			has := files(t, before.String())
+			for name := range had {
+				if _, ok := has[name]; !ok {
+					t.Errorf("%s: is gone from the mirror", name)
+				}
+			}
+		})
+	}
+}
+
 // spoil replaces an object of a parcel, and of no other that shares it.
 func spoil(t testing.TB, path string, content []byte) {
 	t.Helper()

@@ -34,6 +34,7 @@ type Result struct {
 	Sent     int64 // objects
 	Bytes    int64 // of them
 	Damaged  int   // objects that are not whole here, or missing
+	Lost     int   // parcels that cannot be read and are not in it, or users with all of theirs
 }
 
 // run is a backup at work.
@@ -86,6 +87,7 @@ func Make(ctx context.Context, s *store.Store, t target.Target, o Options) (*Res
 	if err := r.walk(ctx); err != nil {
 		return nil, err
 	}
+	r.res.Lost = r.Lost()
 	return &r.res, r.publish(ctx)
 }
 
@@ -119,36 +121,28 @@ func (r *run) look(ctx context.Context) (changed bool, err error) {
 		}
 		clear(r.In.Gone)
 	}
-	users, err := r.Store.Users()
+	keys, err := r.Parcels()
 	if err != nil {
 		return false, err
 	}
 	present := make(map[[2]string]bool)
-	for _, user := range users {
-		names, err := r.Store.Parcels(user)
+	for _, key := range keys {
+		if r.All[key] != nil {
+			present[key] = true
+			continue
+		}
+		o, err := r.Read(ctx, key[0], key[1])
+		if r.Lose(key[0]+"/"+key[1], err) {
+			continue
+		}
+		changed = true
 		if errors.Is(err, parcel.ErrNoParcel) {
 			continue
 		}
 		if err != nil {
 			return false, err
 		}
-		for _, name := range names {
-			key := [2]string{user, name}
-			present[key] = true
-			if r.All[key] != nil {
-				continue
-			}
-			changed = true
-			o, err := r.Read(ctx, user, name)
-			if errors.Is(err, parcel.ErrNoParcel) {
-				delete(present, key)
-				continue
-			}
-			if err != nil {
-				return false, err
-			}
-			r.All[key] = o
-		}
+		r.All[key], present[key] = o, true
 	}
 	for key := range r.All {
 		if !present[key] {
@@ -253,21 +247,8 @@ func (r *run) publish(ctx context.Context) error {
 	if err := c.Realm(r.Store.Root()); err != nil {
 		return err
 	}
-	users, err := r.Store.Users()
-	if err != nil {
+	if err := r.Users(&c); err != nil {
 		return err
-	}
-	for _, user := range users {
-		lock, _, err := r.Store.UserDirs(user)
-		if errors.Is(err, parcel.ErrNoParcel) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := c.User(realm.UserDir(lock), user); err != nil {
-			return err
-		}
 	}
 	keys := r.Keys()
 	lists := make([][]uint32, 0, len(keys))

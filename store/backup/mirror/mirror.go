@@ -49,6 +49,7 @@ type Result struct {
 	Linked  int64 // objects that another parcel of the mirror had
 	Removed int64 // files
 	Damaged int   // objects that are not whole in the realm, or missing, of parcels that changed
+	Lost    int   // parcels that cannot be read, or users with all of theirs: the mirror has them as before
 	Lacks   []realm.Lack
 }
 
@@ -128,6 +129,7 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 			return nil, err
 		}
 	}
+	m.res.Lost = m.Lost()
 	return &m.res, m.end(ctx, files)
 }
 
@@ -138,18 +140,8 @@ func (m *mirror) begin(ctx context.Context) (files []realm.File, err error) {
 	if err := c.Realm(m.Store.Root()); err != nil {
 		return nil, err
 	}
-	users, err := m.Store.Users()
-	if err != nil {
+	if err := m.Users(&c); err != nil {
 		return nil, err
-	}
-	for _, user := range users {
-		lock, _, err := m.Store.UserDirs(user)
-		if err == nil {
-			err = c.User(realm.UserDir(lock), user)
-		}
-		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
-			return nil, err
-		}
 	}
 	host, _ := os.Hostname()
 	m.next = &standby{realm: m.Store.Realm(), from: parcel.Clean(host + ":" + m.Store.Root()), files: make(map[string]string), parcels: make(map[[2]string]noted)}
@@ -186,60 +178,52 @@ func (m *mirror) begin(ctx context.Context) (files []realm.File, err error) {
 // changed reads all lock sides, and the object names of those parcels that
 // changed since the last pass.
 func (m *mirror) changed(ctx context.Context) (keys [][2]string, err error) {
-	users, err := m.Store.Users()
+	all, err := m.Parcels()
 	if err != nil {
 		return nil, err
 	}
-	for _, user := range users {
-		names, err := m.Store.Parcels(user)
-		if errors.Is(err, parcel.ErrNoParcel) {
-			continue
-		}
-		if err != nil {
+	m.res.Parcels = len(all)
+	for _, key := range all {
+		changed, err := m.look(ctx, key)
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) && !m.Lose(key[0]+"/"+key[1], err) {
 			return nil, err
 		}
-		for _, name := range names {
-			key := [2]string{user, name}
-			m.res.Parcels++
-			p, err := m.Store.Parcel(user, name)
-			if errors.Is(err, parcel.ErrNoParcel) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			c := realm.Collector{Skipped: func(string, string) {}}
-			err = p.Shared(func() error { return c.Parcel(p.LockDir(), user, name) })
-			if errors.Is(err, parcel.ErrNoParcel) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			if n := m.old.parcels[key]; digest(c.Files) == n.digest {
-				m.next.parcels[key] = n
-				continue
-			}
-			o, err := m.Read(ctx, user, name)
-			if errors.Is(err, parcel.ErrNoParcel) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			if o.Version == 0 {
-				m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
-				m.res.Lacks = append(m.res.Lacks, realm.Lack{User: user, Name: name})
-				continue
-			}
-			m.All[key] = o
-			sum := digest(o.Files)
-			m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, realm.LockSide(user, name)+"/epoch")}}
+		if changed {
 			keys = append(keys, key)
 		}
 	}
 	m.res.Changed = len(keys)
 	return keys, nil
+}
+
+// look is changed of one parcel.
+func (m *mirror) look(ctx context.Context, key [2]string) (changed bool, err error) {
+	user, name := key[0], key[1]
+	p, err := m.Store.Parcel(user, name)
+	if err != nil {
+		return false, err
+	}
+	c := realm.Collector{Skipped: func(string, string) {}}
+	if err := p.Shared(func() error { return c.Parcel(p.LockDir(), user, name) }); err != nil {
+		return false, err
+	}
+	if n := m.old.parcels[key]; digest(c.Files) == n.digest {
+		m.next.parcels[key] = n
+		return false, nil
+	}
+	o, err := m.Read(ctx, user, name)
+	if err != nil {
+		return false, err
+	}
+	if o.Version == 0 {
+		m.o.Warn(fmt.Sprintf("%s/%s: left as it is in the mirror", user, name))
+		m.res.Lacks = append(m.res.Lacks, realm.Lack{User: user, Name: name})
+		return false, nil
+	}
+	m.All[key] = o
+	sum := digest(o.Files)
+	m.next.parcels[key] = noted{sum, []int64{raiseEpoch(o, realm.LockSide(user, name)+"/epoch")}}
+	return true, nil
 }
 
 // raiseEpoch raises the epoch of what goes into the mirror, as a restore does:
@@ -705,6 +689,18 @@ func (m *mirror) remove(ctx context.Context, name string) {
 	}
 }
 
+// gone reports whether the realm has neither side of a parcel. One that has a
+// side left was not removed by anybody who meant it.
+func (m *mirror) gone(key [2]string) bool {
+	_, contents, err := m.Store.UserDirs(key[0])
+	if err != nil {
+		return errors.Is(err, parcel.ErrNoParcel)
+	}
+	_, err = m.Store.Parcel(key[0], key[1])
+	_, cerr := os.Lstat(filepath.Join(contents, key[1]))
+	return errors.Is(err, parcel.ErrNoParcel) && errors.Is(cerr, fs.ErrNotExist)
+}
+
 // end puts what is beside the parcels, and notes what the mirror has now.
 func (m *mirror) end(ctx context.Context, files []realm.File) error {
 	m.next.time = time.Now().UTC().Truncate(time.Second)
@@ -752,7 +748,7 @@ func (m *mirror) end(ctx context.Context, files []realm.File) error {
 		if _, ok := m.next.parcels[key]; ok {
 			continue
 		}
-		if _, err := m.Store.Parcel(key[0], key[1]); m.o.Delete && errors.Is(err, parcel.ErrNoParcel) {
+		if m.o.Delete && m.gone(key) {
 			m.remove(ctx, realm.LockSide(key[0], key[1])+"/parcel.cfg")
 			for _, dir := range []string{realm.LockSide(key[0], key[1]), contentSide(key)} {
 				if err := m.tree.RemoveAll(ctx, dir); err != nil {

@@ -57,13 +57,90 @@ type Survey struct {
 	warn  func(text string)
 	In    Objects
 	All   map[[2]string]*Parcel // by user and name
+	lost  map[string]bool       // users and parcels that cannot be read
 }
 
 // NewSurvey is a survey that has read nothing yet. What it leaves out it tells
 // to warn.
 func NewSurvey(s *store.Store, warn func(text string)) *Survey {
-	return &Survey{Store: s, warn: warn, All: make(map[[2]string]*Parcel),
+	return &Survey{Store: s, warn: warn, All: make(map[[2]string]*Parcel), lost: make(map[string]bool),
 		In: Objects{IDs: make(map[seal.Tag]uint32), Bad: make(map[uint32]bool), Gone: make(map[uint32]bool)}}
+}
+
+// Lost is how many parcels could not be read; all of a user count as one if not
+// even their names could be.
+func (s *Survey) Lost() int { return len(s.lost) }
+
+// Lose reports whether a user or a parcel cannot be read, by the error of that,
+// and tells it once. It keeps nobody else's from being copied.
+func (s *Survey) Lose(what string, err error) bool {
+	if !NotWhole(err) {
+		return false
+	}
+	if !s.lost[what] {
+		s.lost[what] = true
+		s.warn(fmt.Sprintf("%s: %s", what, parcel.Clean(err.Error())))
+	}
+	return true
+}
+
+// Parcels are all parcels of the realm, by user and name.
+func (s *Survey) Parcels() (keys [][2]string, err error) {
+	users, err := s.Store.Users()
+	for _, user := range users {
+		names, err := s.Store.Parcels(user)
+		if errors.Is(err, parcel.ErrNoParcel) || s.Lose(user, err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			keys = append(keys, [2]string{user, name})
+		}
+		s.orphans(user, names)
+	}
+	return keys, err
+}
+
+// orphans tells of content without a lock side, which is none of the names.
+func (s *Survey) orphans(user string, names []string) {
+	u := s.Store.UserAt(user)
+	if fi, err := os.Lstat(u.ContentRoot); err != nil || !fi.IsDir() {
+		return // no link is followed
+	}
+	contents, _ := os.ReadDir(u.ContentRoot)
+	for _, e := range contents {
+		if !e.IsDir() || parcel.CheckName(e.Name()) != nil || slices.Contains(names, e.Name()) {
+			continue
+		}
+		p := u.At(e.Name())
+		if fi, err := os.Lstat(p.LockDir()); err == nil && fi.IsDir() {
+			continue // being made or removed, or just made
+		}
+		// What is being renamed is in there now, or has gone from here.
+		if s.Store.OnTheWay()[p.ContentDir()] {
+			continue
+		}
+		if _, err := os.Lstat(p.ContentDir()); err == nil {
+			s.Lose(user+"/"+e.Name(), parcel.NewError(parcel.Damaged, "lock side is missing"))
+		}
+	}
+}
+
+// Users reads who the users are, of those without their parcels too.
+func (s *Survey) Users(c *Collector) error {
+	users, err := s.Store.Users()
+	for _, user := range users {
+		lock, _, err := s.Store.UserDirs(user)
+		if err == nil || errors.Is(err, parcel.ErrDamaged) { // Parcels and Read tell that
+			err = c.User(UserDir(lock), user)
+		}
+		if err != nil && !errors.Is(err, parcel.ErrNoParcel) {
+			return err
+		}
+	}
+	return err
 }
 
 // MaxHeld bounds who is said to hold a parcel, bytes.
