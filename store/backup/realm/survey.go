@@ -89,14 +89,43 @@ func (s *Survey) Parcels() (keys [][2]string, err error) {
 	users, err := s.Store.Users()
 	for _, user := range users {
 		names, err := s.Store.Parcels(user)
-		if err != nil && !errors.Is(err, parcel.ErrNoParcel) && !s.Lose(user, err) {
+		if errors.Is(err, parcel.ErrNoParcel) || s.Lose(user, err) {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 		for _, name := range names {
 			keys = append(keys, [2]string{user, name})
 		}
+		s.orphans(user, names)
 	}
 	return keys, err
+}
+
+// orphans tells of content without a lock side, which is none of the names.
+func (s *Survey) orphans(user string, names []string) {
+	u := s.Store.UserAt(user)
+	if fi, err := os.Lstat(u.ContentRoot); err != nil || !fi.IsDir() {
+		return // no link is followed
+	}
+	contents, _ := os.ReadDir(u.ContentRoot)
+	for _, e := range contents {
+		if !e.IsDir() || parcel.CheckName(e.Name()) != nil || slices.Contains(names, e.Name()) {
+			continue
+		}
+		p := u.At(e.Name())
+		if fi, err := os.Lstat(p.LockDir()); err == nil && fi.IsDir() {
+			continue // being made or removed, or just made
+		}
+		// What is being renamed is in there now, or has gone from here.
+		if s.Store.OnTheWay()[p.ContentDir()] {
+			continue
+		}
+		if _, err := os.Lstat(p.ContentDir()); err == nil {
+			s.Lose(user+"/"+e.Name(), parcel.NewError(parcel.Damaged, "lock side is missing"))
+		}
+	}
 }
 
 // Users reads who the users are, of those without their parcels too.
