@@ -911,14 +911,24 @@ func spoil(t testing.TB, path string, content []byte) {
 	}
 }
 
+// broken has breaks make an object of a parcel another, and of no other parcel
+// that shares it.
+func broken(t testing.TB, path string, breaks func(path string) error) {
+	t.Helper()
+	spoil(t, path, read(t, path))
+	if err := breaks(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // An object that is broken in one parcel is had from another, or was sent while
 // it was whole: the newest snapshot has it, and it does not go with the others.
 func TestBrokenHere(t *testing.T) {
-	for name, content := range map[string]func(whole []byte) []byte{
-		"empty": func([]byte) []byte { return nil },
-		"short": func(whole []byte) []byte { return whole[:len(whole)-1] },
-		"long":  func([]byte) []byte { return make([]byte, target.MaxObject+1) },
-		"other": func(whole []byte) []byte { return random(len(whole)) },
+	for name, breaks := range map[string]func(path string) error{
+		"empty": func(path string) error { return os.Truncate(path, 0) },
+		"short": func(path string) error { return os.Truncate(path, 10) },
+		"long":  func(path string) error { return os.Truncate(path, target.MaxObject+1) },
+		"other": func(path string) error { return os.WriteFile(path, random(100), 0o400) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, place := newRealm(t), memPlace(t)
@@ -926,7 +936,7 @@ func TestBrokenHere(t *testing.T) {
 			commit(t, p, "", map[int64]string{1: "one", 2: "two"})
 			make_(t, s, place)
 			for _, path := range globbed(t, filepath.Join(p.ContentDir(), "hdk/*/*")) {
-				spoil(t, path, content(read(t, path)))
+				broken(t, path, breaks)
 			}
 			q := newParcel(t, s, "alice", "another")
 			commit(t, q, "", map[int64]string{3: "three"})
@@ -936,7 +946,7 @@ func TestBrokenHere(t *testing.T) {
 			shared := 0
 			for _, path := range globbed(t, filepath.Join(q.ContentDir(), "hdk/*/*")) {
 				if _, err := os.Stat(strings.Replace(path, "alice/isr/another", "bob/isr/shared", 1)); err == nil {
-					spoil(t, path, content(read(t, path)))
+					broken(t, path, breaks)
 					shared++
 				}
 			}

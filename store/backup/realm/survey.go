@@ -293,12 +293,20 @@ func ReadObject(p *store.Parcel, tag seal.Tag) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, target.MaxObject+1))
+	fi, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if int64(len(b)) > target.MaxObject || tag.Verify(b) != nil {
-		return nil, parcel.NewError(parcel.Damaged, "object %s: content does not match its name", tag)
+	mismatch := parcel.NewError(parcel.Damaged, "object %s: content does not match its name", tag)
+	if fi.Size() > target.MaxObject {
+		return nil, mismatch
+	}
+	b := make([]byte, fi.Size())
+	switch _, err := io.ReadFull(f, b); {
+	case err == io.EOF, err == io.ErrUnexpectedEOF, err == nil && tag.Verify(b) != nil:
+		return nil, mismatch
+	case err != nil:
+		return nil, err
 	}
 	return b, nil
 }
