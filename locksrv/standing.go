@@ -1,15 +1,18 @@
 package locksrv
 
 import (
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
+
+	"isr/store/parcel"
 )
 
 // standing is whether a session that lasts, SFTP or a verb that streams, may go
 // on: it is asked before each answer. It asks in turn what let the session in,
-// at most once in a while, since that takes longer than to answer. Who was
-// refused once is refused for good, and comes again. Safe for concurrent use.
+// at most once in a while, since that takes longer than to answer. Whom that does
+// not let in is refused for good, and comes again. Safe for concurrent use.
 type standing struct {
 	ask func() error
 	log *slog.Logger
@@ -36,11 +39,17 @@ func (v *Service) standing(s Session) *standing {
 func (st *standing) check() error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if now := time.Now(); st.refused == nil && now.Sub(st.asked) > standingFor {
-		st.asked = now
-		if st.refused = st.ask(); st.refused != nil {
-			st.log.Warn("refused", "error", st.refused)
-		}
+	if st.refused != nil || time.Since(st.asked) <= standingFor {
+		return st.refused
 	}
-	return st.refused
+	err := st.ask()
+	if err == nil {
+		st.asked = time.Now()
+		return nil
+	}
+	st.log.Warn("refused", "error", err)
+	if errors.Is(err, parcel.ErrDenied) {
+		st.refused = err // else it could not be found out, this time
+	}
+	return err
 }

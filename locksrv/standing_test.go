@@ -195,6 +195,29 @@ func TestLockedOutOfSFTP(t *testing.T) {
 	}
 }
 
+// What cannot be found out is an error of that moment only: nobody denied it.
+func TestSessionOutlastsAnError(t *testing.T) {
+	r := locksrvtest.NewRealm(t)
+	r.AddParcel(t, "alice", "winxp")
+	f, err := locksrvtest.Direct{Service: r.Service, Session: locksrv.Session{User: "alice"}}.SFTP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	stat := func() error { _, err := f.Stat("/winxp"); return err }
+	file := filepath.Join(r.Root, "users/alice/user.cfg")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, file, "half a li")
+	untilRefused(t, "stat", stat)
+	write(t, file, string(good))
+	if err := stat(); err != nil {
+		t.Errorf("when it is whole again: %v", err)
+	}
+}
+
 // streaming is a verb that lasts, over OpenSSH's ssh.
 type streaming struct {
 	what string
