@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"store/diff":            {"store", "store/keyring", "store/seal"},
 	"store/export":          {"store", "store/keyring", "store/parcel", "store/seal", "store/tree"},
 	"store/backup":          {"store", "store/atomicfile", "store/backup/realm", "store/backup/snapshot", "store/backup/target", "store/keep", "store/parcel", "store/seal"},
-	"store/backup/target":   {"store/atomicfile", "store/parcel", "store/seal"},
+	"store/backup/target":   {"store/atomicfile", "store/parcel", "store/seal", "store/tree"},
 	"store/backup/realm":    {"store", "store/atomicfile", "store/backup/target", "store/keyring", "store/parcel", "store/seal"},
 	"store/backup/mirror":   {"store", "store/backup/realm", "store/backup/target", "store/check", "store/parcel", "store/seal"},
 	"store/backup/snapshot": {"store/backup/realm", "store/backup/target", "store/parcel", "store/seal"},

@@ -32,11 +32,10 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
 )
 
 var ctx = context.Background()
-
-const testChunk = 4096
 
 func random(n int) []byte {
 	b := make([]byte, n)
@@ -77,31 +76,11 @@ func memPlace(t testing.TB) *target.Dir {
 
 func newParcel(t testing.TB, s *store.Store, user, name string) *store.Parcel {
 	t.Helper()
-	p, err := s.Create(ctx, user, name, store.CreateOptions{DiskSize: 600 * testChunk, ChunkSize: testChunk, VMM: "none"})
+	p, err := s.Create(ctx, user, name, store.CreateOptions{DiskSize: 600 * storetest.Chunk, ChunkSize: storetest.Chunk, VMM: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
-}
-
-type putter struct{ p *store.Parcel }
-
-func (w putter) Put(_ context.Context, tag seal.Tag, sealed []byte) error {
-	f, err := w.p.Stage(tag)
-	if err != nil {
-		return err
-	}
-	defer f.Abort()
-	if _, err := f.WriteAt(sealed, 0); err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func chunkOf(text string) []byte {
-	b := make([]byte, testChunk)
-	copy(b, text)
-	return b
 }
 
 // commit makes a version with some chunks changed. It takes the lock and gives
@@ -134,18 +113,18 @@ func tryCommit(p *store.Parcel, nonce string, change map[int64]string) (int, err
 	}
 	sealer := cfg.Sealer()
 	im, _ := root.Image(keyring.Disk)
-	tree := keyring.NewTree(sealer, im, p)
+	tree, dst := keyring.NewTree(sealer, im, p), &storetest.Stager{Parcel: p}
 	for n, text := range change {
-		ref, sealed, err := sealer.Seal(chunkOf(text))
+		ref, sealed, err := sealer.Seal(storetest.ChunkOf(text))
 		if err == nil {
-			err = putter{p}.Put(ctx, ref.Tag, sealed)
+			err = dst.Put(ctx, ref.Tag, sealed)
 		}
 		if err != nil {
 			return 0, err
 		}
 		tree.Set(n, ref)
 	}
-	if im, err = tree.Flush(ctx, putter{p}); err != nil {
+	if im, err = tree.Flush(ctx, dst); err != nil {
 		return 0, err
 	}
 	next := root.Clone()
@@ -155,7 +134,7 @@ func tryCommit(p *store.Parcel, nonce string, change map[int64]string) (int, err
 	if err != nil {
 		return 0, err
 	}
-	if err := (putter{p}).Put(ctx, keyroot.Tag, sealed); err != nil {
+	if err := dst.Put(ctx, keyroot.Tag, sealed); err != nil {
 		return 0, err
 	}
 	v, err := p.Commit(ctx, store.CommitRequest{Nonce: nonce, Parent: cfg.Version, Keyroot: keyroot, ID: parcel.NewID()})
@@ -168,31 +147,7 @@ func tryCommit(p *store.Parcel, nonce string, change map[int64]string) (int, err
 // chunk is what a version has.
 func chunk(t testing.TB, p *store.Parcel, v int, n int64) string {
 	t.Helper()
-	cfg, err := p.Config()
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := p.Root(ctx, v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	im, _ := root.Image(keyring.Disk)
-	ref, err := keyring.NewTree(cfg.Sealer(), im, p).Ref(ctx, n)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if ref.IsNil() {
-		return ""
-	}
-	sealed, err := p.Get(ctx, ref.Tag)
-	if err != nil {
-		t.Fatal(err)
-	}
-	plain, err := cfg.Sealer().Unseal(ref, sealed, testChunk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(bytes.TrimRight(plain, "\x00"))
+	return string(bytes.TrimRight(storetest.ChunkAt(t, p, v, n), "\x00"))
 }
 
 // forget removes a version and the objects that only it needs, as prune and gc

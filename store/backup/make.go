@@ -170,7 +170,7 @@ func (r *run) send(ctx context.Context) error {
 	}
 	var mu sync.Mutex
 	var done int64
-	return target.Parallel(ctx, r.t.Width(), slices.Values(lacking), func(ctx context.Context, id uint32) error {
+	return target.Parallel(ctx, r.t.Width(), lacking, func(ctx context.Context, id uint32) error {
 		tag := r.In.Tags[id]
 		from := r.In.From[id]
 		b, broken, err := r.Object(from, id)

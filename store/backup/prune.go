@@ -122,7 +122,7 @@ func Prune(ctx context.Context, t target.Target, remove []string, progress Progr
 		}
 	}
 	var mu sync.Mutex
-	err = target.Parallel(ctx, t.Width(), slices.Values(spare), func(ctx context.Context, tag seal.Tag) error {
+	err = target.Parallel(ctx, t.Width(), spare, func(ctx context.Context, tag seal.Tag) error {
 		if err := t.Remove(ctx, objectName(tag)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

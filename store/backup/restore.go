@@ -330,7 +330,7 @@ func (r *restorer) gather(ctx context.Context, todo map[int]bool) error {
 		}
 	}
 	var mu sync.Mutex
-	return target.Parallel(ctx, r.t.Width(), slices.Values(wants), func(ctx context.Context, w want) error {
+	return target.Parallel(ctx, r.t.Width(), wants, func(ctx context.Context, w want) error {
 		fetched, err := r.gatherOne(ctx, w.Object, w.parcels)
 		mu.Lock()
 		defer mu.Unlock()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"sync"
 
 	"isr/store/backup/snapshot"
@@ -123,7 +122,7 @@ func Verify(ctx context.Context, t target.Target, o VerifyOptions) (*Verified, e
 			v.Spare++
 		}
 	}
-	err = target.Parallel(ctx, t.Width(), slices.Values(tags), func(ctx context.Context, tag seal.Tag) error {
+	err = target.Parallel(ctx, t.Width(), tags, func(ctx context.Context, tag seal.Tag) error {
 		_, err := getObject(ctx, t, tag)
 		switch {
 		case errors.Is(err, parcel.ErrDamaged) || errors.Is(err, parcel.ErrNoObject):

@@ -17,6 +17,7 @@ import (
 	"isr/store/keyring"
 	"isr/store/parcel"
 	"isr/store/seal"
+	"isr/store/storetest"
 )
 
 // objectOf is where a parcel has an object of the disk of a version, at a
@@ -122,7 +123,7 @@ func threeVersions(t testing.TB, s *store.Store) *store.Parcel {
 	commit(t, p, "", map[int64]string{300: "three hundred"})
 	commit(t, p, "", map[int64]string{2: "two"})
 	// Of another size: it shares nothing.
-	if _, err := s.Create(ctx, "bob", "other", store.CreateOptions{DiskSize: 700 * testChunk, ChunkSize: testChunk, VMM: "none"}); err != nil {
+	if _, err := s.Create(ctx, "bob", "other", store.CreateOptions{DiskSize: 700 * storetest.Chunk, ChunkSize: storetest.Chunk, VMM: "none"}); err != nil {
 		t.Fatal(err)
 	}
 	return p

@@ -249,8 +249,8 @@ func Commit(t testing.TB, p *store.Parcel, c Change) int {
 	return v
 }
 
-// WantChunk fails unless chunk n of version v's disk begins with want.
-func WantChunk(t testing.TB, p *store.Parcel, v int, n int64, want string) {
+// ChunkAt is chunk n of version v's disk.
+func ChunkAt(t testing.TB, p *store.Parcel, v int, n int64) []byte {
 	t.Helper()
 	cfg, err := p.Config()
 	if err != nil {
@@ -265,17 +265,24 @@ func WantChunk(t testing.TB, p *store.Parcel, v int, n int64, want string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := make([]byte, Chunk)
-	if !ref.IsNil() {
-		sealed, err := p.Get(bg, ref.Tag)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err = cfg.Sealer().Unseal(ref, sealed, Chunk); err != nil {
-			t.Fatal(err)
-		}
+	if ref.IsNil() {
+		return make([]byte, Chunk)
 	}
-	if !bytes.Equal(got, ChunkOf(want)) {
+	sealed, err := p.Get(bg, ref.Tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := cfg.Sealer().Unseal(ref, sealed, Chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plain
+}
+
+// WantChunk fails unless chunk n of version v's disk begins with want.
+func WantChunk(t testing.TB, p *store.Parcel, v int, n int64, want string) {
+	t.Helper()
+	if got := ChunkAt(t, p, v, n); !bytes.Equal(got, ChunkOf(want)) {
 		t.Errorf("version %d chunk %d: got %.20q, want %q", v, n, got, want)
 	}
 }

@@ -121,7 +121,7 @@ func Pass(ctx context.Context, s *store.Store, t target.Tree, o Options) (*Resul
 		}
 	}
 	for _, part := range []func(ctx context.Context, key [2]string) error{m.records, m.head} {
-		err := target.Parallel(ctx, t.Width(), slices.Values(changed), part)
+		err := target.Parallel(ctx, t.Width(), changed, part)
 		if err == nil {
 			err = t.Sync(ctx)
 		}
@@ -449,7 +449,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 		first[w.id] = true
 		return false
 	})
-	if err := target.Parallel(ctx, m.tree.Width(), slices.Values(firsts), send); err != nil {
+	if err := target.Parallel(ctx, m.tree.Width(), firsts, send); err != nil {
 		return err
 	}
 	if len(others) == 0 {
@@ -458,7 +458,7 @@ func (m *mirror) objects(ctx context.Context, changed [][2]string) error {
 	if err := m.tree.Sync(ctx); err != nil { // what is linked to is to have its name
 		return err
 	}
-	return target.Parallel(ctx, m.tree.Width(), slices.Values(others), send)
+	return target.Parallel(ctx, m.tree.Width(), others, send)
 }
 
 // index notes where the mirror has objects: in parcels that did not change.

@@ -2,36 +2,13 @@ package target
 
 import (
 	"context"
-	"iter"
-	"sync"
+	"slices"
+
+	"isr/store/tree"
 )
 
-// Parallel calls f for every value of seq, n at once, as Width of a target is for
+// Parallel calls f for each of values, n at once, as Width of a target is for
 // calls of it, and returns the first error; the others are then cancelled.
-func Parallel[T any](ctx context.Context, n int, seq iter.Seq[T], f func(context.Context, T) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	work := make(chan T)
-	var wg sync.WaitGroup
-	for range n {
-		wg.Go(func() {
-			for v := range work {
-				if ctx.Err() != nil {
-					continue
-				}
-				if err := f(ctx, v); err != nil {
-					cancel(err)
-				}
-			}
-		})
-	}
-	for v := range seq {
-		if ctx.Err() != nil {
-			break
-		}
-		work <- v
-	}
-	close(work)
-	wg.Wait()
-	return context.Cause(ctx)
+func Parallel[T any](ctx context.Context, n int, values []T, f func(context.Context, T) error) error {
+	return tree.Parallel(ctx, n, slices.All(values), func(ctx context.Context, _ int, v T) error { return f(ctx, v) })
 }

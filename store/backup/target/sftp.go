@@ -358,7 +358,7 @@ func (t *SFTP) flush(ctx context.Context) error {
 	pending := t.pending
 	t.pending = nil
 	t.mu.Unlock()
-	return Parallel(ctx, t.Width(), slices.Values(pending), func(_ context.Context, p written) (err error) {
+	return Parallel(ctx, t.Width(), pending, func(_ context.Context, p written) (err error) {
 		if !t.noSync {
 			err = p.f.Sync()
 		}
