@@ -336,8 +336,9 @@ func Story(t *testing.T, c *Client) {
 	if !bytes.Equal(object, d.Objects[chunk]) {
 		t.Errorf("get: other bytes than put")
 	}
-	_, err = c.Verb(proto.CheckParcel, "-c", nil)
-	must("check", err)
+	if out, err = c.Verb(proto.CheckParcel, "-c", nil); err != nil {
+		t.Fatalf("check: %v\n%s", err, out)
+	}
 
 	// Back to the old version, then the lock goes: broken, so its nonce is
 	// worth nothing.

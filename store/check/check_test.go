@@ -12,6 +12,7 @@ import (
 	"isr/store"
 	"isr/store/check"
 	"isr/store/parcel"
+	"isr/store/prune"
 	"isr/store/seal"
 	"isr/store/storetest"
 	"isr/store/tree"
@@ -290,5 +291,42 @@ func TestCheckSample(t *testing.T) {
 	}
 	if found != 1 || read != whole.Objects || bytes != whole.Bytes {
 		t.Errorf("found %d times; all parts read %d objects, %d bytes; there are %d, %d", found, read, bytes, whole.Objects, whole.Bytes)
+	}
+}
+
+// A version that is pruned between the list of versions and its turn is none,
+// and its objects are not missing from any.
+func TestPrunedMeanwhile(t *testing.T) {
+	for _, asked := range []int{0, 1} {
+		s := storetest.New(t)
+		p := storetest.Versioned(t, s, 3)
+		os.Remove(filepath.Join(p.ContentDir(), parcel.VersionDir(3), "info")) // so that something is told of the head
+		takeAway := func() {
+			if gone, _, err := prune.Run(ctx, p, []int{1, 2}); err != nil || len(gone) != 2 {
+				t.Fatal(gone, err)
+			}
+		}
+		o := check.Options{User: "alice", Parcel: p.Name(), Version: asked}
+		if asked == 1 {
+			// The objects are hashed before the versions are listed.
+			o.Content, o.Progress = true, func(done, total int64) {
+				if done == total {
+					takeAway()
+				}
+			}
+		}
+		var found []string
+		sum, err := check.Run(ctx, s, o, func(q check.Problem) {
+			found = append(found, q.String())
+			if q.Version == 3 {
+				takeAway()
+			}
+		})
+		switch {
+		case asked == 1 && !errors.Is(err, parcel.ErrNoVersion):
+			t.Errorf("a version that is asked for and pruned: %v, %v", err, found)
+		case asked == 0 && (err != nil || sum.Errors != 0 || sum.Versions != 1):
+			t.Errorf("%+v, %v: %q", sum, err, found)
+		}
 	}
 }

@@ -75,12 +75,21 @@ func (c *Checker) parcel(ctx context.Context, p *store.Parcel) error {
 	if err != nil {
 		c.bad(err)
 	}
+	if v := c.opts.Version; v != 0 && !slices.Contains(versions, v) {
+		if _, _, err := p.Published(v); errors.Is(err, parcel.ErrNoVersion) {
+			return err
+		}
+	}
 	// The newest first: damage that versions share is reported for the newest.
 	for _, v := range slices.Backward(versions) {
 		if c.opts.Version == 0 || c.opts.Version == v {
 			c.where.Version = v
-			pc.version(ctx, v)
-			c.sum.Versions++
+			if pc.unlessPruned(ctx, v) {
+				c.sum.Versions++
+			} else if c.opts.Version == v {
+				_, _, err := p.Published(v)
+				return err
+			}
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -251,6 +260,39 @@ type place struct {
 	image  string // "" not in one
 	what   string // a block
 	chunks keyring.Ranges
+}
+
+// unlessPruned walks one version, and reports whether it is there yet. What is
+// wrong with one that was pruned meanwhile is nothing to tell: prune takes the
+// directory and the record first.
+func (c *parcelCheck) unlessPruned(ctx context.Context, v int) bool {
+	var found []Problem
+	tell, damaged := c.report, c.damaged
+	before := c.sum
+	c.places = nil
+	c.report = func(p Problem) { found = append(found, p) }
+	c.version(ctx, v)
+	c.report = tell
+	if len(found) > 0 && c.pruned(v) {
+		c.sum.Errors, c.sum.Notes, c.damaged = before.Errors, before.Notes, damaged
+		for tag := range c.places {
+			delete(c.told, tag)
+		}
+		maps.DeleteFunc(c.blocks, func(_ seal.Ref, damaged int) bool { return damaged > 0 })
+		return false
+	}
+	for _, p := range found {
+		c.report(p)
+	}
+	return true
+}
+
+// pruned reports whether nothing is left of a version that is not the head.
+func (c *parcelCheck) pruned(v int) bool {
+	_, err := os.Lstat(c.p.VersionFile(v))
+	_, derr := os.Lstat(filepath.Join(c.p.ContentDir(), parcel.VersionDir(v)))
+	cfg, cerr := c.p.Config()
+	return errors.Is(err, fs.ErrNotExist) && errors.Is(derr, fs.ErrNotExist) && cerr == nil && cfg.Version > v
 }
 
 // version walks one version.
