@@ -84,7 +84,7 @@ var mayImport = map[string][]string{
 	"locksrv/locksrvtest":            {"locksrv", "locksrv/proto", "store", "store/keyring", "store/parcel", "store/seal"},
 	"contrib/guest":                  {},
 	"contrib/scale":                  {"store", "store/keyring", "store/parcel", "store/seal"},
-	"store/backup/target/targettest": {"client/remote/sshdtest", "store/backup/target"},
+	"store/backup/target/targettest": {"client/remote/sshdtest", "store/backup/target", "store/storetest"},
 }
 
 // TestImports opens the files itself, so that its result is never a cached

@@ -169,16 +169,23 @@ func TestPasswordSessionIsCut(t *testing.T) {
 	waitFor(t, d.Log, "has no password any more")
 }
 
-// Without a daemon that knows the key, the user is asked about all the same.
-func TestLockedOutOfSFTP(t *testing.T) {
-	r := locksrvtest.NewRealm(t)
+// statting is a realm, and what alice asks in an SFTP session there, of which no
+// daemon knows the key.
+func statting(t *testing.T) (r *locksrvtest.Realm, stat func() error) {
+	t.Helper()
+	r = locksrvtest.NewRealm(t)
 	r.AddParcel(t, "alice", "winxp")
 	f, err := locksrvtest.Direct{Service: r.Service, Session: locksrv.Session{User: "alice"}}.SFTP()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	stat := func() error { _, err := f.Stat("/winxp"); return err }
+	t.Cleanup(func() { f.Close() })
+	return r, func() error { _, err := f.Stat("/winxp"); return err }
+}
+
+// Without a daemon that knows the key, the user is asked about all the same.
+func TestLockedOutOfSFTP(t *testing.T) {
+	r, stat := statting(t)
 	if err := stat(); err != nil {
 		t.Fatal(err)
 	}
@@ -197,14 +204,7 @@ func TestLockedOutOfSFTP(t *testing.T) {
 
 // What cannot be found out is an error of that moment only: nobody denied it.
 func TestSessionOutlastsAnError(t *testing.T) {
-	r := locksrvtest.NewRealm(t)
-	r.AddParcel(t, "alice", "winxp")
-	f, err := locksrvtest.Direct{Service: r.Service, Session: locksrv.Session{User: "alice"}}.SFTP()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	stat := func() error { _, err := f.Stat("/winxp"); return err }
+	r, stat := statting(t)
 	file := filepath.Join(r.Root, "users/alice/user.cfg")
 	good, err := os.ReadFile(file)
 	if err != nil {

@@ -52,16 +52,7 @@ func tagOf(b []byte) seal.Tag {
 // tested here is not the disk.
 func newRealm(t testing.TB) *store.Store {
 	t.Helper()
-	s, err := store.Init(filepath.Join(targettest.MemDir(t), "root"), "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, u := range []string{"alice", "bob"} {
-		if err := s.AddUser(u, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return s
+	return storetest.NewIn(t, filepath.Join(targettest.MemDir(t), "root"))
 }
 
 func memPlace(t testing.TB) *target.Dir {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +20,7 @@ import (
 
 	"isr/client/remote/sshdtest"
 	"isr/store/backup/target"
+	"isr/store/storetest"
 )
 
 // All are one of each kind.
@@ -42,12 +42,7 @@ func MemDir(t testing.TB) string {
 	if _, ok := t.(*testing.B); ok {
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "isr-backup-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return storetest.TempDir(t)
 }
 
 // Dir is a directory of this host.
